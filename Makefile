@@ -1,0 +1,48 @@
+# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs every test. Both set themselves up.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+WORKERS ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint format install lock clean
+
+run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
+	$(BIN)/users-api migrate
+	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
+
+test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
+	$(BIN)/pytest $(ARGS)
+
+lint: install ## ruff format and check, mypy strict, squawk on the migrations
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/squawk migrations/*.sql
+
+format: install ## write what ruff can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(INSTALLED) ## create .venv from the hashed lock: needs Python >= 3.11 with venv
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "users-api needs Python >= 3.11 with venv; name another one with: make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: install ## renew both locks from pyproject.toml: newest releases, with hashes, for every platform
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra dev --output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove .venv, .data and every cache
+	rm -rf $(VENV) .data .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""users-api: a users API on Neon Postgres. Raw SQL, no ORM, one statement a request."""

@@ -1,0 +1,5 @@
+"""`python -m api` is `users-api`."""
+
+from api.cli import main
+
+main()

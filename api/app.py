@@ -1,0 +1,47 @@
+"""The application, wired in one place: settings in, an ASGI application out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.database import Database
+from api.errors import handle_http_exception
+from api.http import JSONBody, Resource
+from api.settings import Settings, load_settings
+from api.users.handlers import Users
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The application. Nothing is opened before its lifespan begins."""
+    database = Database(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await database.open()
+        try:
+            yield
+        finally:
+            await database.close()
+
+    app = Starlette(
+        routes=[*Users(database).routes(), Route("/health", Resource(get=get_health))],
+        exception_handlers={HTTPException: handle_http_exception},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def app_from_environment() -> Starlette:
+    """The application with the environment's settings: what each uvicorn worker calls."""
+    return create_app(load_settings())
+
+
+async def get_health(request: Request) -> Response:
+    """GET /health: the process serves. Never touches the database, which may be asleep."""
+    return JSONBody(b'{"status":"healthy"}')

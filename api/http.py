@@ -1,0 +1,127 @@
+"""Between HTTP and Python: bytes to models, query strings to pages, ETags to versions, bodies to responses."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.errors import Problem, to_response
+
+MAX_BODY_BYTES = 64 * 1024
+
+Handler = Callable[[Request], Awaitable[Response]]
+Model = TypeVar("Model", bound=BaseModel)
+
+_ETAG = re.compile(r'(?:W/)?"([^"]*)"')
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+class Resource:
+    """The ASGI application of one path: a handler for each method, and a problem for whatever goes wrong.
+
+    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow.
+    """
+
+    def __init__(self, **handlers: Handler) -> None:
+        self._handlers = {method.upper(): handler for method, handler in handlers.items()}
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+        self._allow = ", ".join(sorted(self._handlers))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive, send)
+        try:
+            response = await self._handlers.get(scope["method"], self._refuse)(request)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # The boundary: whatever it is becomes a problem.
+            response = to_response(error)
+        await response(scope, receive, send)
+
+    async def _refuse(self, request: Request) -> Response:
+        raise Problem(405, "Method Not Allowed", headers={"Allow": self._allow})
+
+
+class JSONBody(Response):
+    """A response whose body is JSON already: no rendering, no copying of headers."""
+
+    def __init__(self, body: bytes, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self.status_code = status
+        self.body = body
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *headers,
+        ]
+
+
+async def read_body(request: Request, model: type[Model]) -> Model:
+    """The request's JSON object as a model. Raises Problem: 413, 415 or 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem(415, "The body must be application/json")
+    try:
+        return model.model_validate_json(await _read_bytes(request))
+    except ValidationError as error:
+        raise _unprocessable(error, "body") from None
+
+
+async def _read_bytes(request: Request) -> bytes:
+    too_large = Problem(413, f"The body must be at most {MAX_BODY_BYTES} bytes")
+    # The declared length is refused before a byte is read; a chunked body declares none and is counted.
+    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise too_large
+    return bytes(body)
+
+
+def read_query(request: Request, model: type[Model]) -> Model:
+    """The query string as a model; of a repeated key the last value counts. Raises Problem: 422."""
+    pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    try:
+        return model.model_validate_strings(dict(pairs))
+    except ValidationError as error:
+        raise _unprocessable(error, "query") from None
+
+
+def _unprocessable(error: ValidationError, where: str) -> Problem:
+    faults = [
+        {"loc": [where, *fault["loc"]], "msg": fault["msg"].removeprefix("Value error, "), "type": fault["type"]}
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=faults)
+
+
+def etag(version: int) -> bytes:
+    """The strong validator of a version (RFC 9110, section 8.8.3)."""
+    return b'"%d"' % version
+
+
+def read_if_match(request: Request) -> list[int] | None:
+    """The versions that If-Match names; None where any will do.
+
+    Weak tags never match (RFC 9110, section 13.1.1 asks for strong comparison), nor does a tag that is not ours.
+    """
+    header = request.headers.get("if-match")
+    if header is None or header.strip() == "*":
+        return None
+    return [int(tag[1]) for tag in _ETAG.finditer(header) if tag[0][0] == '"' and _VERSION.fullmatch(tag[1])]
+
+
+def matches_if_none_match(request: Request, version: int) -> bool:
+    """Whether If-None-Match names this version, or any: the client has the body already (RFC 9110, section 13.1.2)."""
+    header = request.headers.get("if-none-match")
+    if header is None:
+        return False
+    return header.strip() == "*" or any(tag[1] == str(version) for tag in _ETAG.finditer(header))

@@ -1,0 +1,1 @@
+"""The users resource: what a client may send, the statements, the handlers."""

@@ -1,0 +1,107 @@
+"""The statements of `sql/users/`, one function each: it owns the order of the parameters.
+
+Each takes many keys at once. One statement serves a single request and a whole batch of them, and the plan is the same.
+
+Every array travels as text[]: it is the one array that asyncpg can encode without asking the server for the type first
+(asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asyncpg import Record
+
+from api.database import Database
+from api.statements import declare
+
+_USER = {"id": "int8", "version": "int8", "body": "text"}
+_PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
+
+_SELECT_USERS = declare("users/select_users.sql", ["text[]"], _USER)
+_SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], {"n": "int8", **_USER})
+_INSERT_USERS = declare("users/insert_users.sql", ["text[]"] * 2, {**_USER, "email": "text"}, writes=True)
+_UPDATE_USERS = declare("users/update_users.sql", ["text[]"] * 5, _USER, writes=True)
+_DELETE_USERS = declare("users/delete_users.sql", ["text[]"] * 2, _USER, writes=True)
+_LIST_USERS_AFTER = declare("users/list_users_after.sql", ["int8", "int8"], _PAGE)
+_LIST_USERS_SKIP = declare("users/list_users_skip.sql", ["int8", "int8"], _PAGE)
+
+
+class NewUser(NamedTuple):
+    """A user to be created."""
+
+    email: str
+    name: str | None
+
+
+class UserChange(NamedTuple):
+    """What a PATCH asks for: `email` None is left alone, `name` counts only with `set_name`.
+
+    `if_match` holds the versions that the user may have, None for any.
+    """
+
+    id: int
+    email: str | None
+    set_name: bool
+    name: str | None
+    if_match: list[int] | None
+
+
+class UserRemoval(NamedTuple):
+    """What a DELETE asks for; `if_match` as in UserChange."""
+
+    id: int
+    if_match: list[int] | None
+
+
+async def select_users(database: Database, ids: Sequence[int]) -> list[Record]:
+    """The users among `ids`: id, version, body."""
+    return await database.fetch(_SELECT_USERS, [str(user_id) for user_id in ids])
+
+
+async def select_users_by_email(database: Database, emails: Sequence[str]) -> list[Record]:
+    """The users with these addresses, whatever their case: n (from 1, the place in `emails`), id, version, body."""
+    return await database.fetch(_SELECT_USERS_BY_EMAIL, emails)
+
+
+async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record]:
+    """Create users. Rows (id, version, body, email) for those whose address was free."""
+    return await database.fetch(_INSERT_USERS, [user.email for user in users], [user.name for user in users])
+
+
+async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record]:
+    """Change users, each at most once a call. Rows (id, version, body); body None where if_match does not hold.
+
+    Raises asyncpg.UniqueViolationError, and changes none, where one takes an address that another user has.
+    """
+    return await database.fetch(
+        _UPDATE_USERS,
+        [str(change.id) for change in changes],
+        [change.email for change in changes],
+        [str(change.set_name) for change in changes],
+        [change.name for change in changes],
+        [_versions(change.if_match) for change in changes],
+    )
+
+
+async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> list[Record]:
+    """Delete users, each at most once a call. Rows (id, version, body); body None where if_match does not hold."""
+    return await database.fetch(
+        _DELETE_USERS,
+        [str(removal.id) for removal in removals],
+        [_versions(removal.if_match) for removal in removals],
+    )
+
+
+async def list_users_after(database: Database, after: int, limit: int) -> Record:
+    """The page that follows the id `after`: last_id, size, body (a JSON array)."""
+    return (await database.fetch(_LIST_USERS_AFTER, after, limit))[0]
+
+
+async def list_users_skip(database: Database, skip: int, limit: int) -> Record:
+    """The page behind the first `skip` users: last_id, size, body (a JSON array)."""
+    return (await database.fetch(_LIST_USERS_SKIP, skip, limit))[0]
+
+
+def _versions(if_match: list[int] | None) -> str | None:
+    # An array of arrays must be rectangular in PostgreSQL, so each list travels as the text of an array.
+    return None if if_match is None else f"{{{','.join(map(str, if_match))}}}"

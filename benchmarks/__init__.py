@@ -1,0 +1,1 @@
+"""Load tests that compare this service with other ways of writing it."""

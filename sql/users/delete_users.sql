@@ -1,0 +1,17 @@
+-- Deletes users, each with the version that it had. No row: no such user. A row without body: if_match, an array of
+-- versions as text, does not hold the user's version.
+with doomed as (
+    select *
+    from unnest($1::text[]::bigint[], $2::text[]) as doomed (id, if_match)
+), deleted as (
+    delete from users
+    using doomed
+    where users.id = doomed.id and (doomed.if_match is null or users.version = any(doomed.if_match::bigint[]))
+    returning users.id, users.version, users.body
+)
+select id, version, body from deleted
+union all
+select users.id, users.version, null
+from doomed
+join users on users.id = doomed.id
+where doomed.if_match is not null and not exists (select from deleted where deleted.id = users.id)

@@ -1,0 +1,7 @@
+-- Creates the users whose address is free; an address that is taken gives no row. The address comes back as it was
+-- sent, so that the caller can tell whose row it is.
+insert into users (email, name)
+select new.email, new.name
+from unnest($1::text[], $2::text[]) as new (email, name)
+on conflict (lower(email collate pg_c_utf8)) do nothing
+returning id, version, body, email

@@ -1,0 +1,30 @@
+-- Changes some keys of each user: an email that is null is left alone (a user always has one), the name only where
+-- set_name says so (null clears it). A change that changes nothing keeps version and updated_at.
+-- No row: no such user. A row without body: if_match, an array of versions as text, does not hold the user's version.
+with change as (
+    select *
+    from unnest($1::text[]::bigint[], $2::text[], $3::text[]::boolean[], $4::text[], $5::text[])
+        as change (id, email, set_name, name, if_match)
+), updated as (
+    update users set
+        email = coalesce(change.email, users.email),
+        name = case when change.set_name then change.name else users.name end,
+        version = users.version + (
+            (coalesce(change.email, users.email), case when change.set_name then change.name else users.name end)
+            is distinct from (users.email, users.name)
+        )::int,
+        updated_at = case
+            when (coalesce(change.email, users.email), case when change.set_name then change.name else users.name end)
+                is distinct from (users.email, users.name)
+            then now() else users.updated_at
+        end
+    from change
+    where users.id = change.id and (change.if_match is null or users.version = any(change.if_match::bigint[]))
+    returning users.id, users.version, users.body
+)
+select id, version, body from updated
+union all
+select users.id, users.version, null
+from change
+join users on users.id = change.id
+where change.if_match is not null and not exists (select from updated where updated.id = users.id)

@@ -1,0 +1,110 @@
+"""A real PostgreSQL for the session, a migrated template in it, and a clone of that for each test."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from api import embedded, migrations
+from api.app import create_app
+from api.settings import Settings
+from api.url import parse_url
+from tests.serving import serve
+
+MakeDatabase = Callable[[], str]
+
+KILL_ALL = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()
+"""
+"""Ends every other session of a database, as a compute does that falls asleep."""
+
+_names = count(1)
+
+
+def execute(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run SQL over a connection of its own, outside the pool; the rows of the last statement, if it has any."""
+    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def settings_for(url: str, **overrides: object) -> Settings:
+    """Settings for one database, whatever this machine's environment says."""
+    return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What asynchronous tests run on."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL of this session's own, as its superuser."""
+    # Not pytest's temporary directory, which the system user that PostgreSQL runs as under root cannot enter.
+    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-"))
+    try:
+        url = embedded.start(directory)
+        # What the tests write may be lost with the machine.
+        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
+            execute(url, f"alter system set {setting}")
+        execute(url, "select pg_reload_conf()")
+        yield url
+    finally:
+        embedded.stop(directory)
+        shutil.rmtree(directory)
+
+
+def _url_of(postgres: str, name: str) -> str:
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+@contextmanager
+def _new_database(postgres: str, template: str) -> Iterator[str]:
+    name = f"test_{next(_names)}"
+    execute(postgres, f"create database {name} template {template}")
+    yield _url_of(postgres, name)
+    execute(postgres, f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    """The name of a migrated database that nothing is connected to."""
+    execute(postgres, "create database migrated")
+    migrations.migrate(parse_url(_url_of(postgres, "migrated")), report=lambda line: None)
+    return "migrated"
+
+
+@pytest.fixture
+def make_database(postgres: str, template: str) -> Iterator[MakeDatabase]:
+    """Make a migrated database; each call another one."""
+    with ExitStack() as databases:
+        yield lambda: databases.enter_context(_new_database(postgres, template))
+
+
+@pytest.fixture
+def database(make_database: MakeDatabase) -> str:
+    """The URL of a migrated database without a user."""
+    return make_database()
+
+
+@pytest.fixture
+def empty_database(postgres: str) -> Iterator[str]:
+    """The URL of a database that was never migrated."""
+    with _new_database(postgres, "template0") as url:
+        yield url
+
+
+@pytest.fixture
+def client(database: str) -> Iterator[httpx.Client]:
+    """An HTTP client of the real application, which runs on the test's own database."""
+    with serve(create_app(settings_for(database))) as url, httpx.Client(base_url=url) as client:
+        yield client

@@ -1,0 +1,202 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import execute
+
+ROOT = Path(__file__).parent.parent
+USERS_API = Path(sys.executable).with_name("users-api")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**inherited, **variables}
+
+
+def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [USERS_API, *arguments],
+        env=environment(**variables),
+        cwd=tempfile.gettempdir(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def on(database: str) -> dict[str, str]:
+    return {"DATABASE_URL": database, "DIRECT_URL": database}
+
+
+@pytest.mark.parametrize(
+    ("command", "teaches"),
+    [
+        ([], ["serve", "migrate", "check-sql", "First steps", ".env.example"]),
+        (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
+        (["migrate"], ["status", "rollback", "DIRECT_URL"]),
+        (["migrate", "status"], ["pending"]),
+        (["migrate", "rollback"], ["--yes"]),
+        (["check-sql"], ["Exit code 1"]),
+    ],
+)
+def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
+    shown = run(*command, "--help")
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in teaches), shown.stdout
+
+
+@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["migrate", "status"], ["check-sql"]])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"DATABASE_URL": "postgresql://ada:sesame@db.example.com/x"}, "DIRECT_URL is not set"),
+        (
+            {"DATABASE_URL": "postgresql://ada:sesame@h:x/x", "DIRECT_URL": "postgresql://a@localhost/x"},
+            "DATABASE_URL: ",
+        ),
+        ({"POOL_MAX_SIZE": "0"}, "POOL_MAX_SIZE: "),
+    ],
+)
+def test_wrong_settings_end_with_one_message(command: list[str], variables: dict[str, str], said: str) -> None:
+    ended = run(*command, **variables)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"users-api: {said}")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "sesame" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["migrate", "status"], ["check-sql"]])
+def test_an_unreachable_database_ends_with_one_message(command: list[str]) -> None:
+    ended = run(*command, **on("postgresql://ada:sesame@127.0.0.1:1/x"))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("users-api: ")
+    assert "Traceback" not in ended.stderr
+    assert "sesame" not in ended.stdout + ended.stderr
+
+
+def test_flags_that_do_not_fit() -> None:
+    assert run("serve", "--reload", "--workers", "2").returncode == 2
+    assert "--port" in run("serve", "--port", "99999").stderr
+
+
+def test_migrating_there_and_back(empty_database: str) -> None:
+    urls = on(empty_database)
+    assert re.search(r"0001\.create-users +pending +-", run("migrate", "status", **urls).stdout)
+    assert "0001.create-users" in run("migrate", **urls).stdout
+    assert re.search(r"0001\.create-users +applied +\d{4}-", run("migrate", "status", **urls).stdout)
+    assert "up to date" in run("migrate", **urls).stdout
+    declined = run("migrate", "rollback", stdin="n\n", **urls)
+    assert (declined.returncode, "Undo 0001.create-users?" in declined.stdout) == (1, True)
+    assert execute(empty_database, "select to_regclass('users') is null") == [(False,)]
+    assert run("migrate", "rollback", "--yes", **urls).returncode == 0
+    assert execute(empty_database, "select to_regclass('users') is null") == [(True,)]
+    assert "nothing to roll back" in run("migrate", "rollback", **urls).stdout
+
+
+def test_check_sql(database: str) -> None:
+    assert run("check-sql", **on(database)).stdout == "7 statements fit the database\n"
+    execute(database, "alter table users rename column name to label")
+    ended = run("check-sql", **on(database))
+    assert ended.returncode == 1
+    assert "sql/users/insert_users.sql, declared at api/users/queries.py:" in ended.stderr
+
+
+@contextmanager
+def served(
+    *arguments: str, cwd: Path, ends_with: int = 0, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(USERS_API), "serve", "--port", str(port), *arguments]
+    process = subprocess.Popen(
+        command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.communicate()
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield url, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == ends_with, err
+    assert f"curl -s {url}/api/v1/users" in out or ends_with
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """An empty working directory that PostgreSQL's system user can enter."""
+    path = Path(tempfile.mkdtemp(prefix="users-api-cli-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> None:
+    with served(cwd=directory) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+        user = httpx.post(f"{url}/api/v1/users", json={"email": "ada@example.com"}).json()
+    with served("--workers", "2", cwd=directory) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").json() == [user]
+    assert not (directory / ".data/postgres/postmaster.pid").exists()
+
+
+def test_a_killed_server_leaves_a_database_that_the_next_one_takes_over(directory: Path) -> None:
+    with served(cwd=directory, ends_with=-signal.SIGKILL) as (url, process):
+        httpx.post(f"{url}/api/v1/users", json={"email": "ada@example.com"})
+        process.kill()
+    with served(cwd=directory) as (url, _):
+        assert len(httpx.get(f"{url}/api/v1/users").json()) == 1
+
+
+def test_serving_another_database(database: str, directory: Path) -> None:
+    with served(cwd=directory, DATABASE_URL=database, DIRECT_URL=database) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+    assert not (directory / ".data").exists()
+
+
+def test_the_wheel_brings_its_sql_and_migrations(empty_database: str, directory: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = directory.glob("*.whl")
+    shutil.unpack_archive(wheel, directory / "installed", "zip")
+
+    def run_installed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "api", *arguments],
+            env=environment(PYTHONPATH=str(directory / "installed"), **on(empty_database)),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert "0001.create-users" in run_installed("migrate").stdout
+    assert "7 statements fit" in run_installed("check-sql").stdout

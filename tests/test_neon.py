@@ -1,0 +1,492 @@
+"""Connection URLs: what is honoured, what is refused, and real TLS handshakes by both drivers."""
+
+import asyncio
+import os
+import socket
+import ssl
+import string
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import psycopg
+import pytest
+import trustme
+from asyncpg import connect_utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+
+from api import neon
+from api.neon import DatabaseURL, InvalidURLError
+from api.url import parse_url
+
+SECRET = "npg_Hunter2"
+NEON = f"postgresql://owner:{SECRET}@ep-cool-1-pooler.eu-central-1.aws.neon.tech/neondb"
+LOCAL = f"postgresql://owner:{SECRET}@localhost/neondb"
+
+
+def notes_of(url: str) -> str:
+    return "\n".join(parse_url(url).notes)
+
+
+def test_the_url_of_neons_console() -> None:
+    url = parse_url(f"{NEON}?sslmode=require&channel_binding=require")
+    assert url.hosts == (("ep-cool-1-pooler.eu-central-1.aws.neon.tech", 5432),)
+    assert (url.user, url.password, url.database, url.sslmode) == ("owner", SECRET, "neondb", "verify-full")
+    assert url.pooled
+    assert not parse_url(NEON.replace("-pooler", "")).pooled
+    assert url.notes == ("channel_binding: asyncpg cannot do it, verified TLS takes its place",)
+    assert SECRET not in repr(url)
+
+    arguments = url.asyncpg_arguments()
+    context = arguments.pop("ssl")
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert arguments == {
+        "host": ["ep-cool-1-pooler.eu-central-1.aws.neon.tech"],
+        "port": [5432],
+        "user": "owner",
+        "password": SECRET,
+        "database": "neondb",
+        "direct_tls": False,
+        "target_session_attrs": "any",
+        "krbsrvname": "postgres",
+        "gsslib": "gssapi",
+    }
+    keywords = url.psycopg_arguments()
+    assert keywords["sslmode"] == "verify-full"
+    assert Path(keywords["sslrootcert"]).is_file()
+    assert keywords["channel_binding"] == "require"
+
+
+def test_honoured_keys_reach_both_drivers() -> None:
+    url = parse_url(
+        f"{NEON}?application_name=users&connect_timeout=7&target_session_attrs=read-write&sslnegotiation=direct"
+    )
+    arguments, keywords = url.asyncpg_arguments(), url.psycopg_arguments()
+    assert arguments["server_settings"] == {"application_name": "users"}
+    assert (arguments["timeout"], arguments["direct_tls"]) == (7.0, True)
+    assert arguments["target_session_attrs"] == keywords["target_session_attrs"] == "read-write"
+    assert (keywords["application_name"], keywords["connect_timeout"]) == ("users", "7")
+    assert keywords["sslnegotiation"] == "direct"
+    assert url.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("before_database", "query", "hosts"),
+    [
+        ("u:p@db", "", [("db", 5432)]),
+        ("u:p@[::1]:5433", "", [("::1", 5433)]),
+        ("u:p@[fe80::1%25eth0]", "", [("fe80::1%eth0", 5432)]),
+        ("u:p@a:5432,b:5433", "", [("a", 5432), ("b", 5433)]),
+        ("u:p@a,b:5433", "", [("a", 5432), ("b", 5433)]),
+        ("u:p@", "host=a,b&port=1,2", [("a", 1), ("b", 2)]),
+        ("u:p@", "host=a,b&port=5433", [("a", 5433), ("b", 5433)]),
+        ("u:p@", "host=a,::1", [("a", 5432), ("::1", 5432)]),
+        ("u:p@ignored", "host=a", [("a", 5432)]),
+        ("u:p@", "host=/run/postgresql", [("/run/postgresql", 5432)]),
+        ("u:p@:5433", "host=/run/a:b", [("/run/a:b", 5433)]),
+        ("u:p@%2Frun%2Fpostgresql:5433", "", [("/run/postgresql", 5433)]),
+        ("", "host=db&user=u&password=p", [("db", 5432)]),
+    ],
+)
+def test_hosts(before_database: str, query: str, hosts: list[tuple[str, int]]) -> None:
+    url = parse_url(f"postgres://{before_database}/d?{query}")
+    assert list(url.hosts) == hosts
+    assert (url.user, url.password, url.database) == ("u", "p", "d")
+    assert url.psycopg_arguments()["host"] == ",".join(host for host, _ in hosts)
+    assert url.psycopg_arguments()["port"] == ",".join(str(port) for _, port in hosts)
+
+
+@pytest.mark.parametrize(
+    ("written", "password"),
+    [
+        ("p%40%3A%2F%3F%23%25", "p@:/?#%"),
+        ("p@ss:w@rd#1", "p@ss:w@rd#1"),
+        ("p+ss&w=rd", "p+ss&w=rd"),
+        ("p%C3%A4ss", "päss"),
+        ("", None),
+    ],
+)
+def test_passwords(written: str, password: str | None) -> None:
+    assert parse_url(f"postgresql://u:{written}@localhost/d").password == password
+
+
+def test_the_last_key_wins_and_an_empty_one_is_absent() -> None:
+    url = parse_url(f"{LOCAL}?application_name=a&application_name=b&application_name=&&sslmode=\n")
+    assert (url.application_name, url.sslmode) == ("b", "disable")
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [
+        *((host, True) for host in ("localhost", "127.8.9.1", "[::1]", "10.1.2.3", "172.31.0.1", "192.168.1.1")),
+        *((host, True) for host in ("169.254.1.1", "[fd00::1]", "[fe80::1]", "postgres_1", "%2Ftmp")),
+        *((host, True) for host in ("db.internal", "db.LOCAL", "db.localhost", "db.test", "db,localhost")),
+        *((host, False) for host in ("db.example.com", "8.8.8.8", "134744072", "0x08080808", "172.32.0.1")),
+        *((host, False) for host in ("[2001:db8::1]", "internal.example.com", "localhost.example.com")),
+        *((host, False) for host in ("localhost,db.example.com", "%2Ftmp,db.example.com", "192.0.2.1")),
+    ],
+)
+def test_clear_text_only_to_private_hosts(host: str, private: bool) -> None:
+    url = f"postgresql://u:{SECRET}@{host}/d"
+    assert parse_url(url).sslmode == ("disable" if private else "verify-full")
+    assert parse_url(f"{url}?sslmode=prefer").sslmode == ("disable" if private else "verify-full")
+    if private:
+        assert parse_url(f"{url}?sslmode=disable").asyncpg_arguments()["ssl"] is False
+        assert parse_url(f"{url}?sslmode=disable").psycopg_arguments()["sslmode"] == "disable"
+    else:
+        with pytest.raises(InvalidURLError, match="clear text"):
+            parse_url(f"{url}?sslmode=disable")
+
+
+@pytest.mark.parametrize(
+    ("url", "sslmode", "note"),
+    [
+        (f"{NEON}?sslmode=require", "verify-full", ""),
+        (f"{NEON}?sslmode=verify-full&sslrootcert=system", "verify-full", ""),
+        (f"{NEON}?sslmode=verify-ca", "verify-full", "sslmode=verify-ca: treated as verify-full"),
+        (f"{NEON}?sslmode=prefer", "verify-full", "sslmode=prefer: treated as verify-full"),
+        (f"{NEON}?sslmode=allow", "verify-full", "sslmode=allow: treated as verify-full"),
+        (f"{NEON}?sslmode=no-verify", "no-verify", "WARNING"),
+        (f"{LOCAL}?sslmode=prefer", "disable", "no TLS to a private address"),
+        (f"{LOCAL}?sslmode=require", "verify-full", ""),
+        (f"{LOCAL}?sslmode=no-verify&sslrootcert=/none", "no-verify", "sslrootcert: dropped"),
+        (f"{LOCAL}?sslrootcert=system", "verify-full", ""),
+        ("postgresql://u@/d?host=/tmp&sslmode=require", "disable", "a Unix socket has no TLS"),
+    ],
+)
+def test_sslmode(url: str, sslmode: str, note: str) -> None:
+    assert parse_url(url).sslmode == sslmode
+    assert note in notes_of(url)
+    assert bool(note) == bool(parse_url(url).notes)
+
+
+@pytest.mark.parametrize(
+    ("query", "note"),
+    [
+        ("channel_binding=prefer", "channel_binding: asyncpg cannot do it, verified TLS"),
+        ("channel_binding=require&sslmode=no-verify", "nothing verifies the server"),
+        ("options=endpoint%3Dep-cool-1", "options: dropped, Neon finds the compute"),
+        ("options=-c%20statement_timeout%3D5s", "options: dropped, Neon's pooler refuses"),
+        ("pgbouncer=true", "pgbouncer: dropped, prepared statements work"),
+        ("connection_limit=5", "connection_limit: dropped, POOL_MAX_SIZE"),
+        ("pool_timeout=5", "pool_timeout: dropped, ACQUIRE_TIMEOUT_SECONDS"),
+        ("schema=public", "schema: dropped, the role's search_path"),
+        ("sslcert=/x&sslkey=/y", "sslkey: dropped, Neon takes no client certificates"),
+        ("passfile=/x", "passfile: dropped, no file adds"),
+        ("colour=blue", "colour: dropped, not a key that this application knows"),
+        (f"{SECRET}%21%0A=1", "a key that is not a name: dropped"),
+    ],
+)
+def test_notes_say_why_a_key_is_dropped(query: str, note: str) -> None:
+    notes = notes_of(f"{NEON}?{query}")
+    assert note in notes
+    assert SECRET not in notes
+    assert "blue" not in notes
+
+
+def test_disabled_channel_binding_is_honoured_without_a_note() -> None:
+    url = parse_url(f"{NEON}?channel_binding=disable")
+    assert (url.notes, url.psycopg_arguments()["channel_binding"]) == ((), "disable")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "must begin with postgresql://"),
+        (f"psql '{NEON}'", "must begin with postgresql://"),
+        (NEON.replace("postgresql", "mysql"), "must begin with postgresql://"),
+        (f"postgresql://:{SECRET}@localhost/d", "names no user"),
+        (f"postgresql://u:{SECRET}@localhost", "names no database"),
+        (f"postgresql://u:{SECRET}@/d", "host is missing"),
+        (f"postgresql://u:{SECRET}@a,,b/d", "host is missing"),
+        (f"postgresql://u:{SECRET}/x@localhost/d", "port is not a number"),
+        (f"postgresql://u:{SECRET}?x@localhost/d", "a part of the query has no ="),
+        (f"postgresql://{SECRET}/x@localhost/d", "names no user"),
+        (f"postgresql://u:{SECRET}%@localhost/d", "two hexadecimal digits"),
+        (f"postgresql://u:{SECRET}%zz@localhost/d", "two hexadecimal digits"),
+        (f"postgresql://u:{SECRET}%ff@localhost/d", "not UTF-8"),
+        (f"postgresql://u:{SECRET}\udcff@localhost/d", "not UTF-8"),
+        (f"postgresql://u:{SECRET}%00@localhost/d", "NUL"),
+        (f"postgresql://u:{SECRET}@localhost/d\0", "NUL"),
+        (f"postgresql://u:{SECRET}@local host/d", "DNS name"),
+        (f"postgresql://u:{SECRET}@{'a' * 64}.com/d", "DNS name"),
+        (f"postgresql://u:{SECRET}@[localhost]/d", "IP address"),
+        (f"postgresql://u:{SECRET}@::1/d", "for IPv6"),
+        (f"postgresql://u:{SECRET}@%2Ftmp%2Ca/d", "directory"),
+        (f"postgresql://u:{SECRET}@/d?host=a:5432", "IP address"),
+        (f"postgresql://u:{SECRET}@localhost:x/d", "port is not a number"),
+        (f"postgresql://u:{SECRET}@localhost:0/d", "port is not a number"),
+        (f"postgresql://u:{SECRET}@localhost:65536/d", "port is not a number"),
+        (f"postgresql://u:{SECRET}@localhost:\u0665/d", "port is not a number"),
+        (f"postgresql://u:{SECRET}@a,b,c/d?port=1,2", "as many ports as hosts"),
+        (f"{LOCAL}?password={SECRET}&{SECRET}", "has no ="),
+        (f"{LOCAL}?sslmode={SECRET}", "sslmode must be one of disable"),
+        (f"{LOCAL}?channel_binding={SECRET}", "channel_binding must be one of"),
+        (f"{LOCAL}?target_session_attrs={SECRET}", "target_session_attrs must be one of"),
+        (f"{LOCAL}?sslnegotiation={SECRET}", "sslnegotiation must be one of"),
+        (f"{LOCAL}?sslnegotiation=direct", "needs TLS"),
+        (f"{LOCAL}?connect_timeout=0", "connect_timeout must be"),
+        (f"{LOCAL}?connect_timeout=601", "connect_timeout must be"),
+        (f"{LOCAL}?connect_timeout=1.5{SECRET}", "connect_timeout must be"),
+        (f"{NEON}?sslrootcert=/none/{SECRET}", "sslrootcert: .*No such file"),
+        (f"{NEON}?sslrootcert=/tmp", "sslrootcert: "),
+        (f"{NEON}?sslrootcert={quote(__file__)}", "sslrootcert: "),
+        (f"{NEON}?sslmode=disable", "clear text"),
+    ],
+)
+def test_refusals_name_the_fault_and_no_secret(url: str, message: str) -> None:
+    with pytest.raises(InvalidURLError, match=message) as raised:
+        parse_url(url)
+    assert SECRET not in f"{raised.value!r}{raised.value.__cause__!r}"
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+def test_a_system_without_authorities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    with pytest.raises(InvalidURLError, match="ca-certificates"):
+        parse_url(NEON)
+    assert parse_url(f"{NEON}?sslmode=no-verify").tls_context()
+    # A directory of single files is read during handshakes only, so the context knows none of them yet.
+    (tmp_path / "002c0b4f.0").touch()
+    monkeypatch.setenv("SSL_CERT_DIR", f"/none{os.pathsep}{tmp_path}")
+    assert parse_url(NEON).sslmode == "verify-full"
+    assert parse_url(NEON).psycopg_arguments()["sslrootcert"] == "system"
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@settings(deadline=None)  # some URLs load the system's authorities
+@given(user=texts, password=st.one_of(st.just(""), texts), database=texts)
+def test_any_name_survives(user: str, password: str, database: str) -> None:
+    encoded = [quote(text, safe="") for text in (user, password, database)]
+    netloc = "postgresql://{}:{}@localhost/{}".format(*encoded)
+    query = "postgresql://localhost/?user={}&password={}&dbname={}".format(*encoded)
+    for url in (parse_url(netloc), parse_url(query)):
+        assert (url.user, url.password, url.database) == (user, password or None, database)
+        keywords = url.psycopg_arguments()
+        assert (keywords["user"], keywords["password"], keywords["dbname"]) == (user, password, database)
+
+
+@settings(deadline=None)  # some URLs load the system's authorities
+@given(
+    st.one_of(
+        st.text(),
+        st.text(st.sampled_from(string.ascii_letters + string.digits + "@:/?#[]%,&=\0 ")).map(
+            "postgresql://u:p@".__add__
+        ),
+        st.lists(
+            st.sampled_from(
+                ["@", ":", "/", "?", "%2F", "%", "[", "]", "::1", ",", "a", "9", "&", "=", "host", "\ud800"]
+            )
+        )
+        .map("".join)
+        .map("postgres://".__add__),
+    )
+)
+def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
+    with suppress(InvalidURLError):
+        parse_url(text).psycopg_arguments()
+
+
+class TLSServer:
+    """Answers SSLRequest (or direct TLS) on a port of 127.0.0.1, keeps the StartupMessage and hangs up."""
+
+    def __init__(self, certificate: trustme.LeafCert) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self.context)
+        self.context.set_alpn_protocols(["postgresql"])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.startups: list[bytes] = []
+        self.negotiated: list[str | None] = []
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, suppress(OSError):
+                client.settimeout(5)
+                if client.recv(1, socket.MSG_PEEK) == b"\0":  # a TLS record begins with 0x16
+                    client.recv(8)
+                    client.sendall(b"S")
+                with self.context.wrap_socket(client, server_side=True) as encrypted:
+                    if startup := encrypted.recv(4096):
+                        self.negotiated.append(encrypted.selected_alpn_protocol())
+                        self.startups.append(startup)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+
+@contextmanager
+def serving(certificate: trustme.LeafCert) -> Iterator[TLSServer]:
+    server = TLSServer(certificate)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def connect_asyncpg(url: DatabaseURL) -> None:
+    async def connect() -> None:
+        try:
+            await asyncpg.connect(**url.asyncpg_arguments())
+        finally:
+            await asyncio.sleep(0)  # the transport closes in the loop's next turn
+
+    with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        asyncio.run(connect())
+
+
+def connect_psycopg(url: DatabaseURL) -> None:
+    keywords: dict[str, Any] = url.psycopg_arguments()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(**keywords)
+
+
+Connect = Callable[[DatabaseURL], None]
+both_drivers = pytest.mark.parametrize("connect", [connect_asyncpg, connect_psycopg])
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "authority of tests.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+@both_drivers
+@pytest.mark.parametrize("negotiation", ["postgres", "direct"])
+def test_handshakes(connect: Connect, negotiation: str, authority: trustme.CA, authority_file: Path) -> None:
+    def reached(server: TLSServer, query: str) -> bool:
+        server.startups.clear()
+        connect(parse_url(f"postgresql://owner@localhost:{server.port}/d?sslnegotiation={negotiation}&{query}"))
+        return bool(server.startups)
+
+    rootcert = f"sslrootcert={quote(str(authority_file))}"
+    with serving(authority.issue_cert("localhost")) as server:
+        assert reached(server, rootcert)
+        assert b"user\0owner\0" in server.startups[0]
+        assert reached(server, f"sslmode=require&{rootcert}")
+        assert not reached(server, "sslmode=require")
+        assert not reached(server, "sslmode=verify-full&sslrootcert=system")
+        assert reached(server, "sslmode=no-verify")
+        assert set(server.negotiated) == {"postgresql"}
+    with serving(authority.issue_cert("elsewhere.example")) as server:
+        assert not reached(server, rootcert)
+        assert not reached(server, f"sslmode=verify-ca&{rootcert}")
+        assert reached(server, "sslmode=no-verify")
+
+
+@both_drivers
+def test_require_trusts_the_authorities_of_the_system(
+    connect: Connect, authority: trustme.CA, authority_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(authority.issue_cert("localhost")) as server:
+        url = f"postgresql://owner@localhost:{server.port}/d?sslmode=require"
+        connect(parse_url(url))
+        assert not server.startups
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
+        connect(parse_url(url))
+        assert len(server.startups) == 1
+
+
+@both_drivers
+def test_each_of_several_hosts_is_verified(connect: Connect, authority: trustme.CA, authority_file: Path) -> None:
+    with (
+        serving(authority.issue_cert("elsewhere.example")) as first,
+        serving(authority.issue_cert("127.0.0.1")) as last,
+    ):
+        hosts = f"localhost:{first.port},127.0.0.1:{last.port}"
+        connect(parse_url(f"postgresql://owner@{hosts}/d?sslrootcert={quote(str(authority_file))}"))
+    assert (len(first.startups), len(last.startups)) == (0, 1)
+
+
+@pytest.fixture
+def hostile_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority_file: Path) -> None:
+    """Every place where a driver would look: variables, the password file, and files of the home directory."""
+    home = tmp_path / ".postgresql"
+    home.mkdir()
+    for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):
+        (home / name).write_text("not PEM")
+    password_file = tmp_path / ".pgpass"
+    password_file.write_text("*:*:*:*:from-a-file\n")
+    password_file.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for default in psycopg.pq.Conninfo.get_defaults():
+        if default.envvar and default.keyword != b"service":
+            monkeypatch.setenv(default.envvar.decode(), "hostile")
+    monkeypatch.setenv("PGPASSFILE", str(password_file))
+    monkeypatch.setenv("PGGSSLIB", "hostile")
+    monkeypatch.setenv("PGSSLNEGOTIATION", "direct")
+    monkeypatch.setenv("PGHOSTADDR", "203.0.113.1")
+    # These change neither where a connection goes nor whom it trusts.
+    for name in [
+        "APPNAME",
+        "CLIENTENCODING",
+        "CONNECT_TIMEOUT",
+        "MINPROTOCOLVERSION",
+        "MAXPROTOCOLVERSION",
+        "SSLCOMPRESSION",
+    ]:
+        monkeypatch.delenv(f"PG{name}", raising=False)
+
+
+@pytest.mark.usefixtures("hostile_environment")
+@both_drivers
+def test_the_environment_changes_nothing(connect: Connect, authority: trustme.CA, authority_file: Path) -> None:
+    with serving(authority.issue_cert("localhost")) as server:
+        url = f"postgresql://owner@localhost:{server.port}/d"
+        connect(parse_url(f"{url}?sslrootcert={quote(str(authority_file))}"))
+        connect(parse_url(f"{url}?sslmode=no-verify"))
+        assert len(server.startups) == 2
+        assert b"database\0d\0" in server.startups[0]
+        assert b"hostile" not in b"".join(server.startups)
+
+
+@pytest.mark.usefixtures("hostile_environment")
+@pytest.mark.parametrize("url", ["postgresql://owner@127.0.0.1/d", "postgresql://owner@/d?host=/tmp"])
+def test_no_password_is_looked_up(url: str) -> None:
+    arguments = parse_url(url).asyncpg_arguments()
+    others = ("dsn", "passfile", "service", "servicefile", "server_settings")
+    look_up = connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+    _, parameters = look_up(**dict.fromkeys(others), **arguments)
+    assert not parameters.password
+    assert not parameters.ssl
+    keywords: dict[str, Any] = parse_url(url).psycopg_arguments()
+    connection = psycopg.pq.PGconn.connect_start(make_conninfo(**keywords).encode())
+    try:
+        used = {option.keyword: option.val for option in connection.info}
+    finally:
+        connection.finish()
+    assert not used[b"password"]
+    assert not [keyword for keyword, value in used.items() if value == b"hostile"]
+    assert used[b"sslmode"] == b"disable"
+
+
+def test_a_bundle_beside_the_single_files_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle = tmp_path / "ca-certificates.crt"
+    bundle.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", "/none")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert neon._system_bundle() == str(bundle)

@@ -1,0 +1,128 @@
+"""Every SQL file against a migrated database: its types, its plan, and what check-sql says of a mismatch."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+import api.users.queries  # noqa: F401 - declares the statements
+from api import statements
+from api.statements import Mismatch, Statement
+from api.url import parse_url
+from tests.conftest import execute
+
+NAMES = [statement.name for statement in statements.declared_statements()]
+ROWS = 100_000
+
+
+def check(url: str) -> list[Mismatch]:
+    async def run() -> list[Mismatch | None]:
+        connection = await asyncpg.connect(**parse_url(url).asyncpg_arguments())
+        try:
+            return [await statements.check_statement(connection, each) for each in statements.declared_statements()]
+        finally:
+            await connection.close()
+
+    return [mismatch for mismatch in asyncio.run(run()) if mismatch is not None]
+
+
+def test_every_statement_fits_the_migrated_database(database: str) -> None:
+    assert [str(mismatch) for mismatch in check(database)] == []
+
+
+def test_every_file_is_declared_and_none_twice() -> None:
+    assert statements.undeclared_files() == []
+    assert len(NAMES) == 7
+    with pytest.raises(ValueError, match="declared twice"):
+        statements.declare("users/select_users.sql", [], {})
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"sql/users/no_such\.sql"):
+        statements.declare("users/no_such.sql", [], {})
+
+
+def test_a_renamed_column_is_named_with_its_file_and_declaration(database: str) -> None:
+    execute(database, "alter table users rename column version to revision")
+    mismatches = {mismatch.statement.name: str(mismatch) for mismatch in check(database)}
+    assert "users/select_users.sql" in mismatches
+    assert "list_users_after" not in mismatches
+    message = mismatches["users/select_users.sql"]
+    assert message.startswith("sql/users/select_users.sql, declared at api/users/queries.py:")
+    assert 'column "version" does not exist' in message
+
+
+def test_a_changed_type_is_told_with_what_was_expected_and_found(database: str) -> None:
+    execute(database, "alter table users alter column version type int")
+    messages = [str(mismatch) for mismatch in check(database)]
+    assert any(
+        "expected (id int8, version int8, body text), found (id int8, version int4, body text)" in m for m in messages
+    )
+
+
+@pytest.fixture(scope="module")
+def populated(postgres: str, template: str) -> Iterator[str]:
+    """The URL of a database with 100,000 users."""
+    execute(postgres, f"create database populated template {template}")
+    url = postgres.replace("/postgres?", "/populated?")
+    execute(
+        url,
+        "insert into users (email, name) select 'user' || i || '@example.com', 'User ' || i"
+        f" from generate_series(1, {ROWS}) i",
+    )
+    execute(url, "vacuum analyze users")
+    yield url
+    execute(postgres, "drop database populated with (force)")
+
+
+def arguments(statement: Statement, keys: int) -> list[Any]:
+    """Parameters that reach `keys` rows; a page's position for the lists."""
+    ids = [str(n * 97 + 1) for n in range(keys)]
+    emails = [f"user{n}@example.com" for n in ids]
+    parameters: dict[str, list[Any]] = {
+        "users/select_users.sql": [ids],
+        "users/select_users_by_email.sql": [emails],
+        "users/insert_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys],
+        "users/update_users.sql": [
+            ids,
+            [None] * keys,
+            ["t"] * keys,
+            ["x"] * keys,
+            [None, "{1}"] * (keys // 2) + [None] * (keys % 2),
+        ],
+        "users/delete_users.sql": [ids, [None] * keys],
+        "users/list_users_after.sql": [keys * 900, 100],
+        "users/list_users_skip.sql": [keys * 900, 100],
+    }
+    return parameters[statement.name]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize("keys", [1, 10, 100])
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize("name", NAMES)
+async def test_no_plan_reads_the_table_or_sorts(populated: str, name: str, mode: str, keys: int) -> None:
+    """Both the plan that a prepared statement settles on and the one made for the parameters, for 1 to 100 keys."""
+    statement = next(each for each in statements.declared_statements() if each.name == name)
+    connection = await asyncpg.connect(**parse_url(populated).asyncpg_arguments())
+    try:
+        # What is never committed leaves the table as it was for the next plan.
+        await connection.execute(f"begin; set local plan_cache_mode = {mode}")
+        explain = f"explain (analyze, format json) {statement.sql}"
+        plan = json.loads(await connection.fetchval(explain, *arguments(statement, keys)))[0]["Plan"]
+    finally:
+        await connection.close()
+    reads = [f"{node['Node Type']} {node.get('Index Name', '')}" for node in nodes(plan)]
+    assert not [read for read in reads if read.startswith(("Seq Scan", "Sort", "Incremental Sort", "Bitmap"))], reads
+    if not name.startswith("users/list_"):
+        # One look at the index for each key, never a scan of more.
+        looks = [node["Actual Loops"] * node["Actual Rows"] for node in nodes(plan) if "Index Name" in node]
+        assert all(reached <= keys for reached in looks), looks
