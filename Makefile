@@ -5,12 +5,13 @@ PORT ?= 8000
 WORKERS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test lint format install lock clean
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
-	$(BIN)/users-api migrate
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
 
 test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
@@ -20,7 +21,7 @@ lint: install ## ruff format and check, mypy strict, squawk on the migrations
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/squawk migrations/*.sql
+	$(BIN)/squawk $(filter-out %.rollback.sql,$(wildcard migrations/*.sql))
 
 format: install ## write what ruff can mend by itself
 	$(BIN)/ruff format .
@@ -28,12 +29,15 @@ format: install ## write what ruff can mend by itself
 
 install: $(INSTALLED) ## create .venv from the hashed lock: needs Python >= 3.11 with venv
 
-$(INSTALLED): requirements-dev.lock pyproject.toml
+$(INSTALLED): $(LOCKED) pyproject.toml
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(LOCKED): requirements-dev.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "users-api needs Python >= 3.11 with venv; name another one with: make PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
 lock: install ## renew both locks from pyproject.toml: newest releases, with hashes, for every platform

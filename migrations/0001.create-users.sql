@@ -1,6 +1,9 @@
 -- Users, their rules and their JSON. Written so that it can run twice: yoyo applies and records in two transactions,
 -- and a crash between them runs the file again.
 
+set lock_timeout = '5s';
+set statement_timeout = '60s';
+
 -- The one serialisation of a user. Marked immutable so that a stored column can be generated from it: to_char is only
 -- "stable" because some patterns follow the session's locale, and this one has none; the time zone is a constant.
 -- plpgsql, since it was measured faster here than an SQL function, which PostgreSQL would not inline anyway.
@@ -39,4 +42,6 @@ create table if not exists users (
 
 -- People write their address as they please: Ada@Example.com and ada@example.com are one mailbox, hence one user.
 -- The collation is named so that "lower" means the same on every platform and in every database (PostgreSQL 17+).
+-- Not concurrently: the table was made a moment ago, nobody writes to it yet.
+-- squawk-ignore require-concurrent-index-creation
 create unique index if not exists users_email_key on users (lower(email collate pg_c_utf8));
