@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.batching import Limits
 from api.database import Database
 from api.errors import handle_http_exception
 from api.http import JSONBody, Resource
@@ -28,8 +29,15 @@ def create_app(settings: Settings) -> Starlette:
         finally:
             await database.close()
 
+    limits = Limits(
+        settings.batch_in_flight,
+        settings.batch_max_size,
+        settings.batch_max_waiting,
+        max_wait_seconds=settings.acquire_timeout_seconds,
+    )
+    users = Users(database, limits if settings.batching else None)
     app = Starlette(
-        routes=[*Users(database).routes(), Route("/health", Resource(get=get_health))],
+        routes=[*users.routes(), Route("/health", Resource(get=get_health))],
         exception_handlers={HTTPException: handle_http_exception},
         lifespan=lifespan,
     )

@@ -34,6 +34,8 @@ class Database:
         self._settings = settings
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
+        # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
+        self.lock_timeout = 0.8 * settings.statement_timeout_seconds
         self._pool: asyncpg.Pool  # made by open(): a pool belongs to an event loop
 
     async def open(self) -> None:

@@ -49,6 +49,10 @@ class OutcomeUnknownError(Exception):
     """A write was sent, and the answer never came: it may have happened. Raised from what cut it off."""
 
 
+class OverloadedError(Exception):
+    """Too many requests wait for the database already: nothing was sent."""
+
+
 class StatementTimeoutError(Exception):
     """A read took longer than STATEMENT_TIMEOUT_SECONDS and was cancelled."""
 
@@ -57,6 +61,8 @@ class StatementTimeoutError(Exception):
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 _RETRY_AFTER = {"Retry-After": "1"}
+
+_LOCKED = Problem(503, "Somebody else holds the user; nothing was changed", "locked", headers=_RETRY_AFTER)
 
 # What the client is told when the database is what failed. Anything that is not here is our bug: an opaque 500.
 _EXCEPTIONS: dict[type[Exception], Problem] = {
@@ -67,6 +73,9 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
         "outcome-unknown",
         headers=_RETRY_AFTER,
     ),
+    OverloadedError: Problem(503, "Too many requests are waiting", "overloaded", headers=_RETRY_AFTER),
+    asyncpg.LockNotAvailableError: _LOCKED,
+    asyncpg.DeadlockDetectedError: _LOCKED,
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
 }
 

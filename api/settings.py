@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     statement_cache_size: int = Field(
         default=100, ge=0, le=10000, description="Prepared statements of each connection; 0 for PgBouncer before 1.21."
     )
+    batching: bool = Field(
+        default=True, description="Gather concurrent requests into shared statements; off: a statement each."
+    )
+    batch_in_flight: int = Field(
+        default=2, ge=1, le=100, description="Statements on their way at once, for each kind of request and worker."
+    )
+    batch_max_size: int = Field(default=128, ge=1, le=10000, description="Requests in one statement at most.")
+    batch_max_waiting: int = Field(
+        default=1000, ge=1, le=1000000, description="Requests of one kind that wait at most; more are refused with 503."
+    )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )

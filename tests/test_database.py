@@ -121,16 +121,31 @@ def test_no_connection_in_time_is_a_503(database: str) -> None:
         blocked.join()
 
 
+SLOW_WRITES = """
+    create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
+    create trigger slow after insert on users for each row execute function sleep()
+"""
+
+
 def test_a_write_that_takes_too_long_says_that_it_may_have_happened(database: str) -> None:
+    execute(database, SLOW_WRITES)
     settings = settings_for(database, statement_timeout_seconds=0.3)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        assert_unavailable(client.post(USERS, json={"email": "ada@example.com"}), "outcome-unknown")
+        # It was cancelled on the server, and the connection serves again.
+        assert client.get(USERS).json() == []
+
+
+def test_a_locked_user_is_told_apart(database: str) -> None:
+    settings = settings_for(database, statement_timeout_seconds=0.5)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
         with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
             other.execute("select from users for update")
-            assert_unavailable(client.delete(path), "outcome-unknown")
-            # It was cancelled on the server, and the connection serves again.
-            assert not execute(database, "select pid from pg_locks where not granted")
+            assert_unavailable(client.delete(path), "locked")
+            assert_unavailable(client.patch(path, json={"name": "x"}), "locked")
             assert client.get(path).status_code == 200
+        assert client.delete(path).status_code == 204
 
 
 def test_a_read_that_takes_too_long_is_a_504(database: str) -> None:

@@ -96,13 +96,7 @@ def test_the_documents_list_every_setting_with_its_default() -> None:
     readme = (ROOT / "README.md").read_text()
     for name, field in Settings.model_fields.items():
         variable = name.upper()
-        default = (
-            ""
-            if field.default is None
-            else f"{field.default:g}"
-            if isinstance(field.default, float)
-            else str(field.default)
-        )
+        default = "" if field.default is None else str(field.default).lower().removesuffix(".0")
         pattern = rf"^# {variable}=.+$" if field.default is None else rf"^# {variable}={re.escape(default)}$"
         assert re.search(pattern, example, re.MULTILINE), variable
         row = f"| `{variable}` | {f'`{default}`' if default else ''} |".replace("|  |", "| |")

@@ -85,15 +85,16 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
     parameters: dict[str, list[Any]] = {
         "users/select_users.sql": [ids],
         "users/select_users_by_email.sql": [emails],
-        "users/insert_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys],
+        "users/insert_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys, "1s"],
         "users/update_users.sql": [
             ids,
             [None] * keys,
             ["t"] * keys,
             ["x"] * keys,
             [None, "{1}"] * (keys // 2) + [None] * (keys % 2),
+            "1s",
         ],
-        "users/delete_users.sql": [ids, [None] * keys],
+        "users/delete_users.sql": [ids, [None] * keys, "1s"],
         "users/list_users_after.sql": [keys * 900, 100],
         "users/list_users_skip.sql": [keys * 900, 100],
     }

@@ -1,11 +1,14 @@
 """The users resource over HTTP. Ends with its routes."""
 
+from functools import partial
+
 from asyncpg import Record
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from api.batching import Batcher, Limits
 from api.database import Database
 from api.errors import email_taken, user_not_found, version_mismatch
 from api.http import (
@@ -32,8 +35,13 @@ _MAX_ID_DIGITS = 19
 class Users:
     """The handlers of users on one database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: Limits | None) -> None:
         self._database = database
+        self._select = Batcher(partial(queries.select_users, database), limits)
+        self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
+        self._insert = Batcher(partial(queries.insert_users, database), limits, key=_address_of)
+        self._update = Batcher(partial(queries.update_users, database), limits, key=_id_of)
+        self._delete = Batcher(partial(queries.delete_users, database), limits, key=_id_of)
 
     async def list_users(self, request: Request) -> Response:
         """GET /api/v1/users: one page, or the user with one address."""
@@ -54,38 +62,36 @@ class Users:
             email = _EMAIL.validate_python(address)
         except ValidationError:
             return JSONBody(b"[]")  # No user can have an address that is none.
-        rows = await queries.select_users_by_email(self._database, [email])
-        return JSONBody(f"[{','.join(row['body'] for row in rows)}]".encode())
+        user = await self._select_by_email(email)
+        return JSONBody(b"[]" if user is None else b"[%s]" % user["body"].encode())
 
     async def create_user(self, request: Request) -> Response:
         """POST /api/v1/users."""
-        user = await read_body(request, UserCreate)
-        rows = await queries.insert_users(self._database, [queries.NewUser(user.email, user.name)])
-        if not rows:
+        sent = await read_body(request, UserCreate)
+        user = await self._insert(queries.NewUser(sent.email, sent.name))
+        if user is None:
             raise email_taken()
-        location = b"%s/%d" % (_PATH, rows[0]["id"])
-        return _user_response(rows[0], 201, (b"location", location))
+        return _user_response(user, 201, (b"location", b"%s/%d" % (_PATH, user["id"])))
 
     async def get_user(self, request: Request) -> Response:
         """GET /api/v1/users/{id}."""
-        rows = await queries.select_users(self._database, [_read_id(request)])
-        if not rows:
+        user = await self._select(_read_id(request))
+        if user is None:
             raise user_not_found()
-        if matches_if_none_match(request, rows[0]["version"]):
-            return Response(status_code=304, headers={"ETag": etag(rows[0]["version"]).decode()})
-        return _user_response(rows[0])
+        if matches_if_none_match(request, user["version"]):
+            return Response(status_code=304, headers={"ETag": etag(user["version"]).decode()})
+        return _user_response(user)
 
     async def update_user(self, request: Request) -> Response:
         """PATCH /api/v1/users/{id}."""
         user_id, if_match = _read_id(request), read_if_match(request)
         patch = await read_body(request, UserUpdate)
         change = queries.UserChange(user_id, patch.email, "name" in patch.model_fields_set, patch.name, if_match)
-        return _user_response(_existing(await queries.update_users(self._database, [change])))
+        return _user_response(_changed(await self._update(change)))
 
     async def delete_user(self, request: Request) -> Response:
         """DELETE /api/v1/users/{id}."""
-        removal = queries.UserRemoval(_read_id(request), read_if_match(request))
-        _existing(await queries.delete_users(self._database, [removal]))
+        _changed(await self._delete(queries.UserRemoval(_read_id(request), read_if_match(request))))
         return Response(status_code=204)
 
     def routes(self) -> list[BaseRoute]:
@@ -103,14 +109,22 @@ def _read_id(request: Request) -> int:
     return int(text)
 
 
-def _existing(rows: list[Record]) -> Record:
-    """The one row of a change. None at all: no such user; one without a body: If-Match does not hold."""
-    if not rows:
+def _changed(user: Record | None) -> Record:
+    """The row of a change. None at all: no such user; one without a body: If-Match does not hold."""
+    if user is None:
         raise user_not_found()
-    if rows[0]["body"] is None:
+    if user["body"] is None:
         raise version_mismatch()
-    return rows[0]
+    return user
 
 
-def _user_response(row: Record, status: int = 200, *headers: tuple[bytes, bytes]) -> JSONBody:
-    return JSONBody(row["body"].encode(), status, ((b"etag", etag(row["version"])), *headers))
+def _address_of(user: queries.NewUser) -> str:
+    return user.email.lower()
+
+
+def _id_of(change: queries.UserChange | queries.UserRemoval) -> int:
+    return change.id
+
+
+def _user_response(user: Record, status: int = 200, *headers: tuple[bytes, bytes]) -> JSONBody:
+    return JSONBody(user["body"].encode(), status, ((b"etag", etag(user["version"])), *headers))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from asyncpg import Record
 
+from api.batching import PATIENCE_SECONDS
 from api.database import Database
 from api.statements import declare
 
@@ -19,9 +20,9 @@ _PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
 
 _SELECT_USERS = declare("users/select_users.sql", ["text[]"], _USER)
 _SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], {"n": "int8", **_USER})
-_INSERT_USERS = declare("users/insert_users.sql", ["text[]"] * 2, {**_USER, "email": "text"}, writes=True)
-_UPDATE_USERS = declare("users/update_users.sql", ["text[]"] * 5, _USER, writes=True)
-_DELETE_USERS = declare("users/delete_users.sql", ["text[]"] * 2, _USER, writes=True)
+_INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {**_USER, "email": "text"}, writes=True)
+_UPDATE_USERS = declare("users/update_users.sql", [*["text[]"] * 5, "text"], _USER, writes=True)
+_DELETE_USERS = declare("users/delete_users.sql", ["text[]", "text[]", "text"], _USER, writes=True)
 _LIST_USERS_AFTER = declare("users/list_users_after.sql", ["int8", "int8"], _PAGE)
 _LIST_USERS_SKIP = declare("users/list_users_skip.sql", ["int8", "int8"], _PAGE)
 
@@ -53,43 +54,62 @@ class UserRemoval(NamedTuple):
     if_match: list[int] | None
 
 
-async def select_users(database: Database, ids: Sequence[int]) -> list[Record]:
-    """The users among `ids`: id, version, body."""
-    return await database.fetch(_SELECT_USERS, [str(user_id) for user_id in ids])
+async def select_users(database: Database, ids: Sequence[int]) -> list[Record | None]:
+    """For each of `ids` its user (id, version, body), None where there is none."""
+    rows = await database.fetch(_SELECT_USERS, [str(user_id) for user_id in ids])
+    found = {row["id"]: row for row in rows}
+    return [found.get(user_id) for user_id in ids]
 
 
-async def select_users_by_email(database: Database, emails: Sequence[str]) -> list[Record]:
-    """The users with these addresses, whatever their case: n (from 1, the place in `emails`), id, version, body."""
-    return await database.fetch(_SELECT_USERS_BY_EMAIL, emails)
+async def select_users_by_email(database: Database, emails: Sequence[str]) -> list[Record | None]:
+    """For each address its user (n, id, version, body), whatever the case; None where there is none."""
+    rows = await database.fetch(_SELECT_USERS_BY_EMAIL, emails)
+    found = {row["n"]: row for row in rows}
+    return [found.get(n) for n in range(1, len(emails) + 1)]
 
 
-async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record]:
-    """Create users. Rows (id, version, body, email) for those whose address was free."""
-    return await database.fetch(_INSERT_USERS, [user.email for user in users], [user.name for user in users])
+async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
+    """Create users: for each its row (id, version, body, email), None where its address is taken."""
+    rows = await database.fetch(
+        _INSERT_USERS,
+        [user.email for user in users],
+        [user.name for user in users],
+        _patience(database, users),
+    )
+    # Of two that ask for one address the first has it: taking the row out leaves the second without.
+    created = {row["email"]: row for row in rows}
+    return [created.pop(user.email, None) for user in users]
 
 
-async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record]:
-    """Change users, each at most once a call. Rows (id, version, body); body None where if_match does not hold.
+async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record | None]:
+    """Change users, each at most once a call: for each its row (id, version, body), None where there is no such user.
 
-    Raises asyncpg.UniqueViolationError, and changes none, where one takes an address that another user has.
+    The row's body is None where if_match does not hold. Raises asyncpg.UniqueViolationError, and changes none, where
+    one takes an address that another user has.
     """
-    return await database.fetch(
+    rows = await database.fetch(
         _UPDATE_USERS,
         [str(change.id) for change in changes],
         [change.email for change in changes],
         [str(change.set_name) for change in changes],
         [change.name for change in changes],
         [_versions(change.if_match) for change in changes],
+        _patience(database, changes),
     )
+    changed = {row["id"]: row for row in rows}
+    return [changed.get(change.id) for change in changes]
 
 
-async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> list[Record]:
-    """Delete users, each at most once a call. Rows (id, version, body); body None where if_match does not hold."""
-    return await database.fetch(
+async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> list[Record | None]:
+    """Delete users, each at most once a call: rows as those of update_users."""
+    rows = await database.fetch(
         _DELETE_USERS,
         [str(removal.id) for removal in removals],
         [_versions(removal.if_match) for removal in removals],
+        _patience(database, removals),
     )
+    deleted = {row["id"]: row for row in rows}
+    return [deleted.get(removal.id) for removal in removals]
 
 
 async def list_users_after(database: Database, after: int, limit: int) -> Record:
@@ -100,6 +120,12 @@ async def list_users_after(database: Database, after: int, limit: int) -> Record
 async def list_users_skip(database: Database, skip: int, limit: int) -> Record:
     """The page behind the first `skip` users: last_id, size, body (a JSON array)."""
     return (await database.fetch(_LIST_USERS_SKIP, skip, limit))[0]
+
+
+def _patience(database: Database, writes: Sequence[object]) -> str:
+    """The statement's lock_timeout: several writes do not wait long for a row that one of them wants."""
+    seconds = PATIENCE_SECONDS if len(writes) > 1 else database.lock_timeout
+    return f"{round(seconds * 1000)}ms"
 
 
 def _versions(if_match: list[int] | None) -> str | None:

@@ -1,7 +1,10 @@
 -- Changes some keys of each user: an email that is null is left alone (a user always has one), the name only where
 -- set_name says so (null clears it). A change that changes nothing keeps version and updated_at.
 -- No row: no such user. A row without body: if_match, an array of versions as text, does not hold the user's version.
-with change as (
+-- $6 bounds the wait for a row that somebody else has locked.
+with patience as materialized (
+    select set_config('lock_timeout', $6, true)
+), change as (
     select *
     from unnest($1::text[]::bigint[], $2::text[], $3::text[]::boolean[], $4::text[], $5::text[])
         as change (id, email, set_name, name, if_match)
@@ -18,7 +21,7 @@ with change as (
                 is distinct from (users.email, users.name)
             then now() else users.updated_at
         end
-    from change
+    from patience, change
     where users.id = change.id and (change.if_match is null or users.version = any(change.if_match::bigint[]))
     returning users.id, users.version, users.body
 )
