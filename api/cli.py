@@ -118,7 +118,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         reload=reload,
         # Named, since uvicorn falls back to slower ones in silence where they are missing.
         loop="auto" if sys.platform == "win32" else "uvloop",
-        http="auto" if sys.platform == "win32" else "httptools",
+        http="auto" if sys.platform == "win32" else "api.protocol:HTTPProtocol",
         lifespan="on",
         log_config={**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": settings.log_level.upper()}},
         access_log=False,

@@ -11,8 +11,6 @@ from typing import Any
 
 import asyncpg
 import orjson
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 logger = logging.getLogger("api")
@@ -121,16 +119,9 @@ def to_response(error: Exception) -> Response:
     return Response(orjson.dumps(body), problem.status, problem.headers, "application/problem+json")
 
 
-async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's hook for what its router refuses: 404."""
-    return to_response(error)
-
-
 def _to_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
-    if isinstance(error, HTTPException):
-        return Problem(error.status_code, error.detail, headers=error.headers)
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
         return _CONSTRAINTS.get(error.constraint_name or "")
     return _EXCEPTIONS.get(type(error))

@@ -17,8 +17,8 @@ MAX_BODY_BYTES = 64 * 1024
 Handler = Callable[[Request], Awaitable[Response]]
 Model = TypeVar("Model", bound=BaseModel)
 
-_ETAG = re.compile(r'(?:W/)?"([^"]*)"')
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_ETAG = re.compile(rb'(?:W/)?"([^"]*)"')
+_VERSION = re.compile(rb"[1-9][0-9]{0,17}")
 
 
 class Resource:
@@ -48,6 +48,11 @@ class Resource:
         raise Problem(405, "Method Not Allowed", headers={"Allow": self._allow})
 
 
+async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer for a path that no resource has."""
+    await to_response(Problem(404, "Not Found"))(scope, receive, send)
+
+
 class JSONBody(Response):
     """A response whose body is JSON already: no rendering, no copying of headers."""
 
@@ -62,10 +67,18 @@ class JSONBody(Response):
         ]
 
 
+def read_header(request: Request, name: bytes) -> bytes | None:
+    """A header as it was sent, None where there is none; `name` is in lower case, as the server hands names over."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return value  # type: ignore[no-any-return]
+    return None
+
+
 async def read_body(request: Request, model: type[Model]) -> Model:
     """The request's JSON object as a model. Raises Problem: 413, 415 or 422."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    media_type = read_header(request, b"content-type") or b""
+    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
         raise Problem(415, "The body must be application/json")
     try:
         return model.model_validate_json(await _read_bytes(request))
@@ -76,7 +89,7 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 async def _read_bytes(request: Request) -> bytes:
     too_large = Problem(413, f"The body must be at most {MAX_BODY_BYTES} bytes")
     # The declared length is refused before a byte is read; a chunked body declares none and is counted.
-    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+    if int(read_header(request, b"content-length") or 0) > MAX_BODY_BYTES:
         raise too_large
     body = bytearray()
     async for chunk in request.stream():
@@ -113,15 +126,15 @@ def read_if_match(request: Request) -> list[int] | None:
 
     Weak tags never match (RFC 9110, section 13.1.1 asks for strong comparison), nor does a tag that is not ours.
     """
-    header = request.headers.get("if-match")
-    if header is None or header.strip() == "*":
+    header = read_header(request, b"if-match")
+    if header is None or header.strip() == b"*":
         return None
-    return [int(tag[1]) for tag in _ETAG.finditer(header) if tag[0][0] == '"' and _VERSION.fullmatch(tag[1])]
+    return [int(tag[1]) for tag in _ETAG.finditer(header) if tag[0].startswith(b'"') and _VERSION.fullmatch(tag[1])]
 
 
 def matches_if_none_match(request: Request, version: int) -> bool:
     """Whether If-None-Match names this version, or any: the client has the body already (RFC 9110, section 13.1.2)."""
-    header = request.headers.get("if-none-match")
+    header = read_header(request, b"if-none-match")
     if header is None:
         return False
-    return header.strip() == "*" or any(tag[1] == str(version) for tag in _ETAG.finditer(header))
+    return header.strip() == b"*" or any(tag[1] == b"%d" % version for tag in _ETAG.finditer(header))

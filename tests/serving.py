@@ -8,6 +8,8 @@ from typing import Any
 
 import uvicorn
 
+from api.protocol import HTTPProtocol
+
 
 @contextmanager
 def serve(app: Any) -> Iterator[str]:
@@ -18,7 +20,7 @@ def serve(app: Any) -> Iterator[str]:
             host="127.0.0.1",
             port=0,
             loop="uvloop",
-            http="httptools",
+            http=HTTPProtocol,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -21,7 +21,8 @@ from api.http import (
     read_query,
 )
 from api.users import queries
-from api.users.schemas import Email, ListQuery, UserCreate, UserUpdate
+from api.users.emails import Email
+from api.users.schemas import ListQuery, UserCreate, UserUpdate
 
 PATH = "/api/v1/users"
 

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, EmailStr, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+
+from api.users.emails import Email
 
 _MAX_BIGINT = 2**63 - 1
 
@@ -14,7 +16,6 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Email = Annotated[EmailStr, Field(max_length=254)]
 Name = Annotated[str, Field(max_length=255), AfterValidator(_without_nul)]
 ID = Annotated[int, Field(ge=0, le=_MAX_BIGINT)]
 
