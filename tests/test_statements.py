@@ -95,7 +95,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
             "1s",
         ],
         "users/delete_users.sql": [ids, [None] * keys, "1s"],
-        "users/list_users_after.sql": [keys * 900, 100],
+        "users/list_users_after.sql": [ids, ["100"] * keys],
         "users/list_users_skip.sql": [keys * 900, 100],
     }
     return parameters[statement.name]

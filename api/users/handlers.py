@@ -38,6 +38,7 @@ class Users:
 
     def __init__(self, database: Database, limits: Limits | None) -> None:
         self._database = database
+        self._list = Batcher(partial(queries.list_users_after, database), limits)
         self._select = Batcher(partial(queries.select_users, database), limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
         self._insert = Batcher(partial(queries.insert_users, database), limits, key=_address_of)
@@ -52,7 +53,7 @@ class Users:
         if query.after is None and query.skip:
             page = await queries.list_users_skip(self._database, query.skip, query.limit)
         else:
-            page = await queries.list_users_after(self._database, query.after or 0, query.limit)
+            page = await self._list(queries.Page(query.after or 0, query.limit))
         headers: tuple[tuple[bytes, bytes], ...] = ()
         if page["size"] == query.limit:
             headers = ((b"link", b'<%s?after=%d&limit=%d>; rel="next"' % (_PATH, page["last_id"], query.limit)),)

@@ -23,8 +23,15 @@ _SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], 
 _INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {**_USER, "email": "text"}, writes=True)
 _UPDATE_USERS = declare("users/update_users.sql", [*["text[]"] * 5, "text"], _USER, writes=True)
 _DELETE_USERS = declare("users/delete_users.sql", ["text[]", "text[]", "text"], _USER, writes=True)
-_LIST_USERS_AFTER = declare("users/list_users_after.sql", ["int8", "int8"], _PAGE)
+_LIST_USERS_AFTER = declare("users/list_users_after.sql", ["text[]", "text[]"], {"n": "int8", **_PAGE})
 _LIST_USERS_SKIP = declare("users/list_users_skip.sql", ["int8", "int8"], _PAGE)
+
+
+class Page(NamedTuple):
+    """At most `limit` users, those that follow the id `after`."""
+
+    after: int
+    limit: int
 
 
 class NewUser(NamedTuple):
@@ -112,9 +119,14 @@ async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> l
     return [deleted.get(removal.id) for removal in removals]
 
 
-async def list_users_after(database: Database, after: int, limit: int) -> Record:
-    """The page that follows the id `after`: last_id, size, body (a JSON array)."""
-    return (await database.fetch(_LIST_USERS_AFTER, after, limit))[0]
+async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Record]:
+    """For each page its row: n, last_id, size, body (a JSON array). Pages that are the same are read once."""
+    distinct = list(dict.fromkeys(pages))
+    rows = await database.fetch(
+        _LIST_USERS_AFTER, [str(page.after) for page in distinct], [str(page.limit) for page in distinct]
+    )
+    found = {distinct[row["n"] - 1]: row for row in rows}
+    return [found[page] for page in pages]
 
 
 async def list_users_skip(database: Database, skip: int, limit: int) -> Record:

@@ -1,3 +1,7 @@
--- One page as a JSON array: the $2 users that follow the id $1. Costs the same however deep the page lies.
-select max(id) as last_id, count(*) as size, '[' || coalesce(string_agg(body, ',' order by id), '') || ']' as body
-from (select id, body from users where id > $1::bigint order by id limit $2::bigint) as page
+-- Pages as JSON arrays: for each n the $2[n] users that follow the id $1[n]. Costs the same however deep a page lies.
+select wanted.n, page.last_id, page.size, page.body
+from unnest($1::text[]::bigint[], $2::text[]::bigint[]) with ordinality as wanted (after, size, n)
+cross join lateral (
+    select max(id) as last_id, count(*) as size, '[' || coalesce(string_agg(body, ',' order by id), '') || ']' as body
+    from (select id, body from users where id > wanted.after order by id limit wanted.size) as users
+) as page
