@@ -103,8 +103,15 @@ def empty_database(postgres: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(params=["batched", "one statement a request"])
+def batching(request: pytest.FixtureRequest) -> bool:
+    """Every test with a client runs both ways."""
+    return bool(request.param == "batched")
+
+
 @pytest.fixture
-def client(database: str) -> Iterator[httpx.Client]:
+def client(database: str, batching: bool) -> Iterator[httpx.Client]:
     """An HTTP client of the real application, which runs on the test's own database."""
-    with serve(create_app(settings_for(database))) as url, httpx.Client(base_url=url) as client:
+    app = create_app(settings_for(database, batching=batching))
+    with serve(app) as url, httpx.Client(base_url=url) as client:
         yield client

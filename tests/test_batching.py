@@ -1,0 +1,308 @@
+"""The invariants of batching, first of the batcher alone, then through the application on real PostgreSQL."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import asyncpg
+import httpx
+import psycopg
+import pytest
+
+from api.app import create_app
+from api.batching import PATIENCE_SECONDS, Batcher, Limits
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
+from api.url import parse_url
+from tests.conftest import execute, settings_for
+from tests.serving import serve
+
+USERS = "/api/v1/users"
+
+
+class Carrier:
+    """A statement whose answer comes when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[str]] = []
+        self.answers: list[asyncio.Future[None]] = []
+
+    async def __call__(self, items: Sequence[str]) -> list[str]:
+        self.sent.append(list(items))
+        self.answers.append(asyncio.get_running_loop().create_future())
+        await self.answers[-1]
+        return [item.upper() for item in items]
+
+    def answer(self, number: int, error: Exception | None = None) -> None:
+        if error:
+            self.answers[number].set_exception(error)
+        else:
+            self.answers[number].set_result(None)
+
+
+def limits(in_flight: int = 1, max_size: int = 100, max_waiting: int = 100, max_wait_seconds: float = 60) -> Limits:
+    return Limits(in_flight, max_size, max_waiting, max_wait_seconds)
+
+
+async def ticks(number: int = 5) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def start(batcher: Batcher[str, str], *items: str) -> list[asyncio.Task[str]]:
+    return [asyncio.ensure_future(call(batcher, item)) for item in items]
+
+
+async def call(batcher: Batcher[str, str], item: str) -> str:
+    return await batcher(item)
+
+
+async def test_a_call_never_joins_a_statement_that_was_sent() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits())
+    first = start(batcher, "a")
+    await ticks()
+    # The same key: single-flight would hand it the answer of a statement that began before it came.
+    second = start(batcher, "a", "b")
+    await ticks()
+    assert carrier.sent == [["a"]]
+    carrier.answer(0)
+    await ticks()
+    assert carrier.sent == [["a"], ["a", "b"]]
+    assert [task.done() for task in first + second] == [True, False, False]
+    carrier.answer(1)
+    assert await asyncio.gather(*first, *second) == ["A", "A", "B"]
+
+
+async def test_a_lone_call_leaves_without_a_timer() -> None:
+    carrier = Carrier()
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    (task,) = start(Batcher(carrier, limits()), "a")
+    # Its own task, the end of the tick, the statement's task: no time passes between them.
+    await ticks(3)
+    assert carrier.sent == [["a"]]
+    assert loop.time() - before < 1
+    carrier.answer(0)
+    assert await task == "A"
+
+
+async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not() -> None:
+    carrier = Carrier()
+    tasks = start(Batcher(carrier, limits(in_flight=2, max_size=3)), *"abcdefgh")
+    await ticks()
+    assert carrier.sent == [list("abc"), list("def")]
+    carrier.answer(1)
+    await ticks()
+    assert carrier.sent[2:] == [list("gh")]
+    carrier.answer(0)
+    carrier.answer(2)
+    assert await asyncio.gather(*tasks) == list("ABCDEFGH")
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(max_waiting=2))
+    tasks = start(batcher, "a")
+    await ticks()
+    tasks += start(batcher, "b", "c")
+    await ticks()
+    with pytest.raises(OverloadedError):
+        await batcher("d")
+    carrier.answer(0)
+    await ticks()
+    carrier.answer(1)
+    assert await asyncio.gather(*tasks) == ["A", "B", "C"]
+
+
+async def test_a_call_that_waited_too_long_is_told_so_and_never_sent() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(max_wait_seconds=0))
+    first = start(batcher, "a")
+    await ticks(3)
+    second = start(batcher, "b")
+    await asyncio.sleep(0.01)
+    for number in range(len(carrier.answers)):
+        carrier.answer(number)
+    with pytest.raises(DatabaseUnavailableError):
+        await second[0]
+    await asyncio.gather(*first, return_exceptions=True)
+    assert ["b"] not in carrier.sent
+
+
+async def test_a_refused_batch_is_replayed_one_by_one() -> None:
+    sent: list[list[str]] = []
+
+    async def run(items: Sequence[str]) -> list[str]:
+        sent.append(list(items))
+        if "b" in items:
+            raise asyncpg.UniqueViolationError("taken")
+        return list(items)
+
+    tasks = start(Batcher(run, limits(), key=str), *"cab")
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sent == [list("abc"), ["a"], ["b"], ["c"]]
+    assert answers[:2] == ["c", "a"]
+    assert isinstance(answers[2], asyncpg.UniqueViolationError)
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknownError, DatabaseUnavailableError])
+async def test_a_batch_whose_outcome_is_unknown_is_never_replayed(error: type[Exception]) -> None:
+    carrier = Carrier()
+    tasks = start(Batcher(carrier, limits(), key=str), *"ab")
+    await ticks()
+    carrier.answer(0, error())
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [error, error]
+    assert carrier.sent == [["a", "b"]]
+
+
+async def test_a_caller_that_goes_away_leaves_the_others_their_answers() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits())
+    tasks = start(batcher, *"ab")
+    await ticks()
+    waiting = start(batcher, *"cd")
+    await ticks()
+    tasks[0].cancel()
+    waiting[0].cancel()
+    await ticks()
+    carrier.answer(0)
+    assert await tasks[1] == "B"
+    await ticks()
+    assert carrier.sent == [["a", "b"], ["d"]]
+    carrier.answer(1)
+    assert await waiting[1] == "D"
+
+
+async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(in_flight=5), key=lambda item: item[0])
+    tasks = start(batcher, "b1", "a1", "b2", "c1", "b3")
+    await ticks()
+    assert carrier.sent == [["a1", "b1", "c1"]]
+    tasks += start(batcher, "d1", "a2")
+    await ticks()
+    assert carrier.sent[1:] == [["d1"]]
+    carrier.answer(0)
+    await ticks()
+    assert carrier.sent[2:] == [["a2", "b2"]]
+    carrier.answer(2)
+    await ticks()
+    assert carrier.sent[3:] == [["b3"]]
+    carrier.answer(1)
+    carrier.answer(3)
+    assert len(await asyncio.gather(*tasks)) == 7
+
+
+async def test_a_slow_batch_gives_its_slot_back() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits())
+    slow = start(batcher, "a")
+    await ticks()
+    others = start(batcher, "b")
+    await ticks()
+    assert carrier.sent == [["a"]]
+    await asyncio.sleep(PATIENCE_SECONDS * 2)
+    assert carrier.sent == [["a"], ["b"]]
+    carrier.answer(1)
+    assert await others[0] == "B"
+    assert not slow[0].done()
+    carrier.answer(0)
+    assert await slow[0] == "A"
+
+
+async def test_without_limits_every_call_is_a_statement_of_its_own() -> None:
+    carrier = Carrier()
+    tasks = start(Batcher(carrier, None), *"ab")
+    await ticks()
+    assert carrier.sent == [["a"], ["b"]]
+    carrier.answer(0)
+    carrier.answer(1)
+    assert await asyncio.gather(*tasks) == ["A", "B"]
+
+
+# Through the application
+
+
+async def test_an_error_belongs_to_its_request(client: httpx.Client) -> None:
+    ids = [client.post(USERS, json={"email": f"{n}@example.com"}).json()["id"] for n in range(20)]
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        patches = [
+            many.patch(f"{USERS}/{i}", json={"email": "0@example.com" if n % 5 == 4 else f"new{n}@example.com"})
+            for n, i in enumerate(ids)
+        ]
+        stale = [many.patch(f"{USERS}/{i}", json={"name": "x"}, headers={"if-match": '"9"'}) for i in ids[:3]]
+        missing = [many.patch(f"{USERS}/{i}", json={"name": "x"}) for i in (8888, 9999)]
+        answers = await asyncio.gather(*patches, *stale, *missing)
+    # The first user gives its address up in this very moment: whoever asks for it may have it, but one at most.
+    taken = Counter(answer.status_code for answer in answers[4:20:5])
+    assert taken[200] + taken[409] == 4
+    assert taken[200] <= 1
+    assert {answer.status_code for n, answer in enumerate(answers[:20]) if n % 5 != 4} == {200}
+    assert [answer.status_code for answer in answers[20:]] == [412] * 3 + [404] * 2
+
+
+async def test_creates_of_one_batch_do_not_touch_each_other(client: httpx.Client) -> None:
+    client.post(USERS, json={"email": "taken@example.com"})
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        emails = [f"{n}@example.com" if n % 3 else "taken@example.com" for n in range(30)]
+        answers = await asyncio.gather(*(many.post(USERS, json={"email": email, "name": email}) for email in emails))
+    for email, answer in zip(emails, answers, strict=True):
+        assert answer.status_code == (409 if email.startswith("taken") else 201)
+        if answer.status_code == 201:
+            assert answer.json()["name"] == email
+            assert client.get(answer.headers["location"]).content == answer.content
+
+
+async def test_one_locked_row_does_not_hold_the_others(database: str, batching: bool) -> None:
+    app = create_app(settings_for(database, batching=batching, statement_timeout_seconds=20))
+    with serve(app) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as many:
+            created = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(20)))
+            paths = [answer.headers["location"] for answer in created]
+            with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
+                other.execute("select from users where email = '7@example.com' for update")
+                patches = [asyncio.ensure_future(many.patch(path, json={"name": "x"})) for path in paths]
+                free = await asyncio.gather(*(patch for n, patch in enumerate(patches) if n != 7))
+                assert {answer.status_code for answer in free} == {200}
+                assert not patches[7].done()
+                # And whoever comes later does not wait for it either.
+                assert (await many.patch(paths[3], json={"name": "y"})).status_code == 200
+            assert (await patches[7]).status_code == 200
+
+
+async def test_a_write_is_answered_after_its_commit(client: httpx.Client, database: str) -> None:
+    async def create_and_look(many: httpx.AsyncClient, n: int) -> None:
+        answer = await many.post(USERS, json={"email": f"{n}@example.com"})
+        assert answer.status_code == 201
+        # Over another connection, which sees what is committed and nothing else.
+        count = f"select count(*) from users where id = {answer.json()['id']}"
+        assert await asyncio.to_thread(execute, database, count) == [(1,)]
+
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        await asyncio.gather(*(create_and_look(many, n) for n in range(40)))
+
+
+async def test_a_client_that_vanishes_takes_nobody_along(client: httpx.Client) -> None:
+    async with httpx.AsyncClient(base_url=client.base_url) as many, httpx.AsyncClient(base_url=client.base_url) as gone:
+        leaving = [asyncio.ensure_future(gone.post(USERS, json={"email": f"gone{n}@example.com"})) for n in range(10)]
+        staying = [asyncio.ensure_future(many.post(USERS, json={"email": f"{n}@example.com"})) for n in range(10)]
+        await asyncio.sleep(0.003)
+        for task in leaving:
+            task.cancel()
+        assert {answer.status_code for answer in await asyncio.gather(*staying)} == {201}
+        await asyncio.gather(*leaving, return_exceptions=True)
+    assert client.get(USERS).status_code == 200
+
+
+async def test_beyond_the_cap_a_503_with_retry_after(database: str) -> None:
+    app = create_app(settings_for(database, batch_max_waiting=5, batch_in_flight=1, batch_max_size=1))
+    with serve(app) as url:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=80)) as many:
+            answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(80)))
+    counted = Counter(answer.status_code for answer in answers)
+    assert set(counted) == {201, 503}
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.json()["type"] == "urn:problem:users-api:overloaded"
+    assert refused.headers["retry-after"] == "1"
+    assert execute(database, "select count(*) from users") == [(counted[201],)]
