@@ -37,7 +37,7 @@ $(LOCKED): requirements-dev.lock
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "users-api needs Python >= 3.11 with venv; name another one with: make PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --requirement requirements-dev.lock
+	$(PIP) --no-compile --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
 bench: install ## compare with the peers: the table of targets, in less than ten minutes (needs wrk)
