@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from typing import Any
 
 import asyncpg
@@ -36,6 +37,8 @@ class Database:
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
+        self._free = settings.pool_max_size
+        self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
         self._pool: asyncpg.Pool  # made by open(): a pool belongs to an event loop
 
     async def open(self) -> None:
@@ -79,9 +82,10 @@ class Database:
         """
         # Every idle connection may have been closed by a compute that fell asleep: pass over each, then open a new one.
         for _ in range(self._settings.pool_max_size + 1):
-            connection = await self._acquire()
+            connection = await self._borrow()
+            reusable = False
             try:
-                return await connection.fetch(statement.sql, *arguments, timeout=self._statement_timeout)
+                rows = await connection.fetch(statement.sql, *arguments, timeout=self._statement_timeout)
             except _NEVER_SENT_ERRORS as error:
                 connection.terminate()
                 cause = error
@@ -89,15 +93,78 @@ class Database:
                 raise (OutcomeUnknownError if statement.writes else StatementTimeoutError) from error
             except _BROKEN_LINK_ERRORS as error:
                 raise (OutcomeUnknownError if statement.writes else DatabaseUnavailableError) from error
+            else:
+                reusable = True
+                return rows
             finally:
-                await self._pool.release(connection)
+                if not (reusable and self._hand_over(connection)):
+                    await self._give_back(connection)
         raise DatabaseUnavailableError from cause
 
-    async def _acquire(self) -> PoolConnectionProxy:
+    async def _borrow(self) -> PoolConnectionProxy:
+        """A connection: the pool's where one is free, else the next that another statement is done with.
+
+        While statements wait, a connection goes from hand to hand. The pool's own acquire(timeout=) and release() each
+        start a task, which costs more than the rest of a small statement.
+        """
+        if self._free:
+            self._free -= 1
+        elif (handed := await self._wait_turn()) is not None:
+            return handed
         try:
-            return await self._pool.acquire(timeout=self._acquire_timeout)
-        except _CONNECT_ERRORS as error:
+            # Never waits: a place in the pool is ours. Connecting has its own time-out.
+            return await self._pool.acquire()
+        except BaseException as error:
+            self._pass_on_place()
+            if isinstance(error, _CONNECT_ERRORS):
+                raise DatabaseUnavailableError from error
+            raise
+
+    async def _wait_turn(self) -> PoolConnectionProxy | None:
+        """What another statement leaves: its connection, or None for its place in the pool."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[PoolConnectionProxy | None] = loop.create_future()
+        self._waiters.append(waiter)
+        timer = loop.call_later(self._acquire_timeout, _expire, waiter)
+        try:
+            return await waiter
+        except TimeoutError as error:
             raise DatabaseUnavailableError from error
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                # It was handed over in the very tick in which the caller was cancelled: it must not be lost.
+                handed = waiter.result()
+                if handed is None:
+                    self._pass_on_place()
+                elif not self._hand_over(handed):
+                    await self._give_back(handed)
+            raise
+        finally:
+            timer.cancel()
+
+    def _hand_over(self, connection: PoolConnectionProxy | None) -> bool:
+        """Give a connection, or the place of one, to the statement that waits first. False where none does."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return True
+        return False
+
+    async def _give_back(self, connection: PoolConnectionProxy) -> None:
+        try:
+            await self._pool.release(connection)
+        finally:
+            self._pass_on_place()
+
+    def _pass_on_place(self) -> None:
+        if not self._hand_over(None):
+            self._free += 1
+
+
+def _expire(waiter: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError("no connection became free in time"))
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:

@@ -1,0 +1,99 @@
+"""A PostgreSQL of the harness's own: durable, migrated, seeded the same for every system."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import psutil
+import psycopg
+
+from api import embedded, migrations
+from api.url import parse_url
+from benchmarks.processes import cpu_seconds
+
+SETTINGS = {
+    "max_connections": "300",
+    # Every commit reaches the disk, as in production.
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    # No checkpoint falls into a measurement by chance: each begins right after one.
+    "checkpoint_timeout": "30min",
+    "max_wal_size": "4GB",
+}
+
+
+class Database:
+    """The benchmark's database. It knows what is in the table, and seeds it again only where that has changed."""
+
+    def __init__(self, url: str, postmaster: psutil.Process) -> None:
+        self.url = url
+        self.rows = 0
+        self._postmaster = postmaster
+        self._index: str | None = None
+        self._is_dirty = True
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket that PostgreSQL listens on."""
+        directory = parse_qs(urlsplit(self.url).query)["host"][0]
+        return Path(directory) / ".s.PGSQL.5432"
+
+    @property
+    def version(self) -> str:
+        """PostgreSQL's version, such as `18.1`."""
+        return str(self._execute("show server_version")[0][0])
+
+    def prepare(self, rows: int, index: str | None = None) -> None:
+        """Fill the table with `user1@example.com` to `user{rows}@example.com`, ids 1 to rows, where it is not so yet.
+
+        `index` is the column of one more unique index, for a system whose statements cannot do without it.
+        """
+        if self._is_dirty or rows != self.rows or index != self._index:
+            self._execute("drop index if exists benchmark_extra")
+            self._execute("truncate users restart identity")
+            self._execute(
+                "insert into users (email, name) "
+                f"select 'user' || n || '@example.com', 'User ' || n from generate_series(1, {rows}) as n"
+            )
+            if index:
+                self._execute(f"create unique index benchmark_extra on users ({index})")
+            self._execute("vacuum (analyze, freeze) users")
+            self.rows, self._index, self._is_dirty = rows, index, False
+        self._execute("checkpoint")
+
+    def soil(self) -> None:
+        """Note that a workload wrote: the next system needs a fresh table."""
+        self._is_dirty = True
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that PostgreSQL has used, with every process that it started."""
+        return cpu_seconds(self._postmaster)
+
+    def _execute(self, sql: str) -> list[tuple[object, ...]]:
+        with psycopg.connect(**parse_url(self.url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def new_database() -> Iterator[Database]:
+    """Start a PostgreSQL with durable commits and the migrated schema; it is stopped and removed at the end."""
+    # Directly below the system's temporary directory, which the system user that PostgreSQL runs as can enter.
+    directory = Path(tempfile.mkdtemp(prefix="users-api-bench-"))
+    try:
+        url = embedded.start(directory)
+        with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+            for name, value in SETTINGS.items():
+                connection.execute(f"alter system set {name} = '{value}'".encode())
+        embedded.stop(directory)  # max_connections needs a restart
+        url = embedded.start(directory)
+        migrations.migrate(parse_url(url), report=lambda line: None)
+        postmaster = int((directory / "postgres" / "postmaster.pid").read_text().split()[0])
+        yield Database(url, psutil.Process(postmaster))
+    finally:
+        embedded.stop(directory)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""An open-loop load: requests leave on schedule, whether or not the ones before were answered, as a crowd's do.
+
+A closed loop asks again only when it was answered, and so never offers more than a service can do. Latency counts from
+the moment at which a request was due, so that a stall is not hidden by the requests that it kept from leaving.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+TICK_SECONDS = 0.002
+CLIENT_LIMIT = 4000
+"""Connections at most; a request that finds none free is counted as unsent."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A time with one rate."""
+
+    name: str
+    requests_per_second: float
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """What became of a request. Status 0: no answer."""
+
+    due: float  # seconds since the start of the load
+    status: int
+    seconds: float  # from due to answered
+    has_retry_after: bool
+
+
+@dataclass
+class Trace:
+    """Every request of a load, in order of its answer."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    unsent: int = 0
+
+
+class _Client(asyncio.Protocol):
+    """One keep-alive connection with at most one request on its way."""
+
+    def __init__(self, load: "_Load") -> None:
+        self._load = load
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._due: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self, due: float, request: bytes) -> None:
+        """Send a request that was due at a time."""
+        assert self._transport is not None
+        self._due = due
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, end, body = self._buffer.partition(b"\r\n\r\n")
+        if not end:
+            return
+        lines = head.lower().split(b"\r\n")
+        headers = dict(line.split(b":", 1) for line in lines[1:])
+        if len(body) < int(headers.get(b"content-length", b"0")):
+            return
+        self._buffer = b""
+        self._settle(int(lines[0].split()[1]), b"retry-after" in headers)
+        if headers.get(b"connection", b"").strip() == b"close":
+            self.stop()
+        else:
+            self._load.idle.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.forget(self)
+        self._settle(0, False)
+
+    def stop(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _settle(self, status: int, has_retry_after: bool) -> None:
+        if self._due is not None:
+            self._load.settle(self._due, status, has_retry_after)
+            self._due = None
+
+
+class _Load:
+    def __init__(self, port: int) -> None:
+        self.trace = Trace()
+        self.idle: list[_Client] = []
+        self._clients: set[_Client] = set()
+        self._connecting = 0
+        self._port = port
+        self._loop = asyncio.get_running_loop()
+        self._start = self._loop.time()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def now(self) -> float:
+        return self._loop.time() - self._start
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._tasks) or len(self.idle) < len(self._clients)
+
+    def offer(self, due: float, request: bytes) -> None:
+        if self.idle:
+            self.idle.pop().send(due, request)
+        elif len(self._clients) + self._connecting < CLIENT_LIMIT:
+            self._connecting += 1
+            task = self._loop.create_task(self._connect(due, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self.trace.unsent += 1
+
+    async def _connect(self, due: float, request: bytes) -> None:
+        try:
+            _, client = await self._loop.create_connection(lambda: _Client(self), "127.0.0.1", self._port)
+        except OSError:
+            self.settle(due, 0, False)
+            return
+        finally:
+            self._connecting -= 1
+        self._clients.add(client)
+        client.send(due, request)
+
+    def settle(self, due: float, status: int, has_retry_after: bool) -> None:
+        self.trace.outcomes.append(Outcome(due, status, self.now - due, has_retry_after))
+
+    def forget(self, client: _Client) -> None:
+        self._clients.discard(client)
+        if client in self.idle:
+            self.idle.remove(client)
+
+    def stop(self) -> None:
+        for client in list(self._clients):
+            client.stop()
+
+
+async def run_phases(port: int, phases: Sequence[Phase], rows: int, patience_seconds: float = 10.0) -> Trace:
+    """Offer GETs of random users at the rates of the phases, one after the other; return what became of each.
+
+    Waits for the last answers for `patience_seconds` at most; what is open then has no answer.
+    """
+    requests = [
+        f"GET /api/v1/users/{random.randint(1, rows)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        for _ in range(10_000)
+    ]
+    load, begins, sent = _Load(port), 0.0, 0
+    for phase in phases:
+        offered, ends = 0, begins + phase.seconds
+        while load.now < ends:
+            expected = int((load.now - begins) * phase.requests_per_second)
+            for number in range(offered, expected):
+                sent += 1
+                load.offer(begins + number / phase.requests_per_second, requests[sent % len(requests)])
+            offered = max(offered, expected)
+            await asyncio.sleep(TICK_SECONDS)
+        begins = ends
+    deadline = load.now + patience_seconds
+    while load.is_busy and load.now < deadline:  # noqa: ASYNC110 - a poll is simple, and nothing waits for it
+        await asyncio.sleep(0.05)
+    load.stop()
+    await asyncio.sleep(0.05)
+    return load.trace

@@ -1,0 +1,86 @@
+"""Processes of the harness: started in a group of their own, measured as a tree, always stopped."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+
+class StartError(Exception):
+    """A process did not come up; the message ends with what it printed."""
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds, user and system, of a process, its living descendants, and its children that ended."""
+    own = process.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return float(total)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: IO[bytes]
+) -> Iterator[psutil.Process]:
+    """Run a command, both outputs into `log`, and stop it and every process that it started."""
+    with subprocess.Popen(
+        command, env=dict(environment), cwd=directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    # Whatever is left of the group, the workers of a server that died included.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_serves(process: psutil.Process, port: int, path: str, log: Path, seconds: float = 30.0) -> None:
+    """Wait until GET `path` answers 200. Raises StartError where the process ends or the time runs out."""
+    deadline = time.monotonic() + seconds
+    answer = "no answer"
+    while time.monotonic() < deadline:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            raise StartError(f"the server ended at start:\n{_tail(log)}")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            answer = f"{response.status} {response.read(500).decode(errors='replace')}"
+            connection.close()
+            if response.status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        time.sleep(0.05)
+    raise StartError(f"the server does not serve GET {path} after {seconds:.0f} s ({answer}):\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])

@@ -1,0 +1,103 @@
+"""Compares this service with others: `python -m benchmarks.run --help`."""
+
+from pathlib import Path
+
+import click
+
+from benchmarks.database import Database
+from benchmarks.machine import describe_machine
+from benchmarks.plan import adjust, default_plan, full_plan, select
+from benchmarks.report import keep, render
+from benchmarks.session import run_rounds, run_with_database
+from benchmarks.systems import SYSTEMS, System, parse_system
+from benchmarks.tables import results_table, targets_table
+from benchmarks.targets import medians
+from benchmarks.workloads import WORKLOADS
+
+
+def _read_systems(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[System]:
+    try:
+        return [parse_system(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--full", is_flag=True, help="All systems, workloads, distances and concurrencies: most of an hour.")
+@click.option("--quick", is_flag=True, help="One round of one second: does everything run? The figures are noise.")
+@click.option("--only", multiple=True, metavar="NAME", help=f"Measure this system; repeatable. {', '.join(SYSTEMS)}.")
+@click.option("--workload", multiple=True, type=click.Choice(list(WORKLOADS)), help="Measure this one; repeatable.")
+@click.option(
+    "--system",
+    "extra",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    callback=_read_systems,
+    help="One more system, in any language, that serves the same paths; repeatable.",
+)
+@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every measurement is made. Default 3.")
+@click.option("--seconds", type=click.IntRange(1, 60), help="Length of one measurement. Default 3, with --full 4.")
+@click.option("--connections", type=click.IntRange(1, 10_000), help="Connections, instead of each row's own number.")
+@click.option("--rows", type=click.IntRange(1000), help="Users in the table. Default 100000.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+def main(
+    full: bool,
+    quick: bool,
+    only: tuple[str, ...],
+    workload: tuple[str, ...],
+    extra: list[System],
+    rounds: int | None,
+    seconds: int | None,
+    connections: int | None,
+    rows: int | None,
+    output: Path | None,
+) -> None:
+    """Compare this service with the same API written in other ways.
+
+    Starts a PostgreSQL of its own with durable commits, then each system in turn, and loads it with wrk. Without
+    options it measures what the targets need and says which are met, in less than ten minutes on two cores. Leave the
+    machine alone meanwhile.
+
+    Writes comparison.json, comparison.md and SVG charts into benchmarks/results; with --quick, --only, --workload,
+    --connections or --rows only where --output says so.
+
+    \b
+    Examples:
+      python -m benchmarks.run                                     the targets
+      python -m benchmarks.run --quick                             does it run?
+      python -m benchmarks.run --only users_api --workload get     one figure
+      python -m benchmarks.run --full --rounds 5                   everything
+      python -m benchmarks.run --system 'go=./users -port {port}'  one more system
+
+    A system that is added gets DATABASE_URL, PORT and WORKERS in its environment and is started in the present
+    directory; it has to serve /api/v1/users/ and /api/v1/users/{id}, and must end on SIGTERM.
+    """
+    unknown = [name for name in only if name not in SYSTEMS and name not in {system.name for system in extra}]
+    if unknown:
+        raise click.BadParameter(f"no such system: {', '.join(unknown)}", param_hint="--only")
+    jobs = full_plan(extra) if full else default_plan(extra)
+    if only or workload:  # whoever names a system or workload wants it, in the default run as well
+        jobs = select(full_plan(extra) if full or not select(jobs, only, workload) else jobs, only, workload)
+    seconds = seconds or (1 if quick else 4 if full else None)
+    jobs = adjust(jobs, seconds, connections, rows)
+    rounds = rounds or (1 if quick else 3)
+    settings = {"rounds": rounds, "warm_up": 1, "wrk_threads": 1, "full": full, "quick": quick}
+
+    def measure(database: Database) -> None:
+        machine = describe_machine(database)
+        measurements = run_rounds(jobs, database, rounds)
+        titles = {system.name: system.title for system in (*SYSTEMS.values(), *extra)}
+        results = medians(measurements)
+        click.echo(results_table(results.values(), titles))
+        is_whole = not (only or workload)
+        if is_whole:
+            click.echo(targets_table(results, titles))
+        files = render(measurements, machine, settings, titles, with_targets=is_whole)
+        # A run that was cut down must not replace the results of a whole one.
+        click.echo("\n" + keep(files, output, is_whole and not quick and connections is None and rows is None))
+
+    run_with_database(measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""How this service's costs grow: `python -m benchmarks.scaling --help`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.database import Database
+from benchmarks.machine import describe_machine, summarise
+from benchmarks.measure import Job, Measurement
+from benchmarks.plan import FAR_CONNECTIONS
+from benchmarks.report import METHOD, keep
+from benchmarks.session import run_rounds, run_with_database
+from benchmarks.svg import line_chart
+from benchmarks.systems import SYSTEMS
+from benchmarks.tables import table
+from benchmarks.targets import medians
+from benchmarks.workloads import WORKLOADS, list_workload
+
+_OURS = SYSTEMS["users_api"]
+# Thousands of clients that never pause are more than the default queue takes; what is measured here is their cost.
+_DEEP_QUEUE = _OURS.with_environment("deep_queue", "users-api, BATCH_MAX_WAITING=10000", BATCH_MAX_WAITING="10000")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of an experiment: its x, the line that it lies on, and the job that measures it."""
+
+    x: float
+    line: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One thing that grows while everything else stays."""
+
+    name: str
+    title: str
+    x_title: str
+    y_title: str
+    y: Callable[[Measurement], float]
+    points: Sequence[Point]
+
+
+def experiments(rows: Sequence[int]) -> list[Experiment]:
+    """Return what is measured; `rows` are the sizes of the table."""
+    get, listing, create = (WORKLOADS[name] for name in ("get", "list", "create"))
+    return [
+        Experiment(
+            "connections",
+            "Keep-alive connections",
+            "connections, 2 workers, BATCH_MAX_WAITING=10000",
+            "CPU of the server for one GET, µs: lower is better",
+            lambda m: m.server_us,
+            [Point(n, "GET by id", Job(_DEEP_QUEUE, get, connections=n, seconds=6)) for n in (64, 256, 1024, 4096)],
+        ),
+        Experiment(
+            "workers",
+            "Workers",
+            "workers, 64 connections each",
+            "requests a second: higher is better",
+            lambda m: m.requests_per_second,
+            [
+                Point(n, workload.title, Job(_OURS, workload, workers=n, connections=64 * n))
+                for n in (1, 2)
+                for workload in (get, listing, create)
+            ],
+        ),
+        Experiment(
+            "rows",
+            "Rows in the table",
+            "rows, 2 workers, 128 connections",
+            "CPU of PostgreSQL for one request, µs: lower is better",
+            lambda m: m.postgres_us,
+            [Point(n, workload.title, Job(_OURS, workload, rows=n)) for n in rows for workload in (get, listing)],
+        ),
+        Experiment(
+            "page",
+            "Page size of the list",
+            "users in a page, 2 workers, 128 connections",
+            "users delivered a second: higher is better",
+            lambda m: m.requests_per_second * float(m.workload.partition("-")[2]),
+            [Point(n, "list", Job(_OURS, list_workload(n))) for n in (1, 10, 100, 1000)],
+        ),
+        Experiment(
+            "in-flight",
+            "Statements in flight, by distance to the database",
+            f"BATCH_IN_FLIGHT, 1 worker, {FAR_CONNECTIONS} connections",
+            "GET by id, requests a second: higher is better",
+            lambda m: m.requests_per_second,
+            [
+                Point(
+                    in_flight,
+                    f"{distance:g} ms away",
+                    Job(
+                        _OURS.with_environment(
+                            f"in_flight_{in_flight}", f"{in_flight} in flight", BATCH_IN_FLIGHT=str(in_flight)
+                        ),
+                        get,
+                        workers=1,
+                        connections=FAR_CONNECTIONS,
+                        distance_ms=distance,
+                    ),
+                )
+                for distance in (0.0, 1.0, 10.0)
+                for in_flight in (1, 2, 3, 4, 6, 8)
+            ],
+        ),
+    ]
+
+
+def render(
+    made: Sequence[Experiment], measurements: Sequence[Measurement], machine: dict[str, Any], rounds: int
+) -> dict[str, str]:
+    """Return scaling.json, scaling.md and a chart for each experiment, by file name."""
+    results = medians(measurements)
+    document = {"machine": machine, "method": METHOD, "measurements": [each.as_json() for each in measurements]}
+    files = {"scaling.json": json.dumps(document, indent=1) + "\n"}
+    parts = ["# Scaling\n", f"{summarise(machine)}\n", f"{METHOD} {rounds} rounds.\n"]
+    for experiment in made:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        rows = []
+        for point in experiment.points:
+            found = results[point.job.key]
+            lines.setdefault(point.line, []).append((point.x, experiment.y(found)))
+            rows.append(_row(point, found))
+        chart = f"scaling-{experiment.name}.svg"
+        files[chart] = line_chart(
+            experiment.title, experiment.y_title, experiment.x_title, lines, list(lines)[:1], is_log=False
+        )
+        head = (
+            experiment.x_title.partition(",")[0],
+            "line",
+            "req/s",
+            "p50 ms",
+            "p99 ms",
+            "server µs",
+            "PostgreSQL µs",
+            "errors",
+        )
+        parts += [f"## {experiment.title}\n", f"![{experiment.title}]({chart})\n", table(head, rows) + "\n"]
+    files["scaling.md"] = "\n".join(parts)
+    return files
+
+
+def _row(point: Point, found: Measurement) -> tuple[str, ...]:
+    figures = (found.p50_ms, found.p99_ms)
+    rest = (found.server_us, found.postgres_us)
+    return (
+        f"{point.x:,g}" if point.x < 1000 else f"{point.x:,.0f}",
+        point.line,
+        f"{found.requests_per_second:,.0f}",
+        *(f"{figure:.2f}" for figure in figures),
+        *(f"{figure:,.0f}" for figure in rest),
+        f"{found.refused + found.socket_errors:,}",
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="One round of one second: does everything run?")
+@click.option("--huge", is_flag=True, help="Also with 10,000,000 rows, which take minutes and 8 GB of disk to seed.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="connections, workers, rows, page or in-flight; repeatable."
+)
+@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every measurement is made. Default 3.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, output: Path | None) -> None:
+    """Measure how this service's costs grow.
+
+    With keep-alive connections, workers, rows of the table, size of a page, and statements in flight by the distance
+    to the database. About ten minutes; writes scaling.json, scaling.md and SVG charts into
+    benchmarks/results, with --quick or --only where --output says so alone.
+    """
+    sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
+    made = [each for each in experiments((*sizes, 10_000_000) if huge else sizes) if not only or each.name in only]
+    if not made:
+        raise click.BadParameter(f"no such experiment: {', '.join(only)}", param_hint="--only")
+    times = rounds or (1 if quick else 3)
+
+    def measure(database: Database) -> None:
+        machine = describe_machine(database)
+        # Once each, and sorted by the table's size: a large table is seeded once in a round.
+        unique = {point.job.key: point.job for each in made for point in each.points}
+        jobs = sorted(unique.values(), key=lambda job: job.rows)
+        measurements = run_rounds([job.lasting(1) for job in jobs] if quick else jobs, database, times)
+        files = render(made, measurements, machine, times)
+        click.echo(files["scaling.md"])
+        click.echo(keep(files, output, not (quick or only)))
+
+    run_with_database(measure)
+
+
+if __name__ == "__main__":
+    main()

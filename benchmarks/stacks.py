@@ -1,0 +1,70 @@
+"""Serves a part of this service's stack, by the same command and server as the whole: what benchmarks.profile measures.
+
+    python -m benchmarks.stacks constant --port 8000
+
+constant: a bare ASGI callable; starlette: its routes on Starlette, a constant answer; handler: the whole application
+whose statements return at once without PostgreSQL; batching: the same, gathered into batches as long as a statement
+takes.
+"""
+
+import asyncio
+import os
+from typing import Any
+
+import click
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+import api.app
+from api.cli import main as users_api
+from api.database import Database
+from api.statements import Statement
+from benchmarks.peers.constant import BODY
+from benchmarks.peers.constant import app as constant
+
+STATEMENT_SECONDS = 0.001
+"""How long a batch gathers that PostgreSQL does not answer: about what a statement takes on the same machine."""
+
+
+def starlette_constant() -> ASGIApp:
+    """Starlette with the paths of users; one user for every id."""
+
+    async def answer(request: Request) -> Response:
+        return Response(BODY, media_type="application/json")
+
+    many, one = "/api/v1/users", "/api/v1/users/{id}"
+    return Starlette(routes=[Route(one, answer), Route(many, answer), Route(f"{many}/", answer)])
+
+
+def without_postgres(seconds: float) -> None:
+    """Replace what runs a statement: it returns a user for every id that it was asked for, after so long."""
+
+    async def fetch(self: Database, statement: Statement, ids: list[str]) -> list[dict[str, Any]]:
+        if seconds:
+            await asyncio.sleep(seconds)
+        body = BODY.decode()
+        return [{"id": int(user_id), "version": 1, "body": body} for user_id in ids]
+
+    Database.fetch = fetch  # type: ignore[method-assign, assignment]
+
+
+@click.command()
+@click.argument("stack", type=click.Choice(["constant", "starlette", "handler", "batching"]))
+@click.option("--port", required=True, type=int)
+def main(stack: str, port: int) -> None:
+    """Serve a part of the stack as `users-api serve` serves the whole, in one worker."""
+    if stack == "constant":
+        api.app.app_from_environment = lambda: constant  # type: ignore[assignment, return-value]
+    elif stack == "starlette":
+        api.app.app_from_environment = starlette_constant  # type: ignore[assignment]
+    else:
+        os.environ["BATCHING"] = "true" if stack == "batching" else "false"
+        without_postgres(STATEMENT_SECONDS if stack == "batching" else 0.0)
+    users_api(["serve", "--port", str(port)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What is asked of a system: one wrk script each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "lua"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of load. A system that serves it sees the same seeded table as every other."""
+
+    name: str
+    title: str
+    writes: bool = False
+    page_size: int = 100  # users of a page, where pages are read
+    max_seconds: int = 60  # how long the seeded table lasts at the rates that one machine reaches
+
+    @property
+    def script(self) -> Path:
+        """The wrk script; it takes the arguments rows, first, seed, page size."""
+        return SCRIPTS / f"{self.name.partition('-')[0]}.lua"
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("get", "GET by id"),
+        Workload("list", "list of 100"),
+        Workload("create", "POST", writes=True),
+        Workload("patch", "PATCH", writes=True),
+        Workload("delete", "DELETE", writes=True, max_seconds=4),
+        Workload("mix", "mix: 70 get, 15 list, 10 create, 4 patch, 1 delete", writes=True),
+    )
+}
+
+
+def list_workload(page_size: int) -> Workload:
+    """The list with pages of another size."""
+    return Workload(f"list-{page_size}", f"list of {page_size}", page_size=page_size)
