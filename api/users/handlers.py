@@ -1,6 +1,7 @@
 """The users resource over HTTP. Ends with its routes."""
 
 from functools import partial
+from typing import TypeVar
 
 from asyncpg import Record
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +34,9 @@ _MAX_ID = 2**63 - 1
 _MAX_ID_DIGITS = 19
 
 
+Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
+
+
 class Users:
     """The handlers of users on one database."""
 
@@ -42,8 +46,12 @@ class Users:
         self._select = Batcher(partial(queries.select_users, database), limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
         self._insert = Batcher(partial(queries.insert_users, database), limits, key=_address_of)
-        self._update = Batcher(partial(queries.update_users, database), limits, key=_id_of)
-        self._delete = Batcher(partial(queries.delete_users, database), limits, key=_id_of)
+        self._update: Batcher[queries.UserChange, Record | None] = Batcher(
+            partial(queries.update_users, database), limits, key=_id_of
+        )
+        self._delete: Batcher[queries.UserRemoval, Record | None] = Batcher(
+            partial(queries.delete_users, database), limits, key=_id_of
+        )
 
     async def list_users(self, request: Request) -> Response:
         """GET /api/v1/users: one page, or the user with one address."""
@@ -89,11 +97,11 @@ class Users:
         user_id, if_match = _read_id(request), read_if_match(request)
         patch = await read_body(request, UserUpdate)
         change = queries.UserChange(user_id, patch.email, "name" in patch.model_fields_set, patch.name, if_match)
-        return _user_response(_changed(await self._update(change)))
+        return _user_response(await _apply(self._update, change))
 
     async def delete_user(self, request: Request) -> Response:
         """DELETE /api/v1/users/{id}."""
-        _changed(await self._delete(queries.UserRemoval(_read_id(request), read_if_match(request))))
+        await _apply(self._delete, queries.UserRemoval(_read_id(request), read_if_match(request)))
         return Response(status_code=204)
 
     def routes(self) -> list[BaseRoute]:
@@ -111,21 +119,26 @@ def _read_id(request: Request) -> int:
     return int(text)
 
 
-def _changed(user: Record | None) -> Record:
-    """The row of a change. None at all: no such user; one without a body: If-Match does not hold."""
-    if user is None:
-        raise user_not_found()
-    if user["body"] is None:
-        raise version_mismatch()
-    return user
+async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record:
+    """Change or delete a user and return its row. Raises Problem: no such user, or If-Match does not hold."""
+    while True:
+        user = await batcher(write)
+        if user is None:
+            raise user_not_found()
+        if user["body"] is not None:
+            return user
+        if user["version"] not in (write.if_match or ()):
+            raise version_mismatch()
+        # The statement saw a version that If-Match names, and lost it to another session before its turn came. What
+        # that one left, a newer version or no user at all, the next statement sees.
 
 
 def _address_of(user: queries.NewUser) -> str:
     return user.email.lower()
 
 
-def _id_of(change: queries.UserChange | queries.UserRemoval) -> int:
-    return change.id
+def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
+    return write.id
 
 
 def _user_response(user: Record, status: int = 200, *headers: tuple[bytes, bytes]) -> JSONBody:
