@@ -39,6 +39,7 @@ class Database:
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
+        self._returning: set[asyncio.Task[None]] = set()
         self._pool: asyncpg.Pool  # made by open(): a pool belongs to an event loop
 
     async def open(self) -> None:
@@ -98,7 +99,10 @@ class Database:
                 return rows
             finally:
                 if not (reusable and self._hand_over(connection)):
-                    await self._give_back(connection)
+                    # Not awaited: who asked need not wait until the pool has its connection back.
+                    task = asyncio.get_running_loop().create_task(self._give_back(connection))
+                    self._returning.add(task)
+                    task.add_done_callback(self._returning.discard)
         raise DatabaseUnavailableError from cause
 
     async def _borrow(self) -> PoolConnectionProxy:
@@ -154,6 +158,9 @@ class Database:
     async def _give_back(self, connection: PoolConnectionProxy) -> None:
         try:
             await self._pool.release(connection)
+        except _CONNECT_ERRORS as error:
+            # The pool has ended it, and opens another when one is wanted.
+            logger.info("a connection could not be kept: %s", describe(error))
         finally:
             self._pass_on_place()
 
