@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -16,11 +17,11 @@ logger = logging.getLogger("api.database")
 
 # What connecting can raise: the network, PostgreSQL's own refusals, and what asyncpg and the pool add.
 _CONNECT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-# asyncpg saw, before it sent anything, that the server had closed the connection.
-_NEVER_SENT_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 # What leaves the fate of a statement on its way open: the link broke, or the server gave up without having judged it.
 _BROKEN_LINK_ERRORS = (
     OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.ProtocolViolationError,  # PgBouncer's word for a server that went away in the middle
     asyncpg.OperatorInterventionError,
@@ -87,13 +88,14 @@ class Database:
             reusable = False
             try:
                 rows = await connection.fetch(statement.sql, *arguments, timeout=self._statement_timeout)
-            except _NEVER_SENT_ERRORS as error:
-                connection.terminate()
-                cause = error
             except TimeoutError as error:
                 raise (OutcomeUnknownError if statement.writes else StatementTimeoutError) from error
             except _BROKEN_LINK_ERRORS as error:
-                raise (OutcomeUnknownError if statement.writes else DatabaseUnavailableError) from error
+                if not was_never_sent(error):
+                    raise (OutcomeUnknownError if statement.writes else DatabaseUnavailableError) from error
+                with suppress(asyncpg.InterfaceError):  # the pool may have taken it away already
+                    connection.terminate()
+                cause = error
             else:
                 reusable = True
                 return rows
@@ -167,6 +169,19 @@ class Database:
     def _pass_on_place(self) -> None:
         if not self._hand_over(None):
             self._free += 1
+
+
+def was_never_sent(error: Exception) -> bool:
+    """Whether asyncpg saw, before it sent anything, that the server had closed the connection.
+
+    `_check_open` of asyncpg/connection.py says so where it knows, `_set_state` of asyncpg/protocol/coreproto.pyx where
+    the server's farewell has come and the end of the connection has not. Subclasses mean something else: a
+    ProtocolError is raised while an answer is read, when a write has happened already.
+    """
+    if type(error) is asyncpg.InterfaceError:
+        # The second is the pool's, whose connection ended between two hands.
+        return str(error).startswith(("connection is closed", "cannot call Connection."))
+    return type(error) is asyncpg.InternalClientError and str(error).startswith("cannot switch to state")
 
 
 def _expire(waiter: asyncio.Future[Any]) -> None:

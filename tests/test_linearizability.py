@@ -8,14 +8,17 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import count
+from pathlib import Path
 
 import orjson
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
+from api.url import parse_url
 from tests.conftest import KILL_ALL, execute, settings_for
 from tests.history import USERS, Client, Fate, Kind, Operation, Recorder, Seen, check
 from tests.serving import serve
@@ -440,14 +443,62 @@ def batching(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def run_application(database: str, *, batching: bool, kills: int) -> list[Operation]:
-    settings = settings_for(database, batching=batching, batch_in_flight=2)
-    with serve(create_app(settings)) as url:
-        workload = Workload(url, 4000)
-        await workload.run(lambda: asyncio.to_thread(execute, database, KILL_ALL), kills)
-    # The server is down, so nothing is on its way any more.
-    history = workload.recorder.operations
-    return history + final_reads(database, history, workload.recorder.clock())
+class Distance:
+    """A network between the application and PostgreSQL: what it carries takes a random time, and is lost in a cut.
+
+    So a read is old when its answer comes, and a write may be done whose answer never comes.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._chance = random.Random(0)
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def between(self, directory: Path) -> AsyncIterator[None]:
+        """Stand at `directory` for the PostgreSQL of the socket."""
+        async with await asyncio.start_unix_server(self._connect, directory / self._socket.name):
+            yield
+            await self.cut()
+
+    async def cut(self) -> None:
+        """End every connection."""
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
+        ends = {writer, far_writer}
+        self._ends |= ends
+        await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
+        self._ends -= ends
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(2**16):
+                await asyncio.sleep(0.01 * self._chance.random())
+                writer.write(piece)
+        writer.close()
+
+
+async def run_application(
+    url: str, *, batching: bool, meanwhile: Callable[[], Awaitable[object]] | None = None, times: int = 0
+) -> Recorder:
+    """What the clients of the application on a database saw, once all is over."""
+    server = serve(create_app(settings_for(url, batching=batching, batch_in_flight=2)))
+    workload = Workload(server.__enter__(), 4000)
+    try:
+        await workload.run(meanwhile, times)
+    finally:
+        # In a thread, since what the server waits for may come through this one.
+        await asyncio.to_thread(server.__exit__, None, None, None)
+    return workload.recorder
+
+
+def assert_linearizable_to_the_end(recorder: Recorder, database: str) -> None:
+    """Every answer fits one order, and so do the rows that are left."""
+    history = recorder.operations
+    assert_linearizable(history + final_reads(database, history, recorder.clock()))
 
 
 def assert_fair(history: Sequence[Operation]) -> None:
@@ -460,18 +511,39 @@ def assert_fair(history: Sequence[Operation]) -> None:
     assert {key: successes[key] for key, least in expected.items() if successes[key] < least} == {}
 
 
+def server_errors(recorder: Recorder) -> set[int]:
+    return {operation.status for operation in recorder.operations if operation.status >= 500}
+
+
 async def test_every_history_is_linearizable(database: str, batching: bool) -> None:
-    history = await run_application(database, batching=batching, kills=0)
-    assert_linearizable(history)
-    assert {operation.status for operation in history if operation.status >= 500} == set()
-    assert_fair(history)
+    recorder = await run_application(database, batching=batching)
+    assert_linearizable_to_the_end(recorder, database)
+    assert server_errors(recorder) == set()
+    assert_fair(recorder.operations)
 
 
 async def test_every_history_is_linearizable_while_connections_die(database: str, batching: bool) -> None:
-    history = await run_application(database, batching=batching, kills=15)
-    assert_linearizable(history)
-    assert {operation.status for operation in history if operation.status >= 500} <= {503}
-    assert_fair(history)
+    async def kill() -> None:
+        await asyncio.to_thread(execute, database, KILL_ALL)
+
+    recorder = await run_application(database, batching=batching, meanwhile=kill, times=15)
+    assert_linearizable_to_the_end(recorder, database)
+    assert server_errors(recorder) <= {503}
+    assert_fair(recorder.operations)
+
+
+async def test_every_history_is_linearizable_over_a_network_that_breaks(
+    database: str, batching: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ((near, port),) = parse_url(database).hosts
+    far = tmp_path_factory.mktemp("far")
+    distance = Distance(Path(near, f".s.PGSQL.{port}"))
+    async with distance.between(far):
+        url = database.replace(near, str(far))
+        recorder = await run_application(url, batching=batching, meanwhile=distance.cut, times=15)
+    assert_linearizable_to_the_end(recorder, database)
+    assert server_errors(recorder) <= {503}
+    assert_fair(recorder.operations)
 
 
 # --- The application with faults --------------------------------------------------------------------------------------
