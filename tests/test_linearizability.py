@@ -375,7 +375,12 @@ class Workload:
             chance = random.Random(number)
             async with self.recorder.client(self._url, number) as client:
                 while left or len(self.recorder.operations) < self._operations:
-                    self._world.learn(await self._one(client, chance))
+                    done = await self._one(client, chance)
+                    self._world.learn(done)
+                    # Nothing shows a stale read like the one that follows one's own write.
+                    if done.status in (200, 204) and done.kind in (Kind.PATCH, Kind.DELETE) and chance.random() < 0.3:
+                        assert done.user_id is not None
+                        self._world.learn(await client.get(done.user_id))
 
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
@@ -401,7 +406,7 @@ class Workload:
         conditional = version if chance.random() < 0.3 else None
         hang_up = chance.random() < 0.02
         choice = chance.random()
-        if choice < 0.45:
+        if choice < 0.4:
             return await client.get(user_id, conditional)
         if choice < 0.93:
             return await client.patch(user_id, self._name(), conditional, hang_up=hang_up)
