@@ -364,23 +364,24 @@ class Workload:
         self.recorder = Recorder()
         self._url = url
         self._operations = operations
+        self._answered = 0
         self._world = World()
         self._names = count(1)
 
     async def run(self, meanwhile: Callable[[], Awaitable[object]] | None = None, times: int = 0) -> None:
-        """Run until there are so many operations and `meanwhile` was awaited so many times."""
+        """Run until so many operations were answered (a 503 is no answer) and `meanwhile` was awaited so many times."""
         left = times
 
         async def act(number: int) -> None:
             chance = random.Random(number)
             async with self.recorder.client(self._url, number) as client:
-                while left or len(self.recorder.operations) < self._operations:
+                while left or self._answered < self._operations:
                     done = await self._one(client, chance)
-                    self._world.learn(done)
+                    self._learn(done)
                     # Nothing shows a stale read like the one that follows one's own write.
                     if done.status in (200, 204) and done.kind in (Kind.PATCH, Kind.DELETE) and chance.random() < 0.3:
                         assert done.user_id is not None
-                        self._world.learn(await client.get(done.user_id))
+                        self._learn(await client.get(done.user_id))
 
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
@@ -389,6 +390,10 @@ class Workload:
                 await asyncio.sleep(0.1)
                 await meanwhile()
                 left -= 1
+
+    def _learn(self, done: Operation) -> None:
+        self._answered += done.fate is Fate.ANSWERED
+        self._world.learn(done)
 
     async def _one(self, client: Client, chance: random.Random) -> Operation:
         address = chance.choice(ADDRESSES)
