@@ -5,7 +5,7 @@ constraint names.
 import logging
 import secrets
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -77,15 +77,10 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
 }
 
-# A constraint that is not here is our bug too: a missing line must show.
-_CONSTRAINTS: dict[str, Problem] = {
-    "users_email_key": Problem(409, "Email already registered", "email-taken"),
-}
-
 
 def email_taken() -> Problem:
     """The problem of an address that another user has."""
-    return _CONSTRAINTS["users_email_key"]
+    return Problem(409, "Email already registered", "email-taken")
 
 
 def user_not_found() -> Problem:
@@ -96,6 +91,11 @@ def user_not_found() -> Problem:
 def version_mismatch() -> Problem:
     """The problem of an If-Match that names no current version."""
     return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
+
+
+# A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
+# than once would gather the tracebacks, and the frames, of every request that it refused.
+_CONSTRAINTS: dict[str | None, Callable[[], Problem]] = {"users_email_key": email_taken}
 
 
 def to_response(error: Exception) -> Response:
@@ -123,7 +123,8 @@ def _to_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        return _CONSTRAINTS.get(error.constraint_name or "")
+        refusal = _CONSTRAINTS.get(error.constraint_name)
+        return refusal() if refusal else None
     return _EXCEPTIONS.get(type(error))
 
 

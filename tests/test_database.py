@@ -13,6 +13,7 @@ import pytest
 
 from api.app import create_app
 from api.database import Database, was_never_sent
+from api.errors import Problem, email_taken, user_not_found, version_mismatch
 from api.statements import Statement, declared_statements
 from api.url import parse_url
 from tests.conftest import KILL_ALL, execute, settings_for
@@ -194,6 +195,14 @@ def test_connections_that_were_closed_while_idle_are_not_noticed(client: httpx.C
 )
 def test_only_what_was_provably_never_sent_is_sent_again(error: Exception, never: bool) -> None:
     assert was_never_sent(error) == never
+
+
+def test_a_refusal_keeps_nothing_of_the_requests_before_it() -> None:
+    for refuse in (email_taken, user_not_found, version_mismatch):
+        for _ in range(3):
+            with pytest.raises(Problem) as raised:
+                raise refuse()
+        assert len(raised.traceback) == 1
 
 
 def test_sabotage_is_an_opaque_500_and_logged_whole(
