@@ -17,6 +17,7 @@ a free slot a call leaves at the end of the event loop's tick. What holds, and `
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import asyncpg
@@ -117,7 +118,7 @@ class Batcher(Generic[Item, Result]):
                 taken.append(call)
         self._waiting.extendleft(reversed(held_back))
         if self._key is not None:
-            taken.sort(key=_key_of)
+            taken.sort(key=attrgetter("key"))
         return taken
 
     def _start(self, calls: list[_Call], limits: Limits) -> asyncio.Task[None]:
@@ -134,17 +135,19 @@ class Batcher(Generic[Item, Result]):
         try:
             results = await self._run([call.item for call in calls])
         except asyncpg.PostgresError as error:
-            if len(calls) > 1:
+            if len(calls) == 1:
+                _fail(calls, error)
+            else:
                 # It left nothing behind. Whose fault it was shows when each goes alone, outside the slots.
                 for call in calls:
                     self._start([call], limits)
                 calls = []
-            else:
-                _settle(calls, None, error)
         except Exception as error:  # Whatever it is, the callers must hear of it.
-            _settle(calls, None, error)
+            _fail(calls, error)
         else:
-            _settle(calls, results, None)
+            for call, result in zip(calls, results, strict=True):
+                if not call.future.done():  # done already: its caller went away
+                    call.future.set_result(result)
         self._busy.difference_update([call.key for call in calls])
         task = asyncio.current_task()
         assert task is not None
@@ -153,16 +156,7 @@ class Batcher(Generic[Item, Result]):
         self._send(limits)
 
 
-def _settle(calls: Sequence[_Call], results: Sequence[Any] | None, error: Exception | None) -> None:
-    """Answer the callers that are still there."""
-    for number, call in enumerate(calls):
-        if call.future.done():
-            continue
-        if results is None:
-            call.future.set_exception(error or AssertionError)
-        else:
-            call.future.set_result(results[number])
-
-
-def _key_of(call: _Call) -> Any:
-    return call.key
+def _fail(calls: Sequence[_Call], error: Exception) -> None:
+    for call in calls:
+        if not call.future.done():
+            call.future.set_exception(error)

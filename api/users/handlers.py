@@ -23,16 +23,14 @@ from api.http import (
 )
 from api.users import queries
 from api.users.emails import Email
-from api.users.schemas import ListQuery, UserCreate, UserUpdate
+from api.users.schemas import MAX_ID, ListQuery, UserCreate, UserUpdate
 
 PATH = "/api/v1/users"
 
 _PATH = PATH.encode()
 _FIRST_PAGE = ListQuery()
 _EMAIL = TypeAdapter(Email)
-_MAX_ID = 2**63 - 1
-_MAX_ID_DIGITS = 19
-
+_MAX_ID_DIGITS = len(str(MAX_ID))
 
 Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
@@ -114,7 +112,7 @@ class Users:
 def _read_id(request: Request) -> int:
     """The path's id. One that no user can have is not found, whatever it is."""
     text: str = request.path_params["id"]
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and 0 < int(text) <= _MAX_ID):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and 0 < int(text) <= MAX_ID):
         raise user_not_found()
     return int(text)
 

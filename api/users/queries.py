@@ -6,7 +6,7 @@ Every array travels as text[]: it is the one array that asyncpg can encode witho
 (asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from asyncpg import Record
@@ -64,15 +64,13 @@ class UserRemoval(NamedTuple):
 async def select_users(database: Database, ids: Sequence[int]) -> list[Record | None]:
     """For each of `ids` its user (id, version, body), None where there is none."""
     rows = await database.fetch(_SELECT_USERS, [str(user_id) for user_id in ids])
-    found = {row["id"]: row for row in rows}
-    return [found.get(user_id) for user_id in ids]
+    return _in_order(rows, "id", ids)
 
 
 async def select_users_by_email(database: Database, emails: Sequence[str]) -> list[Record | None]:
     """For each address its user (n, id, version, body), whatever the case; None where there is none."""
     rows = await database.fetch(_SELECT_USERS_BY_EMAIL, emails)
-    found = {row["n"]: row for row in rows}
-    return [found.get(n) for n in range(1, len(emails) + 1)]
+    return _in_order(rows, "n", range(1, len(emails) + 1))
 
 
 async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
@@ -103,8 +101,7 @@ async def update_users(database: Database, changes: Sequence[UserChange]) -> lis
         [_versions(change.if_match) for change in changes],
         _patience(database, changes),
     )
-    changed = {row["id"]: row for row in rows}
-    return [changed.get(change.id) for change in changes]
+    return _in_order(rows, "id", [change.id for change in changes])
 
 
 async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> list[Record | None]:
@@ -115,8 +112,7 @@ async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> l
         [_versions(removal.if_match) for removal in removals],
         _patience(database, removals),
     )
-    deleted = {row["id"]: row for row in rows}
-    return [deleted.get(removal.id) for removal in removals]
+    return _in_order(rows, "id", [removal.id for removal in removals])
 
 
 async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Record]:
@@ -132,6 +128,12 @@ async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Re
 async def list_users_skip(database: Database, skip: int, limit: int) -> Record:
     """The page behind the first `skip` users: last_id, size, body (a JSON array)."""
     return (await database.fetch(_LIST_USERS_SKIP, skip, limit))[0]
+
+
+def _in_order(rows: Sequence[Record], column: str, wanted: Iterable[int]) -> list[Record | None]:
+    """The row of each that was asked for, by its number in `column`; None where it has none."""
+    found = {row[column]: row for row in rows}
+    return [found.get(number) for number in wanted]
 
 
 def _patience(database: Database, writes: Sequence[object]) -> str:

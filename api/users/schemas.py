@@ -6,7 +6,8 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator, model_va
 
 from api.users.emails import Email
 
-_MAX_BIGINT = 2**63 - 1
+MAX_ID = 2**63 - 1
+"""PostgreSQL's largest bigint."""
 
 
 def _without_nul(text: str) -> str:
@@ -17,7 +18,7 @@ def _without_nul(text: str) -> str:
 
 
 Name = Annotated[str, Field(max_length=255), AfterValidator(_without_nul)]
-ID = Annotated[int, Field(ge=0, le=_MAX_BIGINT)]
+ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
 class UserCreate(BaseModel):
