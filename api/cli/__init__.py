@@ -1,0 +1,30 @@
+"""The command line: a file for each command, thin, each calls one function elsewhere."""
+
+import logging.config
+
+import click
+
+from api.cli.check_sql import check_sql
+from api.cli.common import LOG_CONFIG
+from api.cli.migrate import migrate
+from api.cli.serve import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="users-api")
+def main() -> None:
+    """A users API on Neon Postgres: raw SQL, no ORM, one statement a request.
+
+    Settings come from the environment or from .env in the working directory; .env.example lists them all. Without
+    DATABASE_URL and DIRECT_URL every command uses the embedded development PostgreSQL in .data/.
+
+    \b
+    First steps:
+      users-api serve                     serve on http://127.0.0.1:8000
+      curl localhost:8000/api/v1/users    list the users
+    """
+    logging.config.dictConfig(LOG_CONFIG)
+
+
+for command in (serve, migrate, check_sql):
+    main.add_command(command)

@@ -1,0 +1,42 @@
+"""`users-api check-sql`."""
+
+import asyncio
+import sys
+
+import asyncpg
+import click
+
+import api.users.queries  # noqa: F401 - declares the statements that check-sql checks
+from api import migrations, statements
+from api.cli.common import explain_errors, settings_with_database
+from api.errors import describe
+from api.settings import Settings
+
+
+@click.command("check-sql")
+@explain_errors
+def check_sql() -> None:
+    """Prepare every SQL file on the database and compare its types with what Python declares.
+
+    Exit code 1 where one differs: after a migration that no longer fits the code, or the other way round.
+    """
+    settings, _ = settings_with_database()
+    mismatches = asyncio.run(_check_sql(settings))
+    for mismatch in mismatches:
+        click.echo(mismatch, err=True)
+    if mismatches:
+        sys.exit(1)
+    click.echo(f"{len(statements.declared_statements())} statements fit the database")
+
+
+async def _check_sql(settings: Settings) -> list[str]:
+    try:
+        connection = await asyncpg.connect(**settings.direct.asyncpg_arguments())
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise migrations.MigrationError(f"DIRECT_URL: cannot connect: {describe(error)}") from None
+    try:
+        checks = [await statements.check_statement(connection, each) for each in statements.declared_statements()]
+    finally:
+        await connection.close()
+    unused = [f"sql/{name}: no Python module declares it" for name in statements.undeclared_files()]
+    return [str(mismatch) for mismatch in checks if mismatch is not None] + unused

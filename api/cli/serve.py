@@ -1,0 +1,67 @@
+"""`users-api serve`."""
+
+import logging
+import signal
+import sys
+
+import click
+import uvicorn
+
+from api import migrations
+from api.cli.common import LOG_CONFIG, explain_errors, settings_with_database
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Processes that serve; one for each core. Each has a pool of its own of POOL_MAX_SIZE connections.",
+)
+@click.option("--reload", is_flag=True, help="Restart when a file of the source changes: for development, one worker.")
+@explain_errors
+def serve(host: str, port: int, workers: int, reload: bool) -> None:
+    """Serve the API.
+
+    On the embedded PostgreSQL the migrations are applied first; on any other database run `users-api migrate` before.
+    The database may be asleep or down at the start: requests wait for it, /health answers at once.
+
+    \b
+    Examples:
+      users-api serve
+      users-api serve --host 0.0.0.0 --port 8080 --workers 2
+    """
+    if reload and workers > 1:
+        raise click.UsageError("--reload works with one worker: leave out --workers")
+    settings, is_embedded = settings_with_database()
+    if is_embedded:
+        migrations.migrate(settings.direct, report=click.echo)
+    for note in settings.pooled.notes:
+        logging.getLogger("api").warning("DATABASE_URL: %s", note)
+    # uvicorn ends by raising the signal that stopped it once more; a graceful stop is a success, and exits as one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    click.echo(f"users-api serves on http://{host}:{port}; try:")
+    click.echo(f"  curl -s http://{host}:{port}/api/v1/users")
+    uvicorn.run(
+        "api.app:app_from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        reload=reload,
+        # Named, since uvicorn falls back to slower ones in silence where they are missing.
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        http="auto" if sys.platform == "win32" else "api.protocol:HTTPProtocol",
+        lifespan="on",
+        log_config={**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": settings.log_level.upper()}},
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        # Above the idle time of the usual load balancers (60 s), which would see a reset as a 502 otherwise.
+        timeout_keep_alive=75,
+        # uvicorn's default waits for ever.
+        timeout_graceful_shutdown=30,
+    )
