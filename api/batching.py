@@ -1,13 +1,14 @@
 """Gathers concurrent calls into one statement.
 
-While a statement is on its way, the calls that arrive wait together, and leave in the next one. There is no timer: with
-a free slot a call leaves at the end of the event loop's tick. What holds, and `tests/test_batching.py` pins:
+While a statement is on its way, the calls that arrive wait together, and leave in the next one. There is no timer: a
+call that finds nobody else leaves at once, and with a free slot one leaves at the end of the event loop's tick. What
+holds, and `tests/test_batching.py` pins:
 
 1. A batch is closed before it is sent, so a read sees every write that was acknowledged before the read arrived.
 2. With a free slot a lone call leaves at once.
 3. An error belongs to its call: what PostgreSQL refuses as a whole is replayed one by one.
 4. A call is answered after the statement that carried it, never before.
-5. A caller that goes away drops its interest, never the statement.
+5. A caller that goes away drops its interest, never a statement that others share.
 6. Keys are sorted, so that concurrent batches lock rows in one order; a key is in one batch at a time, and the next
    call for it waits for the next batch, in order of arrival.
 7. A slow batch gives its slot back after PATIENCE_SECONDS, and a batch of several waits no longer for a locked row.
@@ -16,7 +17,7 @@ a free slot a call leaves at the end of the event loop's tick. What holds, and `
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -66,8 +67,9 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Call] = deque()
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._slots: dict[asyncio.Task[Any], float] = {}  # each with the time at which its batch was sent
+        self._gathering = False  # a task has a slot and has not begun: what arrives meanwhile goes with it
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: Item) -> Result:
         """The result for one item.
@@ -80,23 +82,49 @@ class Batcher(Generic[Item, Result]):
             return (await self._run([item]))[0]
         if len(self._waiting) >= limits.max_waiting:
             raise OverloadedError
+        key = self._key and self._key(item)
+        if not self._slots and not self._waiting and key not in self._busy:
+            return await self._run_alone(item, key, limits)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append(_Call(item, self._key and self._key(item), future, loop.time()))
-        if not self._scheduled and len(self._slots) < limits.in_flight:
-            self._scheduled = True
-            loop.call_soon(self._send, limits)
+        self._waiting.append(_Call(item, key, future, loop.time()))
+        self._fill_slots(limits)
         return await future
 
-    def _send(self, limits: Limits) -> None:
-        self._scheduled = False
-        while self._waiting and len(self._slots) < limits.in_flight:
-            calls = self._take(limits)
-            if not calls:
-                return
-            task = self._start(calls, limits)
-            self._slots.add(task)
-            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_back, task, limits)
+    async def _run_alone(self, item: Item, key: Any, limits: Limits) -> Result:
+        """Run a call that finds nobody else, in its caller's own task: a task, a future and a tick less.
+
+        Where the caller is cancelled the statement ends too: nobody shares it.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._occupy(task, limits)
+        if key is not None:
+            self._busy.add(key)
+        try:
+            return (await self._run([item]))[0]
+        finally:
+            self._busy.discard(key)
+            self._slots.pop(task, None)
+            self._fill_slots(limits)
+
+    def _fill_slots(self, limits: Limits) -> None:
+        """Give a free slot to a task of its own, unless one is about to take what waits."""
+        if self._waiting and not self._gathering and len(self._slots) < limits.in_flight:
+            self._gathering = True
+            self._slots[self._start(self._work(limits))] = asyncio.get_running_loop().time()
+
+    async def _work(self, limits: Limits) -> None:
+        """Send batch after batch, for as long as something waits and none was so slow that it lost the slot."""
+        self._gathering = False
+        task = asyncio.current_task()
+        assert task is not None
+        while task in self._slots and (calls := self._take(limits)):
+            self._occupy(task, limits)
+            self._fill_slots(limits)  # what one batch cannot hold goes into the next at once
+            await self._carry(calls, limits)
+        self._slots.pop(task, None)
+        self._fill_slots(limits)
 
     def _take(self, limits: Limits) -> list[_Call]:
         """The calls of the next batch, in order of arrival as far as their keys are free."""
@@ -121,15 +149,27 @@ class Batcher(Generic[Item, Result]):
             taken.sort(key=attrgetter("key"))
         return taken
 
-    def _start(self, calls: list[_Call], limits: Limits) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._carry(calls, limits))
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    def _give_back(self, task: asyncio.Task[None], limits: Limits) -> None:
-        if task in self._slots:
-            self._slots.discard(task)
-            self._send(limits)
+    def _occupy(self, task: asyncio.Task[Any], limits: Limits) -> None:
+        loop = asyncio.get_running_loop()
+        self._slots[task] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(PATIENCE_SECONDS, self._give_back, limits)
+
+    def _give_back(self, limits: Limits) -> None:
+        """Take the slots of the batches that are out for too long. One timer serves them all: a timer costs a µs."""
+        loop = asyncio.get_running_loop()
+        too_old = loop.time() - PATIENCE_SECONDS
+        self._slots = {task: sent for task, sent in self._slots.items() if sent > too_old}
+        self._timer = None
+        if self._slots:
+            self._timer = loop.call_at(min(self._slots.values()) + PATIENCE_SECONDS, self._give_back, limits)
+        self._fill_slots(limits)
 
     async def _carry(self, calls: list[_Call], limits: Limits) -> None:
         try:
@@ -140,8 +180,8 @@ class Batcher(Generic[Item, Result]):
             else:
                 # It left nothing behind. Whose fault it was shows when each goes alone, outside the slots.
                 for call in calls:
-                    self._start([call], limits)
-                calls = []
+                    self._start(self._replay(call, limits))
+                return  # their keys stay busy
         except Exception as error:  # Whatever it is, the callers must hear of it.
             _fail(calls, error)
         else:
@@ -149,11 +189,10 @@ class Batcher(Generic[Item, Result]):
                 if not call.future.done():  # done already: its caller went away
                     call.future.set_result(result)
         self._busy.difference_update([call.key for call in calls])
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.discard(task)
-        self._slots.discard(task)
-        self._send(limits)
+
+    async def _replay(self, call: _Call, limits: Limits) -> None:
+        await self._carry([call], limits)
+        self._fill_slots(limits)
 
 
 def _fail(calls: Sequence[_Call], error: Exception) -> None:

@@ -78,8 +78,7 @@ async def test_a_lone_call_leaves_without_a_timer() -> None:
     loop = asyncio.get_running_loop()
     before = loop.time()
     (task,) = start(Batcher(carrier, limits()), "a")
-    # Its own task, the end of the tick, the statement's task: no time passes between them.
-    await ticks(3)
+    await ticks(1)  # its own task begins, and nothing comes between
     assert carrier.sent == [["a"]]
     assert loop.time() - before < 1
     carrier.answer(0)
@@ -88,15 +87,33 @@ async def test_a_lone_call_leaves_without_a_timer() -> None:
 
 async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not() -> None:
     carrier = Carrier()
-    tasks = start(Batcher(carrier, limits(in_flight=2, max_size=3)), *"abcdefgh")
+    # The first finds nobody else and leaves at once, as in the tests below; those behind it gather.
+    tasks = start(Batcher(carrier, limits(in_flight=3, max_size=3)), *"-abcdefgh")
     await ticks()
-    assert carrier.sent == [list("abc"), list("def")]
-    carrier.answer(1)
-    await ticks()
-    assert carrier.sent[2:] == [list("gh")]
-    carrier.answer(0)
+    assert carrier.sent == [["-"], list("abc"), list("def")]
     carrier.answer(2)
-    assert await asyncio.gather(*tasks) == list("ABCDEFGH")
+    await ticks()
+    assert carrier.sent[3:] == [list("gh")]
+    for number in (0, 1, 3):
+        carrier.answer(number)
+    assert await asyncio.gather(*tasks) == list("-ABCDEFGH")
+
+
+async def test_a_lone_call_that_is_cancelled_leaves_its_slot_and_its_key() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(), key=str)
+    alone, *waiting = start(batcher, *"aab")
+    await ticks()
+    assert carrier.sent == [["a"]]
+    alone.cancel()
+    await ticks()
+    assert carrier.sent[1:] == [["a", "b"]]
+    carrier.answer(1)
+    assert await asyncio.gather(*waiting) == ["A", "B"]
+    last = start(batcher, "a")
+    await ticks(1)
+    carrier.answer(2)
+    assert await asyncio.gather(*last) == ["A"]
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -134,64 +151,69 @@ async def test_a_refused_batch_is_replayed_one_by_one() -> None:
 
     async def run(items: Sequence[str]) -> list[str]:
         sent.append(list(items))
+        await ticks()
         if "b" in items:
             raise asyncpg.UniqueViolationError("taken")
         return list(items)
 
-    tasks = start(Batcher(run, limits(), key=str), *"cab")
+    tasks = start(Batcher(run, limits(in_flight=2), key=str), *"-cab")
     answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert sent == [list("abc"), ["a"], ["b"], ["c"]]
-    assert answers[:2] == ["c", "a"]
-    assert isinstance(answers[2], asyncpg.UniqueViolationError)
+    assert sent == [["-"], list("abc"), ["a"], ["b"], ["c"]]
+    assert answers[:3] == ["-", "c", "a"]
+    assert isinstance(answers[3], asyncpg.UniqueViolationError)
 
 
 @pytest.mark.parametrize("error", [OutcomeUnknownError, DatabaseUnavailableError])
 async def test_a_batch_whose_outcome_is_unknown_is_never_replayed(error: type[Exception]) -> None:
     carrier = Carrier()
-    tasks = start(Batcher(carrier, limits(), key=str), *"ab")
+    alone, *tasks = start(Batcher(carrier, limits(in_flight=2), key=str), *"-ab")
     await ticks()
-    carrier.answer(0, error())
+    carrier.answer(1, error())
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [error, error]
-    assert carrier.sent == [["a", "b"]]
+    assert carrier.sent == [["-"], ["a", "b"]]
+    carrier.answer(0, error())
+    with pytest.raises(error):
+        await alone
 
 
 async def test_a_caller_that_goes_away_leaves_the_others_their_answers() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits())
-    tasks = start(batcher, *"ab")
+    batcher = Batcher(carrier, limits(in_flight=2))
+    alone, *tasks = start(batcher, *"-ab")
     await ticks()
     waiting = start(batcher, *"cd")
     await ticks()
     tasks[0].cancel()
     waiting[0].cancel()
     await ticks()
-    carrier.answer(0)
+    carrier.answer(1)
     assert await tasks[1] == "B"
     await ticks()
-    assert carrier.sent == [["a", "b"], ["d"]]
-    carrier.answer(1)
-    assert await waiting[1] == "D"
+    assert carrier.sent == [["-"], ["a", "b"], ["d"]]
+    carrier.answer(0)
+    carrier.answer(2)
+    assert [await alone, await waiting[1]] == ["-", "D"]
 
 
 async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(in_flight=5), key=lambda item: item[0])
-    tasks = start(batcher, "b1", "a1", "b2", "c1", "b3")
+    batcher = Batcher(carrier, limits(in_flight=6), key=lambda item: item[0])
+    tasks = start(batcher, "-", "b1", "a1", "b2", "c1", "b3")
     await ticks()
-    assert carrier.sent == [["a1", "b1", "c1"]]
+    assert carrier.sent == [["-"], ["a1", "b1", "c1"]]
     tasks += start(batcher, "d1", "a2")
     await ticks()
-    assert carrier.sent[1:] == [["d1"]]
-    carrier.answer(0)
-    await ticks()
-    assert carrier.sent[2:] == [["a2", "b2"]]
-    carrier.answer(2)
-    await ticks()
-    assert carrier.sent[3:] == [["b3"]]
+    assert carrier.sent[2:] == [["d1"]]
     carrier.answer(1)
+    await ticks()
+    assert carrier.sent[3:] == [["a2", "b2"]]
     carrier.answer(3)
-    assert len(await asyncio.gather(*tasks)) == 7
+    await ticks()
+    assert carrier.sent[4:] == [["b3"]]
+    for number in (0, 2, 4):
+        carrier.answer(number)
+    assert len(await asyncio.gather(*tasks)) == 8
 
 
 async def test_a_slow_batch_gives_its_slot_back() -> None:
