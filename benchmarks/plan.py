@@ -22,7 +22,7 @@ def default_plan(extra: Sequence[System] = ()) -> list[Job]:
     """Every figure that a target needs, and nothing else: some minutes."""
     compared = [name for name in WORKLOADS if name != "mix"]
     jobs = [
-        Job(system, WORKLOADS[name])
+        Job(system, WORKLOADS[name], rows=WORKLOADS[name].rows)
         for system in (_OURS, _TEXTBOOK, SYSTEMS["fastapi_sqlalchemy"], *extra)
         for name in compared
     ]
@@ -36,7 +36,7 @@ def full_plan(extra: Sequence[System] = ()) -> list[Job]:
     """All systems, all workloads, all distances, all concurrencies: most of an hour."""
     systems = [*SYSTEMS.values(), *extra]
     jobs = [
-        Job(system, workload, workers=workers, connections=CONNECTIONS_EACH * workers)
+        Job(system, workload, workers=workers, connections=CONNECTIONS_EACH * workers, rows=workload.rows)
         for workers in (2, 1)
         for system in systems
         for workload in ([_GET] if system is _CONSTANT else WORKLOADS.values())

@@ -14,7 +14,8 @@ class Workload:
     title: str
     writes: bool = False
     page_size: int = 100  # users of a page, where pages are read
-    max_seconds: int = 60  # how long the seeded table lasts at the rates that one machine reaches
+    rows: int = 100_000  # users in the table when it begins
+    max_seconds: int = 60  # how long they last at the rates that one machine reaches
 
     @property
     def script(self) -> Path:
@@ -29,7 +30,7 @@ WORKLOADS = {
         Workload("list", "list of 100"),
         Workload("create", "POST", writes=True),
         Workload("patch", "PATCH", writes=True),
-        Workload("delete", "DELETE", writes=True, max_seconds=4),
+        Workload("delete", "DELETE", writes=True, rows=300_000, max_seconds=4),
         Workload("mix", "mix: 70 get, 15 list, 10 create, 4 patch, 1 delete", writes=True),
     )
 }
