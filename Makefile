@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-profile install lock clean
+.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -46,7 +46,7 @@ bench: install ## compare with the peers: the table of targets, in less than ten
 bench-full: install ## every system, workload, distance and concurrency: most of an hour
 	$(BIN)/python -m benchmarks.run --full $(ARGS)
 
-bench-scaling bench-overload bench-profile: install ## one question each: see benchmarks/README.md
+bench-scaling bench-overload bench-latency bench-profile: install ## one question each: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.$(@:bench-%=%) $(ARGS)
 
 lock: install ## renew both locks from pyproject.toml: newest releases, with hashes, for every platform

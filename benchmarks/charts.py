@@ -24,7 +24,7 @@ def draw(results: Iterable[Measurement], titles: Mapping[str, str]) -> dict[str,
             charts[f"distance-{workload}.svg"] = lines
     latency = _against_connections(measured, titles)
     if latency:
-        charts["latency.svg"] = latency
+        charts["connections.svg"] = latency
     return charts
 
 

@@ -1,16 +1,21 @@
 """An open-loop load: requests leave on schedule, whether or not the ones before were answered, as a crowd's do.
 
-A closed loop asks again only when it was answered, and so never offers more than a service can do. Latency counts from
-the moment at which a request was due, so that a stall is not hidden by the requests that it kept from leaving.
+A closed loop asks again only when it was answered, and so never offers more than a service can do, and hides a stall
+behind the requests that the stall kept from leaving. Here those that are due leave together every TICK_SECONDS, and
+latency counts from that moment.
 """
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import quantiles
 from typing import cast
 
-TICK_SECONDS = 0.002
+TICK_SECONDS = 0.001
+"""What uvloop's timers count in."""
 CLIENT_LIMIT = 4000
 """Connections at most; a request that finds none free is counted as unsent."""
 
@@ -28,7 +33,7 @@ class Phase:
 class Outcome:
     """What became of a request. Status 0: no answer."""
 
-    due: float  # seconds since the start of the load
+    due: float  # seconds since the start of the load, at which it left
     status: int
     seconds: float  # from due to answered
     has_retry_after: bool
@@ -40,6 +45,53 @@ class Trace:
 
     outcomes: list[Outcome] = field(default_factory=list)
     unsent: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one phase came to."""
+
+    name: str
+    offered: float  # requests a second
+    goodput: float  # answers 2xx a second
+    refused: int  # answers 503
+    refused_with_retry_after: int
+    failed: int  # any other answer outside 2xx, and none at all
+    p50_ms: float  # of the answers 2xx
+    p99_ms: float
+
+    @property
+    def has_clean_refusals(self) -> bool:
+        """Whether nothing failed but by a 503 that says when to come back."""
+        return not self.failed and self.refused == self.refused_with_retry_after
+
+
+def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
+    """Add up the requests that were due in a phase."""
+    good = [outcome.seconds * 1000 for outcome in outcomes if 200 <= outcome.status < 300]
+    refused = [outcome for outcome in outcomes if outcome.status == 503]
+    percentiles = quantiles(good, n=100) if len(good) > 1 else [math.nan] * 99
+    return Summary(
+        phase.name,
+        phase.requests_per_second,
+        len(good) / phase.seconds,
+        len(refused),
+        sum(outcome.has_retry_after for outcome in refused),
+        len(outcomes) - len(good) - len(refused),
+        percentiles[49],
+        percentiles[98],
+    )
+
+
+def split(trace: Trace, phases: Sequence[Phase]) -> list[list[Outcome]]:
+    """Return the requests by the phase in which they were due."""
+    found: list[list[Outcome]] = []
+    begins = 0.0
+    for phase in phases:
+        ends = begins + phase.seconds
+        found.append([outcome for outcome in trace.outcomes if begins <= outcome.due < ends])
+        begins = ends
+    return found
 
 
 class _Client(asyncio.Protocol):
@@ -99,12 +151,12 @@ class _Load:
         self._connecting = 0
         self._port = port
         self._loop = asyncio.get_running_loop()
-        self._start = self._loop.time()
+        self._start = time.perf_counter()  # uvloop's own time counts whole milliseconds
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def now(self) -> float:
-        return self._loop.time() - self._start
+        return time.perf_counter() - self._start
 
     @property
     def is_busy(self) -> bool:
@@ -157,11 +209,11 @@ async def run_phases(port: int, phases: Sequence[Phase], rows: int, patience_sec
     load, begins, sent = _Load(port), 0.0, 0
     for phase in phases:
         offered, ends = 0, begins + phase.seconds
-        while load.now < ends:
-            expected = int((load.now - begins) * phase.requests_per_second)
-            for number in range(offered, expected):
+        while (now := load.now) < ends:
+            expected = int((now - begins) * phase.requests_per_second)
+            for _ in range(offered, expected):
                 sent += 1
-                load.offer(begins + number / phase.requests_per_second, requests[sent % len(requests)])
+                load.offer(now, requests[sent % len(requests)])
             offered = max(offered, expected)
             await asyncio.sleep(TICK_SECONDS)
         begins = ends

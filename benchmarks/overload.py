@@ -3,9 +3,8 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import quantiles
 
 import click
 import uvloop
@@ -13,7 +12,7 @@ import uvloop
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import database_at
-from benchmarks.openloop import Outcome, Phase, Trace, run_phases
+from benchmarks.openloop import Outcome, Phase, Trace, run_phases, split, summarise_phase
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
@@ -36,53 +35,6 @@ _METHOD = (
     "Goodput is answers 2xx a second; latency counts from when a request was due. Recovered is the moment after the "
     "overload from which on every answer is 2xx and none is slower than three times the p99 of before."
 )
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What one phase came to."""
-
-    name: str
-    offered: float  # requests a second
-    goodput: float  # answers 2xx a second
-    refused: int  # answers 503
-    refused_with_retry_after: int
-    failed: int  # any other answer outside 2xx, and none at all
-    p50_ms: float  # of the answers 2xx
-    p99_ms: float
-
-    @property
-    def has_clean_refusals(self) -> bool:
-        """Whether nothing failed but by a 503 that says when to come back."""
-        return not self.failed and self.refused == self.refused_with_retry_after
-
-
-def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
-    """Add up the requests that were due in a phase."""
-    good = [outcome.seconds * 1000 for outcome in outcomes if 200 <= outcome.status < 300]
-    refused = [outcome for outcome in outcomes if outcome.status == 503]
-    percentiles = quantiles(good, n=100) if len(good) > 1 else [math.nan] * 99
-    return Summary(
-        phase.name,
-        phase.requests_per_second,
-        len(good) / phase.seconds,
-        len(refused),
-        sum(outcome.has_retry_after for outcome in refused),
-        len(outcomes) - len(good) - len(refused),
-        percentiles[49],
-        percentiles[98],
-    )
-
-
-def split(trace: Trace, phases: Sequence[Phase]) -> list[list[Outcome]]:
-    """Return the requests by the phase in which they were due."""
-    found: list[list[Outcome]] = []
-    begins = 0.0
-    for phase in phases:
-        ends = begins + phase.seconds
-        found.append([outcome for outcome in trace.outcomes if begins <= outcome.due < ends])
-        begins = ends
-    return found
 
 
 def recovery_seconds(after: Sequence[Outcome], begins: float, slow_ms: float) -> float:

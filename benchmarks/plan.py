@@ -19,7 +19,7 @@ _GET, _CREATE = WORKLOADS["get"], WORKLOADS["create"]
 
 
 def default_plan(extra: Sequence[System] = ()) -> list[Job]:
-    """Every figure that a target needs, and nothing else: some minutes."""
+    """Every figure that a target or a chart of the README needs: some minutes."""
     compared = [name for name in WORKLOADS if name != "mix"]
     jobs = [
         Job(system, WORKLOADS[name], rows=WORKLOADS[name].rows)
@@ -28,7 +28,12 @@ def default_plan(extra: Sequence[System] = ()) -> list[Job]:
     ]
     jobs += [Job(_UNBATCHED, _GET), Job(_CONSTANT, _GET)]
     jobs += [_idle(system) for system in (_OURS, _UNBATCHED, _TEXTBOOK, *extra)]
-    jobs += [_far(system, workload) for system in (_OURS, _TEXTBOOK, *extra) for workload in (_GET, _CREATE)]
+    jobs += [
+        _far(system, workload, distance)
+        for system in (_OURS, _TEXTBOOK, *extra)
+        for distance in DISTANCES_MS
+        for workload in (_GET, _CREATE)
+    ]
     return jobs
 
 
@@ -79,5 +84,5 @@ def _idle(system: System) -> Job:
     return Job(system, _GET, workers=1, connections=1)
 
 
-def _far(system: System, workload: Workload, distance_ms: float = FAR_MS) -> Job:
+def _far(system: System, workload: Workload, distance_ms: float) -> Job:
     return Job(system, workload, workers=1, connections=FAR_CONNECTIONS, distance_ms=distance_ms)

@@ -17,7 +17,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
-from benchmarks import overload, plan, profile, scaling
+from benchmarks import latency, overload, plan, profile, scaling
 from benchmarks.charts import draw
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
@@ -167,7 +167,7 @@ def test_the_report_of_wrk_is_read() -> None:
         parse_wrk("unable to connect to 127.0.0.1:8000 Connection refused")
 
 
-@pytest.mark.parametrize("module", ["run", "scaling", "overload", "profile"])
+@pytest.mark.parametrize("module", ["run", "scaling", "overload", "latency", "profile"])
 def test_without_wrk_one_message_says_how_to_get_it(module: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}"],
@@ -219,7 +219,8 @@ def test_a_run_becomes_json_markdown_and_charts(full: bool) -> None:
     assert document["machine"]["cpu"] == MACHINE["cpu"]
     charts = {name for name in files if name.endswith(".svg")}
     assert {"throughput-get.svg", "throughput-list.svg", "throughput-create.svg"} <= charts
-    assert ({"distance-get.svg", "distance-create.svg", "latency.svg"} <= charts) == full
+    assert {"distance-get.svg", "distance-create.svg"} <= charts
+    assert ("connections.svg" in charts) == full
     for name in charts:
         assert f"({name})" in files["comparison.md"]
         assert_svg(files[name], "users-api")
@@ -268,6 +269,23 @@ def test_an_overload_becomes_json_markdown_and_a_chart() -> None:
     files = overload.render(MACHINE, 12.0, 0.3, phases, Trace(good + refused + late))
     assert json.loads(files["overload.json"])["recovery_seconds"] == pytest.approx(1.9)
     assert "NOT met: only 503" in files["overload.md"]
+
+
+def test_latency_becomes_json_markdown_and_a_chart() -> None:
+    def point(system: str, offered: int, goodput: float, p99_ms: float) -> latency.Point:
+        return latency.Point(system, offered, goodput, 1.0, p99_ms, 0.5)
+
+    rounds = [
+        [point("users_api", 250, 250, 2 + n), point("users_api", 500, 499, 3 + n), point("users_api", 1000, 700, 900)]
+        for n in range(3)
+    ]
+    rounds[0] += [point("starlette_textbook", 250, 250, 5)]  # in one round of three: no median
+    points = latency.merge(rounds, (250, 500, 1000))
+    assert [(p.offered, p.p99_ms, p.is_held) for p in points] == [(250, 3, True), (500, 4, True), (1000, 900, False)]
+    files = latency.render(points, TITLES, MACHINE, 3)
+    assert len(json.loads(files["latency.json"])["points"]) == 3
+    assert files["latency.md"].count("| users-api |") == 3
+    assert_svg(files["latency.svg"], "users-api")
 
 
 def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
