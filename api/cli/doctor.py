@@ -92,7 +92,7 @@ class _Progress:
             return
         status = click.style(f"{step.status:<7}", fg=_COLOURS[step.status])
         took = f"{step.milliseconds:>8.1f} ms" if step.milliseconds is not None else " " * 11
-        click.echo(f"  {status}  {name:<19} {took}  {self._fold(step.detail, 43)}")
+        click.echo(f"  {status}  {name:<19} {took}  {self._fold(step.detail, 44)}")
         if step.remedy:
             click.echo(f"{' ' * 11}{click.style('do:', bold=True)} {self._fold(step.remedy, 15)}")
 

@@ -65,6 +65,9 @@ class Route:
         return green(f"{path}: nothing leaves this machine")
 
     async def _resolve(self) -> Finding:
+        if self._url.hostaddr:
+            self._addresses = [self._url.hostaddr]
+            return green(f"{self._host}: {self._url.hostaddr}, as hostaddr in the URL says")
         try:
             found = await in_daemon_thread(socket.getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
@@ -124,7 +127,7 @@ class Route:
                 "write sslmode=verify-full, with sslrootcert=FILE for an authority of your own",
             )
         certificate: dict[str, Any] = encrypted.getpeercert() or {}
-        return green(f"{detail}, issued by {_name(certificate.get('issuer', ()))}, verified for {self._host}")
+        return green(f"{detail}, issued by {_name(certificate.get('issuer', ()))}, verified")
 
     async def _negotiate(self, context: ssl.SSLContext) -> ssl.SSLObject | None:
         """Shake hands over the open connection, before a user's name or a password is sent. None: there is no TLS.

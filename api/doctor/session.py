@@ -27,10 +27,11 @@ _FAR_SECONDS = 0.02
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
 _WAKING_PAUSE_SECONDS = 0.2
 
+_AGAIN = "run it again; if it stays, the server's log says more"
 _CREDENTIALS = "copy the URL from Neon's console again, password and all (%2F for /, %3F for ?, %25 for %)"
 _DATABASE = "correct the database's name in the URL, or create it"
 _CONNECTIONS = "lower POOL_MAX_SIZE, workers or replicas, or end other clients: the database has no connection left"
-# By SQLSTATE, and by what PgBouncer writes under 08P01, protocol violation, which it uses for all of these.
+# By SQLSTATE, and by the texts of those who have one SQLSTATE for everything: PgBouncer 08P01, Neon's proxy XX000.
 _REMEDIES = {
     "28P01": _CREDENTIALS,
     "28000": "create the role, or correct the user in the URL; pg_hba.conf must let it in, with TLS",
@@ -38,11 +39,16 @@ _REMEDIES = {
     "42501": "grant the role what it needs, or use the URL of the role that owns the tables",
     "53300": _CONNECTIONS,
 }
-_POOLER_REMEDIES = {
+_REMEDIES_BY_TEXT = {
     "authentication failed": _CREDENTIALS,
+    "no such user": _CREDENTIALS,
     "does not exist": _DATABASE,
     "no such database": _DATABASE,
     "no more connections": _CONNECTIONS,
+    "too many connections": _CONNECTIONS,
+    "disabled": "enable the compute in Neon's console",
+    "exceeded": "raise the limit, or the plan, of the Neon project in Neon's console",
+    "could not be found": "copy the host from Neon's console again: this endpoint does not exist",
 }
 
 
@@ -80,8 +86,8 @@ class Session:
         while True:
             try:
                 return await asyncpg.connect(**arguments, statement_cache_size=0)
-            except asyncpg.CannotConnectNowError:
-                if asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
+            except asyncpg.PostgresError as error:
+                if not _wakes_up(error) or asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
                     raise
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 
@@ -254,13 +260,19 @@ class Session:
         return green(detail)
 
 
+def _wakes_up(error: asyncpg.PostgresError) -> bool:
+    """Whether it is what a compute says, or Neon's proxy in its place, that will answer in a moment."""
+    if isinstance(error, asyncpg.InternalServerError):
+        return any(text in str(error) for text in ("connect to compute node", "Control plane", "acquire permit"))
+    return isinstance(error, (asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError))
+
+
 def explain(error: Exception) -> Finding:
     """What an exception of connecting or asking means, and what mends it."""
     detail = describe(error)
     sqlstate = getattr(error, "sqlstate", None)
-    pooler = (remedy for text, remedy in _POOLER_REMEDIES.items() if text in detail)
-    remedy = _REMEDIES.get(sqlstate or "") or next(pooler, "run it again; if it stays, the server's log says more")
-    return red(detail, remedy)
+    by_text = (remedy for text, remedy in _REMEDIES_BY_TEXT.items() if text in detail.lower())
+    return red(detail, _REMEDIES.get(sqlstate or "") or next(by_text, _AGAIN))
 
 
 def _count(number: int, noun: str) -> str:
