@@ -65,7 +65,7 @@ class Report:
 def doctor(settings: Settings, *, replicas: int = 1, workers: int = 1, time_limit: float = 20) -> Report:
     told: list[tuple[str, str, Step | None]] = []
     with warnings.catch_warnings():
-        # asyncpg closes TLS where a log-in or a statement has failed, and nobody can wait for the other side's farewell.
+        # asyncpg closes TLS where a log-in or a statement failed, and nobody can wait for the other side's farewell.
         warnings.simplefilter("ignore", ResourceWarning)
         steps = asyncio.run(
             examine(
@@ -154,6 +154,13 @@ def test_direct_tls(neon: NeonDatabase) -> None:
         direct_url=f"{neon.direct}&sslnegotiation=direct",
     )
     assert doctor(settings).reds == []
+
+
+def test_a_read_only_server(neon: NeonDatabase) -> None:
+    execute(neon.superuser, f"alter database {parse_url(neon.direct).database} set default_transaction_read_only = on")
+    report = doctor(neon.settings())
+    assert report.reds == [("DATABASE_URL", "server"), ("DIRECT_URL", "server")]
+    assert "primary" in str(report["DATABASE_URL", "server"].remedy)
 
 
 def test_the_wrong_password_and_an_unknown_role(neon: NeonDatabase) -> None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import Route
-from api.doctor.session import CONNECTION_ERRORS, Session, explain
+from api.doctor.refusals import CONNECTION_ERRORS, explain
+from api.doctor.session import Session
 from api.neon import DatabaseURL
 from api.settings import Settings
 
@@ -18,14 +19,13 @@ Report = Callable[[str, str, Step | None], None]
 async def examine(settings: Settings, *, replicas: int, workers: int, time_limit: float, report: Report) -> list[Step]:
     """Take every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
 
-    It only reads, waits for no lock, and leaves nothing behind. What a database or a network can do wrong is a red step
-    and no exception.
+    It only reads, and leaves nothing behind. What a database or a network can do wrong is a red step, no exception.
     """
     pooled, direct = Session(settings.pooled), Session(settings.direct)
     try:
         first = _Steps("DATABASE_URL", pooled, time_limit, report)
         await first.reach()
-        await first.take("pooling", lambda: _judge_pooled(settings, pooled))
+        await first.take("pooling", lambda: _judge_pooled(pooled, direct))
         await first.take(
             "prepared statements",
             lambda: pooled.check_prepared_statements(settings.statement_cache_size),
@@ -45,7 +45,7 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
             lambda: _judge_same(pooled, direct),
             skip=first.ended_at and f"needs {first.ended_at} of DATABASE_URL",
         )
-        await second.take("pooling", lambda: _judge_direct(settings, pooled, direct))
+        await second.take("pooling", lambda: _judge_direct(pooled, direct))
         await second.take("TimeZone", direct.check_time_zone)
         await second.take("statement_timeout", lambda: direct.check_statement_timeout(None))
         migrated = await second.take("migrations", direct.check_migrations)
@@ -86,7 +86,7 @@ class _Steps:
             finally:
                 route.close()
         await self.take("authentication", lambda: self._session.authenticate(self._deadline), needed=True)
-        await self.take("server", self._session.check_server, needed=True)
+        await self.take("server", self._session.check_server)
 
     async def take(
         self,
@@ -138,17 +138,17 @@ async def _read_notes(url: DatabaseURL) -> Finding:
     return green("; ".join(url.notes) or "every part of it is used")
 
 
-async def _judge_pooled(settings: Settings, pooled: Session) -> Finding:
+async def _judge_pooled(pooled: Session, direct: Session) -> Finding:
     evidence = await pooled.find_pooling()
     if pooled.pooled:
         return green(f"pooled: {evidence}")
-    neon = settings.pooled.hosts[0][0].endswith(".neon.tech")
-    if settings.pooled.pooled or settings.pooled.hosts != settings.direct.hosts or neon:
+    neon = pooled.url.hosts[0][0].endswith(".neon.tech")
+    if neon or pooled.url.pooled or pooled.url.hosts != direct.url.hosts:
         return yellow(f"direct: {evidence}", "use the URL of the pooler: Neon's has -pooler in its host")
     return green(f"direct: {evidence}; both URLs name one server without a pooler")
 
 
-async def _judge_direct(settings: Settings, pooled: Session, direct: Session) -> Finding:
+async def _judge_direct(pooled: Session, direct: Session) -> Finding:
     evidence = await direct.find_pooling()
     if direct.pooled and pooled.pooled is False:
         return red(f"pooled: {evidence}, and DATABASE_URL is direct", "swap the values of DATABASE_URL and DIRECT_URL")
@@ -157,7 +157,7 @@ async def _judge_direct(settings: Settings, pooled: Session, direct: Session) ->
             f"pooled: {evidence}, and migrations need a session",
             "use the URL without the pooler: Neon's has no -pooler in its host",
         )
-    if settings.direct.pooled:
+    if direct.url.pooled:
         return red(
             f"direct: {evidence}, but its host's name ends with -pooler, which users-api migrate refuses",
             "name the host otherwise in DIRECT_URL",

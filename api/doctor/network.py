@@ -6,7 +6,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from ipaddress import ip_address
 from typing import Any, ParamSpec, TypeVar
@@ -43,7 +43,7 @@ class Route:
         self._addresses: list[str] = []
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def checks(self) -> list[tuple[str, Callable[[], Any]]]:
+    def checks(self) -> list[tuple[str, Callable[[], Awaitable[Finding]]]]:
         """The names of the checks that this host needs, and the checks, in order."""
         if self._host.startswith("/"):
             return [("Unix socket", self._connect_unix)]

@@ -14,42 +14,15 @@ import asyncpg
 from api import migrations, statements
 from api.doctor.findings import Finding, green, red, yellow
 from api.doctor.network import in_daemon_thread
-from api.errors import describe
+from api.doctor.refusals import wakes_up
 from api.neon import DatabaseURL
 from api.settings import Settings
-
-CONNECTION_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What connecting and asking can raise."""
 
 _ROUNDS = 5  # enough to meet a shared backend, however a pooler hands them out
 _ROUND_TRIPS = 21
 _FAR_SECONDS = 0.02
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
 _WAKING_PAUSE_SECONDS = 0.2
-
-_AGAIN = "run it again; if it stays, the server's log says more"
-_CREDENTIALS = "copy the URL from Neon's console again, password and all (%2F for /, %3F for ?, %25 for %)"
-_DATABASE = "correct the database's name in the URL, or create it"
-_CONNECTIONS = "lower POOL_MAX_SIZE, workers or replicas, or end other clients: the database has no connection left"
-# By SQLSTATE, and by the texts of those who have one SQLSTATE for everything: PgBouncer 08P01, Neon's proxy XX000.
-_REMEDIES = {
-    "28P01": _CREDENTIALS,
-    "28000": "create the role, or correct the user in the URL; pg_hba.conf must let it in, with TLS",
-    "3D000": _DATABASE,
-    "42501": "grant the role what it needs, or use the URL of the role that owns the tables",
-    "53300": _CONNECTIONS,
-}
-_REMEDIES_BY_TEXT = {
-    "authentication failed": _CREDENTIALS,
-    "no such user": _CREDENTIALS,
-    "does not exist": _DATABASE,
-    "no such database": _DATABASE,
-    "no more connections": _CONNECTIONS,
-    "too many connections": _CONNECTIONS,
-    "disabled": "enable the compute in Neon's console",
-    "exceeded": "raise the limit, or the plan, of the Neon project in Neon's console",
-    "could not be found": "copy the host from Neon's console again: this endpoint does not exist",
-}
 
 
 class Session:
@@ -79,7 +52,7 @@ class Session:
             started = time.perf_counter()
             self._connections.append(await self._connect(deadline))
             self._connected_within.append(time.perf_counter() - started)
-        return green(f"{self.url.user} may use {self.url.database}")
+        return green(f"logged in to {self.url.database} as {self.url.user}")
 
     async def _connect(self, deadline: float) -> asyncpg.Connection:
         arguments = {"server_settings": {"application_name": "users-api doctor"}} | self.url.asyncpg_arguments()
@@ -87,15 +60,18 @@ class Session:
             try:
                 return await asyncpg.connect(**arguments, statement_cache_size=0)
             except asyncpg.PostgresError as error:
-                if not _wakes_up(error) or asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
+                if not wakes_up(error) or asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
                     raise
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 
     async def check_server(self) -> Finding:
         """Run the first statement: what answers, and whether it had to wake up for this."""
-        ((version, age),) = await self._connections[0].fetch(
-            "select current_setting('server_version'),"
-            " extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8"
+        ((version, age, read_only),) = await self._connections[0].fetch(
+            """
+            select current_setting('server_version'),
+                extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8,
+                current_setting('transaction_read_only')::boolean
+            """
         )
         detail = f"PostgreSQL {version}"
         first, second = self._connected_within
@@ -106,15 +82,21 @@ class Session:
                 f"; the first connection took {1000 * first:.0f} ms and the second {1000 * second:.0f} ms, "
                 "as with a compute that was asleep"
             )
+        if read_only:
+            return red(
+                f"{detail}, read-only: every write fails", "use the URL of the primary, with a role that may write"
+            )
         if self._connections[0].get_server_version().major < 17:
             return red(detail, "move to PostgreSQL 17 or newer, which the migrations need")
         return green(detail)
 
     async def fingerprint(self) -> object:
         """Return what no other database has: when its server started, to the microsecond, and its number in there."""
-        return await self._connections[0].fetchval(
-            "select (pg_postmaster_start_time(), oid)::text from pg_database where datname = current_database()"
+        (row,) = await self._connections[0].fetch(
+            "select extract(epoch from pg_postmaster_start_time()), oid"
+            " from pg_database where datname = current_database()"
         )
+        return tuple(row)
 
     async def find_pooling(self) -> str:
         """Set `pooled` and return the evidence: which backends of PostgreSQL two connections meet.
@@ -189,7 +171,7 @@ class Session:
         if seconds < client_seconds:
             return yellow(
                 f"{seconds:g} s in PostgreSQL, before requests cancel theirs after {client_seconds:g} s",
-                f"set STATEMENT_TIMEOUT_SECONDS below {seconds:g}, or raise the role's: alter role ... set ...",
+                f"set STATEMENT_TIMEOUT_SECONDS below {seconds:g}, or raise it for the role or database that sets it",
             )
         return green(f"{seconds:g} s in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
 
@@ -258,21 +240,6 @@ class Session:
         if p50 > _FAR_SECONDS:
             return yellow(f"{detail}, which every request pays", "run the service in the database's region")
         return green(detail)
-
-
-def _wakes_up(error: asyncpg.PostgresError) -> bool:
-    """Whether it is what a compute says, or Neon's proxy in its place, that will answer in a moment."""
-    if isinstance(error, asyncpg.InternalServerError):
-        return any(text in str(error) for text in ("connect to compute node", "Control plane", "acquire permit"))
-    return isinstance(error, (asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError))
-
-
-def explain(error: Exception) -> Finding:
-    """What an exception of connecting or asking means, and what mends it."""
-    detail = describe(error)
-    sqlstate = getattr(error, "sqlstate", None)
-    by_text = (remedy for text, remedy in _REMEDIES_BY_TEXT.items() if text in detail.lower())
-    return red(detail, _REMEDIES.get(sqlstate or "") or next(by_text, _AGAIN))
 
 
 def _count(number: int, noun: str) -> str:
