@@ -19,6 +19,7 @@ import pytest
 import api.users.queries  # noqa: F401 - declares the statements that doctor checks
 from api.doctor import examine
 from api.doctor.findings import Status, Step
+from api.doctor.network import Route
 from api.doctor.session import Session
 from api.settings import Settings
 from api.url import parse_url
@@ -146,6 +147,13 @@ def test_tls_that_is_not_verified_is_yellow(neon: NeonDatabase) -> None:
     tls = report["DATABASE_URL", "TLS"]
     assert (tls.status, "not verified" in tls.detail, "verify-full" in str(tls.remedy)) == ("yellow", True, True)
     assert "connection_limit: dropped, POOL_MAX_SIZE" in report["DATABASE_URL", "URL"].detail
+
+
+@pytest.mark.parametrize(("address", "status"), [("10.0.0.5", "yellow"), ("127.0.0.1", "green"), ("::1", "green")])
+def test_clear_text_is_yellow_where_it_leaves_the_machine(address: str, status: Status) -> None:
+    route = Route(parse_url("postgresql://ada:sesame@db/x?sslmode=disable"), "db", 5432)
+    route._addresses = [address]
+    assert asyncio.run(route._handshake()).status == status
 
 
 def test_direct_tls(neon: NeonDatabase) -> None:
@@ -441,7 +449,7 @@ def test_a_sleeping_compute_is_waited_for(rig: Rig, neon: NeonDatabase) -> None:
     assert report.reds == []
     assert rig.pending == 0
     assert rig.counts.wakes == 1
-    assert "as with a compute that was asleep" in report["DATABASE_URL", "server"].detail
+    assert "it seems to have been asleep (logging in took" in report["DATABASE_URL", "server"].detail
     assert "asleep" not in report["DIRECT_URL", "server"].detail
 
 
@@ -455,7 +463,7 @@ def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
         finally:
             await session.close()
 
-    assert "which was asleep: it started" in asyncio.run(check())
+    assert "it was asleep, and woke up for this (started" in asyncio.run(check())
 
 
 @pytest.mark.parametrize(
@@ -504,7 +512,7 @@ def test_it_leaves_nothing_behind(rig: Rig, neon: NeonDatabase) -> None:
 def test_the_command(neon: NeonDatabase) -> None:
     ended = run("doctor", "--replicas", "2", **neon.environment())
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("DATABASE_URL\n  green    URL ")
+    assert ended.stdout.startswith("DATABASE_URL\n  green   URL ")
     assert "\nDIRECT_URL\n" in ended.stdout
     assert "\x1b" not in ended.stdout
     assert ended.stdout.splitlines()[-1].startswith(("green: ", "yellow: "))
@@ -562,12 +570,12 @@ def on_a_terminal(database: str, **variables: str) -> str:
 
 def test_a_terminal_gets_colours_and_lines_that_fit(empty_database: str) -> None:
     shown = on_a_terminal(empty_database)
-    assert "\x1b[32mgreen  \x1b[0m  URL" in shown
-    assert "\x1b[31mred    \x1b[0m  migrations" in shown
-    assert "  ...      migrations" in shown
+    assert "\x1b[32mgreen  \x1b[0m URL" in shown
+    assert "\x1b[31mred    \x1b[0m migrations" in shown
+    assert "  ...     migrations" in shown
     plain = on_a_terminal(empty_database, NO_COLOR="1")
     assert "\x1b" not in plain
-    assert "  red      migrations" in plain
+    assert "  red     migrations" in plain
     # What stands before a carriage return is written over, and a path is not torn.
     lines = [line.rpartition("\r")[2] for line in plain.splitlines() if ".s.PGSQL" not in line]
     assert max(map(len, lines)) <= 80

@@ -29,7 +29,7 @@ _COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "skipped": "brig
     default=30.0,
     show_default=True,
     type=click.FloatRange(0.1, 3600),
-    help="Seconds for each URL, a sleeping compute's wake-up included: the whole takes twice as long at most.",
+    help="Seconds for each URL, a sleeping compute's wake-up included: the whole takes about twice that at most.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when all is done, for machines.")
 @click.pass_context
@@ -88,13 +88,13 @@ class _Progress:
             self._variable = variable
         if step is None:
             if self._terminal:
-                click.echo(f"  {'...':<7}  {name:<19}\r", nl=False)
+                click.echo(f"  {'...':<7} {name:<19}\r", nl=False)
             return
         status = click.style(f"{step.status:<7}", fg=_COLOURS[step.status])
-        took = f"{step.milliseconds:>8.1f} ms" if step.milliseconds is not None else " " * 11
-        click.echo(f"  {status}  {name:<19} {took}  {self._fold(step.detail, 44)}")
+        took = f"{step.milliseconds:.1f} ms" if step.milliseconds is not None else ""
+        click.echo(f"  {status} {name:<19} {took:>10}  {self._fold(step.detail, 42)}")
         if step.remedy:
-            click.echo(f"{' ' * 11}{click.style('do:', bold=True)} {self._fold(step.remedy, 15)}")
+            click.echo(f"{' ' * 10}{click.style('do:', bold=True)} {self._fold(step.remedy, 14)}")
 
     def _fold(self, text: str, indent: int) -> str:
         lines = textwrap.wrap(text, max(self._width - indent, 30), break_long_words=False, break_on_hyphens=False)

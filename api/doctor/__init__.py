@@ -15,6 +15,9 @@ from api.settings import Settings
 Report = Callable[[str, str, Step | None], None]
 """Is told the variable and the name of each step twice: with None when it begins, with the step when it has ended."""
 
+_UNREACHABLE = "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer"
+_STUCK = "look for locks, an overloaded server, or a stopped one behind the pooler; --timeout waits longer"
+
 
 async def examine(settings: Settings, *, replicas: int, workers: int, time_limit: float, report: Report) -> list[Step]:
     """Take every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
@@ -107,7 +110,7 @@ class _Steps:
         if reason := skip if self.ended_at is None else f"needs {self.ended_at}":
             finding = skipped(reason)
         else:
-            finding = await self._run(name, check)
+            finding = await self._run(name, check, _UNREACHABLE if needed or spare else _STUCK)
         passed = finding.status in ("green", "yellow")
         if finding.status == "red" and spare and self.ended_at is None:
             finding = yellow(f"{finding.detail}; other hosts are tried", finding.remedy or "")
@@ -119,17 +122,14 @@ class _Steps:
         self._report(self._variable, name, step)
         return passed
 
-    async def _run(self, name: str, check: Callable[[], Awaitable[Finding]]) -> Finding:
+    async def _run(self, name: str, check: Callable[[], Awaitable[Finding]], silence_remedy: str) -> Finding:
         started = time.perf_counter()
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await check()
         except TimeoutError:
             self.ended_at = name
-            return red(
-                f"no answer within {time.perf_counter() - started:.1f} s",
-                "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer",
-            )
+            return red(f"no answer within {time.perf_counter() - started:.1f} s", silence_remedy)
         except CONNECTION_ERRORS as error:
             return explain(error)
 

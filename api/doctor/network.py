@@ -67,14 +67,14 @@ class Route:
     async def _resolve(self) -> Finding:
         if self._url.hostaddr:
             self._addresses = [self._url.hostaddr]
-            return green(f"{self._host}: {self._url.hostaddr}, as hostaddr in the URL says")
+            return green(f"{self._host}: {self._url.hostaddr} (hostaddr)")
         try:
             found = await in_daemon_thread(socket.getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
+        except socket.gaierror as error:
             remedy = "copy the host from Neon's console again"
-            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            if error.errno == socket.EAI_AGAIN:
                 remedy = "no name server answers: mend this machine's DNS and try again"
-            return red(f"{self._host}: {error.args[-1]}", remedy)
+            return red(f"{self._host}: {error.strerror}", remedy)
         self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         return green(f"{self._host}: {', '.join(self._addresses)}")
 

@@ -20,7 +20,7 @@ from api.settings import Settings
 
 _ROUNDS = 5  # enough to meet a shared backend, however a pooler hands them out
 _ROUND_TRIPS = 21
-_FAR_SECONDS = 0.02
+_FAR_SECONDS = 0.02  # more than any two places of one region are apart
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
 _WAKING_PAUSE_SECONDS = 0.2
 
@@ -33,7 +33,7 @@ class Session:
         self._connections: list[asyncpg.Connection] = []
         self._began = 0.0
         self._connected_within: list[float] = []
-        self.pooled: bool | None = None  # None until check_pooling has found out
+        self.pooled: bool | None = None  # None until find_pooling has found out
 
     async def close(self) -> None:
         """End the connections: politely where the server answers, after a second where it does not."""
@@ -76,11 +76,10 @@ class Session:
         detail = f"PostgreSQL {version}"
         first, second = self._connected_within
         if age < time.perf_counter() - self._began:
-            detail += f", which was asleep: it started {1000 * age:.0f} ms ago, and this waited for it"
+            detail += f"; it was asleep, and woke up for this (started {1000 * age:.0f} ms ago)"
         elif first > max(0.2, 3 * second):
             detail += (
-                f"; the first connection took {1000 * first:.0f} ms and the second {1000 * second:.0f} ms, "
-                "as with a compute that was asleep"
+                f"; it seems to have been asleep (logging in took {1000 * first:.0f} ms, then {1000 * second:.0f})"
             )
         if read_only:
             return red(
@@ -148,7 +147,7 @@ class Session:
     async def check_time_zone(self) -> Finding:
         """Tell the session's TimeZone, on which no answer depends."""
         zone = await self._connections[0].fetchval("select current_setting('TimeZone')")
-        return green(f"{zone} (answers are in UTC whatever it is)")
+        return green(f"{zone} (answers are in UTC anyway)")
 
     async def check_statement_timeout(self, client_seconds: float | None) -> Finding:
         """Tell what the role's and the database's settings come down to.
