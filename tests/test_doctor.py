@@ -197,7 +197,7 @@ def test_an_unknown_database(neon: NeonDatabase) -> None:
     for url in ("DATABASE_URL", "DIRECT_URL"):
         assert_stopped_at(report, url, "authentication")
         assert 'database "no_such_database" does not exist' in report[url, "authentication"].detail
-        assert "correct the database's name" in str(report[url, "authentication"].remedy)
+        assert "database" in str(report[url, "authentication"].remedy)
 
 
 def test_swapped_urls(neon: NeonDatabase) -> None:
@@ -469,16 +469,16 @@ def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
 @pytest.mark.parametrize(
     ("farewell", "remedy"),
     [
-        (NEON_PERMANENT[0], "enable the compute"),
-        (NEON_PERMANENT[1], "raise the limit"),
-        (NEON_PERMANENT[2], "this endpoint does not exist"),
+        (NEON_PERMANENT[0], "enable"),
+        (NEON_PERMANENT[1], "Neon's console"),
+        (NEON_PERMANENT[2], "endpoint does not exist"),
         (POOLER_FULL, "POOL_MAX_SIZE"),
         (SERVER_FULL, "POOL_MAX_SIZE"),
     ],
 )
 def test_refusals(rig: Rig, neon: NeonDatabase, farewell: Farewell, remedy: str) -> None:
-    rig.inject(Fault(Point.CONNECT, farewell, via="pooled"), times=2)
-    report = doctor(neon.settings())
+    rig.inject(Fault(Point.CONNECT, farewell, via="pooled"), times=99)
+    report = doctor(neon.settings(), time_limit=2)
     assert_stopped_at(report, "DATABASE_URL", "authentication")
     assert remedy in str(report["DATABASE_URL", "authentication"].remedy)
     assert report["DIRECT_URL", "same database"].detail == "needs authentication of DATABASE_URL"
