@@ -96,5 +96,12 @@ async def check_statement(connection: asyncpg.Connection, statement: Statement) 
     return None
 
 
+async def check_statements(connection: asyncpg.Connection) -> list[str]:
+    """Check every declared statement, and for files that nothing declares; return a line for each that does not fit."""
+    checks = [await check_statement(connection, each) for each in declared_statements()]
+    unused = [f"sql/{name}: no Python module declares it" for name in undeclared_files()]
+    return [str(mismatch) for mismatch in checks if mismatch is not None] + unused
+
+
 def _list(items: Iterable[str]) -> str:
     return f"({', '.join(items)})"

@@ -46,12 +46,13 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "check-sql", "doctor", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
         (["migrate", "rollback"], ["--yes"]),
         (["check-sql"], ["Exit code 1"]),
+        (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
@@ -60,7 +61,7 @@ def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
     assert all(word in shown.stdout for word in teaches), shown.stdout
 
 
-@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["migrate", "status"], ["check-sql"]])
+@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["migrate", "status"], ["check-sql"], ["doctor"]])
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

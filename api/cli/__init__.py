@@ -6,6 +6,7 @@ import click
 
 from api.cli.check_sql import check_sql
 from api.cli.common import LOG_CONFIG
+from api.cli.doctor import doctor
 from api.cli.migrate import migrate
 from api.cli.serve import serve
 
@@ -26,5 +27,5 @@ def main() -> None:
     logging.config.dictConfig(LOG_CONFIG)
 
 
-for command in (serve, migrate, check_sql):
+for command in (serve, migrate, check_sql, doctor):
     main.add_command(command)

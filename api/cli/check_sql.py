@@ -35,8 +35,6 @@ async def _check_sql(settings: Settings) -> list[str]:
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise migrations.MigrationError(f"DIRECT_URL: cannot connect: {describe(error)}") from None
     try:
-        checks = [await statements.check_statement(connection, each) for each in statements.declared_statements()]
+        return await statements.check_statements(connection)
     finally:
         await connection.close()
-    unused = [f"sql/{name}: no Python module declares it" for name in statements.undeclared_files()]
-    return [str(mismatch) for mismatch in checks if mismatch is not None] + unused

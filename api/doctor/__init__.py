@@ -1,0 +1,173 @@
+"""`users-api doctor`: examines both URLs step by step, in the order in which a connection depends on them."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from api.doctor.findings import Finding, Step, green, red, skipped, yellow
+from api.doctor.network import Route
+from api.doctor.refusals import CONNECTION_ERRORS, explain
+from api.doctor.session import Session
+from api.neon import DatabaseURL
+from api.settings import Settings
+
+Report = Callable[[str, str, Step | None], None]
+"""Is told the variable and the name of each step twice: with None when it begins, with the step when it has ended."""
+
+_UNREACHABLE = "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer"
+_STUCK = "look for locks, an overloaded server, or a stopped one behind the pooler; --timeout waits longer"
+
+
+async def examine(settings: Settings, *, replicas: int, workers: int, time_limit: float, report: Report) -> list[Step]:
+    """Take every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
+
+    It only reads, and leaves nothing behind. What a database or a network can do wrong is a red step, no exception.
+    """
+    pooled, direct = Session(settings.pooled), Session(settings.direct)
+    try:
+        first = _Steps("DATABASE_URL", pooled, time_limit, report)
+        await first.reach()
+        await first.take("pooling", lambda: _judge_pooled(pooled, direct))
+        await first.take(
+            "prepared statements",
+            lambda: pooled.check_prepared_statements(settings.statement_cache_size),
+            skip=pooled.pooled is None and "needs pooling",
+        )
+        await first.take("TimeZone", pooled.check_time_zone)
+        await first.take(
+            "statement_timeout", lambda: pooled.check_statement_timeout(settings.statement_timeout_seconds)
+        )
+        await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings))
+        await first.take("round trip", pooled.check_round_trip)
+
+        second = _Steps("DIRECT_URL", direct, time_limit, report)
+        await second.reach()
+        await second.take(
+            "same database",
+            lambda: _judge_same(pooled, direct),
+            skip=first.ended_at and f"needs {first.ended_at} of DATABASE_URL",
+        )
+        await second.take("pooling", lambda: _judge_direct(pooled, direct))
+        await second.take("TimeZone", direct.check_time_zone)
+        await second.take("statement_timeout", lambda: direct.check_statement_timeout(None))
+        migrated = await second.take("migrations", direct.check_migrations)
+        await second.take(
+            "statements",
+            direct.check_statements,
+            # A pooler that cannot prepare statements would keep them on connections that it lends to others.
+            skip="needs migrations" if not migrated else direct.pooled is not False and "needs a direct connection",
+        )
+        await second.take("round trip", direct.check_round_trip)
+        return [*first.taken, *second.taken]
+    finally:
+        await asyncio.gather(pooled.close(), direct.close())
+
+
+class _Steps:
+    """The steps of one URL, taken in turn until one fails that the others need, or until the time is up."""
+
+    def __init__(self, variable: str, session: Session, time_limit: float, report: Report) -> None:
+        self._variable = variable
+        self._session = session
+        self._deadline = asyncio.get_running_loop().time() + time_limit
+        self._report = report
+        self.taken: list[Step] = []
+        self.ended_at: str | None = None  # the step after which no other can be tried
+
+    async def reach(self) -> None:
+        """Take the steps that all others need: the way to each host, which asyncpg tries in turn, and the log-in."""
+        url = self._session.url
+        await self.take("URL", lambda: _read_notes(url))
+        alone = len(url.hosts) == 1
+        for host, port in url.hosts:
+            route = Route(url, host, port)
+            try:
+                for step, check in route.checks():
+                    if not await self.take(step, check, needed=alone, spare=not alone) and not alone:
+                        break
+            finally:
+                route.close()
+        await self.take("authentication", lambda: self._session.authenticate(self._deadline), needed=True)
+        await self.take("server", self._session.check_server)
+
+    async def take(
+        self,
+        name: str,
+        check: Callable[[], Awaitable[Finding]],
+        *,
+        needed: bool = False,
+        spare: bool = False,
+        skip: str | Literal[False] | None = None,
+    ) -> bool:
+        """Run one check and keep what it finds; return whether it was neither red nor skipped.
+
+        `needed`: where it is red, the steps after it are skipped. `spare`: others can do instead, so it is yellow at
+        worst. `skip`: why it cannot be tried, if it cannot.
+        """
+        self._report(self._variable, name, None)
+        started = time.perf_counter()
+        if reason := skip if self.ended_at is None else f"needs {self.ended_at}":
+            finding = skipped(reason)
+        else:
+            finding = await self._run(name, check, _UNREACHABLE if needed or spare else _STUCK)
+        passed = finding.status in ("green", "yellow")
+        if finding.status == "red" and spare and self.ended_at is None:
+            finding = yellow(f"{finding.detail}; other hosts are tried", finding.remedy or "")
+        elif finding.status == "red" and (needed or self._session.lost):
+            self.ended_at = name
+        milliseconds = None if finding.status == "skipped" else round(1000 * (time.perf_counter() - started), 2)
+        step = Step(self._variable, name, finding.status, milliseconds, finding.detail, finding.remedy)
+        self.taken.append(step)
+        self._report(self._variable, name, step)
+        return passed
+
+    async def _run(self, name: str, check: Callable[[], Awaitable[Finding]], silence_remedy: str) -> Finding:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await check()
+        except TimeoutError:
+            self.ended_at = name
+            return red(f"no answer within {time.perf_counter() - started:.1f} s", silence_remedy)
+        except CONNECTION_ERRORS as error:
+            return explain(error)
+
+
+async def _read_notes(url: DatabaseURL) -> Finding:
+    return green("; ".join(url.notes) or "every part of it is used")
+
+
+async def _judge_pooled(pooled: Session, direct: Session) -> Finding:
+    evidence = await pooled.find_pooling()
+    if pooled.pooled:
+        return green(f"pooled: {evidence}")
+    neon = pooled.url.hosts[0][0].endswith(".neon.tech")
+    if neon or pooled.url.pooled or pooled.url.hosts != direct.url.hosts:
+        return yellow(f"direct: {evidence}", "use the URL of the pooler: Neon's has -pooler in its host")
+    return green(f"direct: {evidence}; both URLs name one server without a pooler")
+
+
+async def _judge_direct(pooled: Session, direct: Session) -> Finding:
+    evidence = await direct.find_pooling()
+    if direct.pooled and pooled.pooled is False:
+        return red(f"pooled: {evidence}, and DATABASE_URL is direct", "swap the values of DATABASE_URL and DIRECT_URL")
+    if direct.pooled:
+        return red(
+            f"pooled: {evidence}, and migrations need a session",
+            "use the URL without the pooler: Neon's has no -pooler in its host",
+        )
+    if direct.url.pooled:
+        return red(
+            f"direct: {evidence}, but its host's name ends with -pooler, which users-api migrate refuses",
+            "name the host otherwise in DIRECT_URL",
+        )
+    return green(f"direct: {evidence}")
+
+
+async def _judge_same(pooled: Session, direct: Session) -> Finding:
+    if await pooled.fingerprint() == await direct.fingerprint():
+        return green("both URLs lead to one database")
+    return red(
+        "the two URLs lead to different databases", "copy both URLs of the same branch and database from Neon's console"
+    )

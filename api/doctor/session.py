@@ -1,0 +1,245 @@
+"""What only a connection can tell: who is let in, what runs there, and what becomes of session state and statements.
+
+Everything is asked over two connections of one URL without asyncpg's statement cache, so that it works through a pooler
+that cannot prepare statements, and leaves nothing behind on the connections that such a pooler lends to others.
+"""
+
+import asyncio
+import secrets
+import time
+from statistics import median
+
+import asyncpg
+
+from api import migrations, statements
+from api.doctor.findings import Finding, green, red, yellow
+from api.doctor.network import in_daemon_thread
+from api.doctor.refusals import wakes_up
+from api.neon import DatabaseURL
+from api.settings import Settings
+
+_ROUNDS = 5  # enough to meet a shared backend, however a pooler hands them out
+_ROUND_TRIPS = 21
+_FAR_SECONDS = 0.02  # more than any two places of one region are apart
+_NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
+_WAKING_PAUSE_SECONDS = 0.2
+
+
+class Session:
+    """Two connections of one URL. `authenticate` opens them, every other check needs them, `close` ends them."""
+
+    def __init__(self, url: DatabaseURL) -> None:
+        self.url = url
+        self._connections: list[asyncpg.Connection] = []
+        self._began = 0.0
+        self._connected_within: list[float] = []
+        self.pooled: bool | None = None  # None until find_pooling has found out
+
+    async def close(self) -> None:
+        """End the connections: politely where the server answers, after a second where it does not."""
+        closing = [connection.close(timeout=1) for connection in self._connections]
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a connection ended before its time."""
+        return any(connection.is_closed() for connection in self._connections)
+
+    async def authenticate(self, deadline: float) -> Finding:
+        """Log in twice, and wait until `deadline`, in the loop's time, for a compute that wakes up."""
+        self._began = time.perf_counter()
+        for _ in range(2):
+            started = time.perf_counter()
+            self._connections.append(await self._connect(deadline))
+            self._connected_within.append(time.perf_counter() - started)
+        return green(f"logged in to {self.url.database} as {self.url.user}")
+
+    async def _connect(self, deadline: float) -> asyncpg.Connection:
+        arguments = {"server_settings": {"application_name": "users-api doctor"}} | self.url.asyncpg_arguments()
+        while True:
+            try:
+                return await asyncpg.connect(**arguments, statement_cache_size=0)
+            except asyncpg.PostgresError as error:
+                if not wakes_up(error) or asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
+                    raise
+                await asyncio.sleep(_WAKING_PAUSE_SECONDS)
+
+    async def check_server(self) -> Finding:
+        """Run the first statement: what answers, and whether it had to wake up for this."""
+        ((version, age, read_only),) = await self._connections[0].fetch(
+            """
+            select current_setting('server_version'),
+                extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8,
+                current_setting('transaction_read_only')::boolean
+            """
+        )
+        detail = f"PostgreSQL {version}"
+        first, second = self._connected_within
+        if age < time.perf_counter() - self._began:
+            detail += f"; it was asleep, and woke up for this (started {1000 * age:.0f} ms ago)"
+        elif first > max(0.2, 3 * second):
+            detail += (
+                f"; it seems to have been asleep (logging in took {1000 * first:.0f} ms, then {1000 * second:.0f})"
+            )
+        if read_only:
+            return red(
+                f"{detail}, read-only: every write fails", "use the URL of the primary, with a role that may write"
+            )
+        if self._connections[0].get_server_version().major < 17:
+            return red(detail, "move to PostgreSQL 17 or newer, which the migrations need")
+        return green(detail)
+
+    async def fingerprint(self) -> object:
+        """Return what no other database has: when its server started, to the microsecond, and its number in there."""
+        (row,) = await self._connections[0].fetch(
+            "select extract(epoch from pg_postmaster_start_time()), oid"
+            " from pg_database where datname = current_database()"
+        )
+        return tuple(row)
+
+    async def find_pooling(self) -> str:
+        """Set `pooled` and return the evidence: which backends of PostgreSQL two connections meet.
+
+        Whoever talks to PostgreSQL itself, or through a proxy or a session pooler, keeps one backend, which is nobody
+        else's; a transaction pooler lends the same one to both, or another one for the next statement. The process
+        number that PostgreSQL sends when a session starts proves less: Neon's proxy replaces it on both hosts.
+        """
+        met: tuple[set[int], set[int]] = (set(), set())
+        for _ in range(_ROUNDS):
+            for connection, backends in zip(self._connections, met, strict=True):
+                backends.add(await connection.fetchval("select pg_backend_pid()"))
+        self.pooled = max(map(len, met)) > 1 or not met[0].isdisjoint(met[1])
+        if self.pooled:
+            return f"two connections share {_count(len(met[0] | met[1]), 'backend')}"
+        return "each connection keeps its own backend"
+
+    async def check_prepared_statements(self, cache_size: int) -> Finding:
+        """Prepare a statement under a name and look whether the pooler passes the name on as it is.
+
+        It may not: two clients may use one name for different statements, so a pooler that can do it gives names of its
+        own, and prepares the statement again where it is missing (PgBouncer 1.21: PGBOUNCER_1, and so on).
+        """
+        connection = self._connections[0]
+        name = f"users_api_doctor_{secrets.token_hex(4)}"
+        # In a transaction, which stays on one backend.
+        async with connection.transaction():
+            prepared = await connection.prepare(
+                "select exists (select from pg_prepared_statements where name = $1)", name=name
+            )
+            works = not (self.pooled and await prepared.fetchval(name))
+            del prepared  # asyncpg closes it on the server before the next statement runs
+            await connection.fetchval("select 1")
+        if works and cache_size == 0:
+            return yellow(
+                "off (STATEMENT_CACHE_SIZE=0), which costs every statement a round trip",
+                "leave out STATEMENT_CACHE_SIZE: statements can be prepared here",
+            )
+        if works:
+            through = "the pooler gives them names of its own" if self.pooled else "there is no pooler to disturb them"
+            return green(f"on: {through}")
+        if cache_size == 0:
+            return green("off (STATEMENT_CACHE_SIZE=0), as this pooler needs")
+        return red(
+            "the pooler cannot: what is prepared on one backend is missing on the next",
+            "set STATEMENT_CACHE_SIZE=0, or use PgBouncer 1.21 or newer with max_prepared_statements above 0",
+        )
+
+    async def check_time_zone(self) -> Finding:
+        """Tell the session's TimeZone, on which no answer depends."""
+        zone = await self._connections[0].fetchval("select current_setting('TimeZone')")
+        return green(f"{zone} (answers are in UTC anyway)")
+
+    async def check_statement_timeout(self, client_seconds: float | None) -> Finding:
+        """Tell what the role's and the database's settings come down to.
+
+        `client_seconds` is when requests cancel their own statements, None for migrations, which do not.
+        """
+        milliseconds = await self._connections[0].fetchval(
+            "select setting::int from pg_settings where name = 'statement_timeout'"
+        )
+        seconds = milliseconds / 1000
+        if client_seconds is None:
+            if not seconds:
+                return green("none: a long migration is not cut off")
+            return yellow(
+                f"{seconds:g} s: a migration that takes longer is cancelled",
+                "begin long migrations with: set statement_timeout = 0; or give DIRECT_URL a role of its own",
+            )
+        if not seconds:
+            return green(f"none in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
+        if seconds < client_seconds:
+            return yellow(
+                f"{seconds:g} s in PostgreSQL, before requests cancel theirs after {client_seconds:g} s",
+                f"set STATEMENT_TIMEOUT_SECONDS below {seconds:g}, or raise it for the role or database that sets it",
+            )
+        return green(f"{seconds:g} s in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
+
+    async def check_connections(self, replicas: int, workers: int, settings: Settings) -> Finding:
+        """Compare what all pools together may open with what PostgreSQL lets this role have."""
+        (limits,) = await self._connections[0].fetch(
+            """
+            select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                - coalesce(current_setting('reserved_connections', true)::int, 0), rolconnlimit, datconnlimit
+            from pg_roles, pg_database where rolname = current_user and datname = current_database()
+            """
+        )
+        limit = min(each for each in limits if each >= 0)
+        wanted = replicas * workers * settings.pool_max_size
+        detail = (
+            f"{_count(replicas, 'replica')} x {_count(workers, 'worker')} x POOL_MAX_SIZE {settings.pool_max_size} "
+            f"= {wanted}; PostgreSQL has {limit}"
+        )
+        lower = "lower POOL_MAX_SIZE, workers or replicas, or take a larger compute"
+        if self.pooled:
+            if wanted > _NEON_POOLER_CLIENTS:
+                return red(f"{detail}, and Neon's pooler takes {_NEON_POOLER_CLIENTS} clients", lower)
+            if wanted > limit:
+                return yellow(f"{detail}, so statements wait for each other in the pooler", lower)
+            return green(f"{detail}, through the pooler")
+        if wanted > limit:
+            return red(f"{detail}: the last to come are refused", f"{lower}, or go through a pooler")
+        if wanted > 0.8 * limit:
+            return yellow(f"{detail}: little is left for migrations and people", f"{lower}, or go through a pooler")
+        return green(detail)
+
+    async def check_migrations(self) -> Finding:
+        """Compare the files with what the database has recorded, over libpq, as `users-api migrate` does."""
+        try:
+            rows = await in_daemon_thread(migrations.status, self.url)
+        except migrations.MigrationError as error:
+            return red(" ".join(str(error).split()), "run users-api migrate status, which says more")
+        by_state = {state: [row.id for row in rows if row.state == state] for state in ("pending", "edited", "missing")}
+        if ids := by_state["edited"]:
+            return red(f"edited after it was applied: {', '.join(ids)}", "restore the file, and write a new migration")
+        if ids := by_state["pending"]:
+            return red(f"pending: {', '.join(ids)}", "run users-api migrate")
+        if ids := by_state["missing"]:
+            return yellow(f"applied, with no file here: {', '.join(ids)}", "deploy the release that has it, or newer")
+        return green(f"{len(rows)} applied, none pending")
+
+    async def check_statements(self) -> Finding:
+        """Prepare every SQL file, as `users-api check-sql` does."""
+        mismatches = await statements.check_statements(self._connections[0])
+        if mismatches:
+            more = f", and {len(mismatches) - 1} more" if mismatches[1:] else ""
+            return red(
+                f"{mismatches[0]}{more}", "deploy the release that fits this database; users-api check-sql has all"
+            )
+        return green(f"{len(statements.declared_statements())} fit the database")
+
+    async def check_round_trip(self) -> Finding:
+        """Time the smallest statement."""
+        seconds = []
+        for _ in range(_ROUND_TRIPS):
+            started = time.perf_counter()
+            await self._connections[0].execute("select 1")
+            seconds.append(time.perf_counter() - started)
+        p50 = median(seconds)
+        detail = f"p50 of {_ROUND_TRIPS}: {1000 * p50:.2f} ms"
+        if p50 > _FAR_SECONDS:
+            return yellow(f"{detail}, which every request pays", "run the service in the database's region")
+        return green(detail)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
