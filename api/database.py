@@ -48,13 +48,14 @@ class Database:
         sends = 0
         while True:
             borrowed = await self._pool.borrow(deadline)
+            # Behind the proxy, which hides what is counted, and None where it ended between two hands.
+            connection = borrowed._con  # type: ignore[attr-defined]
+            # Counts up when a statement leaves to be executed; one that is new to a connection is prepared before.
+            executed = connection._protocol.queries_count if connection else 0
             answered = False
             try:
-                # Behind the proxy, which hides what is counted, and None where it ended between two hands.
-                if (connection := borrowed._con) is None:  # type: ignore[attr-defined]
+                if connection is None:
                     continue
-                # Counts up when a statement is on its way to be executed: a new one is prepared first.
-                executed = connection._protocol.queries_count
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
@@ -78,6 +79,6 @@ class Database:
             else:
                 return rows
             finally:
-                self._pool.give_back(borrowed, answered)
+                self._pool.give_back(borrowed, answered, first=not executed)
             if step is Next.RESEND:
                 await asyncio.sleep(delay(sends))

@@ -71,7 +71,7 @@ _TABLE = (
     _stays(asyncpg.InterfaceError, "pool is clos", "this process is stopping"),
     _stays(asyncpg.ClientConfigurationError, "", "check the URL"),
     # Neon's proxy, whose failures all have one SQLSTATE. What stays comes first: it may be quoted in what passes.
-    _stays("XX000", "is disabled", "the compute is disabled: enable it in Neon's console"),
+    _stays("XX000", "disabled", "the compute is disabled: enable it in Neon's console"),
     _passes("XX000", "rate limit"),
     _stays("XX000", "quota", "a quota of the Neon project is used up: see Billing in Neon's console"),
     _stays("XX000", "exceeded", "a limit of the Neon project is reached: see Billing in Neon's console"),
@@ -79,6 +79,7 @@ _TABLE = (
     _stays("XX000", "not found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
     _stays("XX000", "not allowed to connect", "add this machine's address to IP Allow in Neon's console"),
     _stays("XX000", "blocked network", "this network is blocked in Neon's console"),
+    _stays("XX000", "connection is insecure", "Neon takes TLS only: write sslmode=require in the URL"),
     _stays("XX000", "endpoint id is not specified", "use the host name as Neon's console shows it"),
     _passes("XX000", "couldn't connect to compute node"),
     _passes("XX000", "control plane request failed"),

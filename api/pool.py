@@ -106,14 +106,14 @@ class Pool:
             ahead = True
         return connection
 
-    def give_back(self, connection: PoolConnectionProxy, answered: bool) -> None:
-        """Hand a connection over, or let the pool see to it first where its statement was not answered."""
+    def give_back(self, connection: PoolConnectionProxy, answered: bool, first: bool) -> None:
+        """Hand a connection over, or let the pool see to it where its statement, maybe its `first`, has no answer."""
         if not (answered and self._hand_over(connection)):
             # Not awaited: who asked need not wait until the pool has its connection back.
             task = asyncio.get_running_loop().create_task(self._release(connection))
             self._returning.add(task)
             task.add_done_callback(self._returning.discard)
-        if self._failures and answered:
+        if first and answered and self._failures:
             self._end_outage()
 
     def failed(self, error: Exception) -> None:
@@ -121,7 +121,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         if not self._failures:
             self._since = loop.time()
-            logger.warning("the database cannot be reached: %s", describe(error))
+            logger.warning("no new connection to the database: %s", describe(error))
         self._failures += 1
         self._failure = error.with_traceback(None)
         if self._timer is None:
@@ -133,8 +133,9 @@ class Pool:
                 self._refuse(self._waiters.popleft())
 
     def _end_outage(self) -> None:
+        # What an older connection answers proves nothing: those that are open may be all that the server has room for.
         seconds = asyncio.get_running_loop().time() - self._since
-        logger.info("the database answers again, after %d failures in %.1f s", self._failures, seconds)
+        logger.info("new connections to the database again, after %d failures in %.1f s", self._failures, seconds)
         self._failures = 0
         self._failure = None
         if self._timer is not None:
@@ -170,8 +171,9 @@ class Pool:
             async with asyncio.timeout_at(deadline):
                 return await self._pool.acquire()
         except faults.DATABASE_ERRORS as error:
-            self._free += 1
-            self.failed(error)
+            if deadline is None or asyncio.get_running_loop().time() < deadline:
+                self.failed(error)
+            self._pass_on_place()
             return None
         except BaseException:
             self._pass_on_place()
