@@ -9,10 +9,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean
+.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean neon-rig
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
+
+neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and faults at the prompt (Ctrl-C ends it)
+	.ci/pgbouncer >/dev/null
+	$(BIN)/python -m tests.rig
 
 test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
 	$(BIN)/pytest $(ARGS)

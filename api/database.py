@@ -1,196 +1,84 @@
-"""The pool's life, and the one way to run a statement: a connection within a deadline, an answer within another."""
+"""The one way to run a statement: a connection within a deadline, an answer within another; and what faults lead to."""
 
 import asyncio
-import logging
-from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
+from api.faults import DATABASE_ERRORS, Next, judge_statement
+from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
 
-logger = logging.getLogger("api.database")
-
-# What connecting can raise: the network, PostgreSQL's own refusals, and what asyncpg and the pool add.
-_CONNECT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-# What leaves the fate of a statement on its way open: the link broke, or the server gave up without having judged it.
-_BROKEN_LINK_ERRORS = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.ProtocolViolationError,  # PgBouncer's word for a server that went away in the middle
-    asyncpg.OperatorInterventionError,
-    asyncpg.InternalServerError,  # Neon's proxy reports its own failures so
-)
+_MOST_SENDS = 5
+"""How often a read whose link breaks is sent: it may be what breaks it."""
 
 
 class Database:
-    """One asyncpg pool, opened and closed by the application's lifespan."""
+    """One PostgreSQL, opened and closed by the application's lifespan."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._free = settings.pool_max_size
-        self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
-        self._returning: set[asyncio.Task[None]] = set()
-        self._pool: asyncpg.Pool  # made by open(): a pool belongs to an event loop
+        self._pool = Pool(settings)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
-        try:
-            self._pool = await self._create_pool(self._settings.pool_min_size)
-        except _CONNECT_ERRORS as error:
-            logger.warning(
-                "POOL_MIN_SIZE=%d: the database does not answer yet, so connections are opened on demand: %s",
-                self._settings.pool_min_size,
-                describe(error),
-            )
-            self._pool = await self._create_pool(0)
-
-    async def _create_pool(self, min_size: int) -> asyncpg.Pool:
-        settings = self._settings
-        arguments = {"timeout": settings.acquire_timeout_seconds, **settings.pooled.asyncpg_arguments()}
-        return await asyncpg.create_pool(
-            **arguments,
-            min_size=min_size,
-            max_size=settings.pool_max_size,
-            max_inactive_connection_lifetime=settings.pool_idle_seconds,
-            statement_cache_size=settings.statement_cache_size,
-            reset=_keep_session,
-        )
+        await self._pool.open()
 
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
-        try:
-            async with asyncio.timeout(self._statement_timeout):
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
+        await self._pool.close()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
 
-        Raises DatabaseUnavailableError where it was never sent; where it was sent and the answer is missing,
-        OutcomeUnknownError for a write, DatabaseUnavailableError or StatementTimeoutError for a read; and
-        asyncpg.PostgresError where PostgreSQL refused it, which leaves nothing behind.
+        A fault that passes is waited for, ACQUIRE_TIMEOUT_SECONDS at most: the statement is sent again where it never
+        ran, a read also where its answer is lost.
+
+        Raises DatabaseUnavailableError where nothing was changed; where it was sent and the answer is missing,
+        OutcomeUnknownError for a write, StatementTimeoutError for a read that takes too long; and asyncpg.PostgresError
+        where PostgreSQL refused it, which leaves nothing behind.
         """
-        # Every idle connection may have been closed by a compute that fell asleep: pass over each, then open a new one.
-        for _ in range(self._settings.pool_max_size + 1):
-            connection = await self._borrow()
-            reusable = False
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._acquire_timeout
+        sends = 0
+        while True:
+            borrowed = await self._pool.borrow(deadline)
+            # Behind the proxy, which hides what is counted, and None where it ended between two hands.
+            connection = borrowed._con  # type: ignore[attr-defined]
+            # Counts up when a statement leaves to be executed; one that is new to a connection is prepared before.
+            executed = connection._protocol.queries_count if connection else 0
+            answered = False
             try:
-                rows = await connection.fetch(statement.sql, *arguments, timeout=self._statement_timeout)
-            except TimeoutError as error:
-                raise (OutcomeUnknownError if statement.writes else StatementTimeoutError) from error
-            except _BROKEN_LINK_ERRORS as error:
-                if not was_never_sent(error):
-                    raise (OutcomeUnknownError if statement.writes else DatabaseUnavailableError) from error
-                with suppress(asyncpg.InterfaceError):  # the pool may have taken it away already
-                    connection.terminate()
-                cause = error
+                if connection is None:
+                    continue
+                rows: list[asyncpg.Record] = await connection.fetch(
+                    statement.sql, *arguments, timeout=self._statement_timeout
+                )
+                answered = True
+            except DATABASE_ERRORS as error:
+                sent = connection._protocol.queries_count != executed
+                closed = connection.is_closed()
+                step, fault = judge_statement(error, sent=sent, writes=statement.writes, closed=closed)
+                if closed and (fault.refusal or not executed):
+                    self._pool.failed(error)
+                answered = step is Next.RAISE
+                sends += step is Next.RESEND
+                if step is Next.RAISE:
+                    raise
+                if step is Next.UNKNOWN:
+                    raise OutcomeUnknownError from error
+                if step is Next.TIMEOUT:
+                    raise StatementTimeoutError from error
+                if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
+                    raise DatabaseUnavailableError(fault.remedy) from error
             else:
-                reusable = True
                 return rows
             finally:
-                if not (reusable and self._hand_over(connection)):
-                    # Not awaited: who asked need not wait until the pool has its connection back.
-                    task = asyncio.get_running_loop().create_task(self._give_back(connection))
-                    self._returning.add(task)
-                    task.add_done_callback(self._returning.discard)
-        raise DatabaseUnavailableError from cause
-
-    async def _borrow(self) -> PoolConnectionProxy:
-        """A connection: the pool's where one is free, else the next that another statement is done with.
-
-        While statements wait, a connection goes from hand to hand. The pool's own acquire(timeout=) and release() each
-        start a task, which costs more than the rest of a small statement.
-        """
-        if self._free:
-            self._free -= 1
-        elif (handed := await self._wait_turn()) is not None:
-            return handed
-        try:
-            # Never waits: a place in the pool is ours. Connecting has its own time-out.
-            return await self._pool.acquire()
-        except BaseException as error:
-            self._pass_on_place()
-            if isinstance(error, _CONNECT_ERRORS):
-                raise DatabaseUnavailableError from error
-            raise
-
-    async def _wait_turn(self) -> PoolConnectionProxy | None:
-        """What another statement leaves: its connection, or None for its place in the pool."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[PoolConnectionProxy | None] = loop.create_future()
-        self._waiters.append(waiter)
-        timer = loop.call_later(self._acquire_timeout, _expire, waiter)
-        try:
-            return await waiter
-        except TimeoutError as error:
-            raise DatabaseUnavailableError from error
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                # It was handed over in the very tick in which the caller was cancelled: it must not be lost.
-                handed = waiter.result()
-                if handed is None:
-                    self._pass_on_place()
-                elif not self._hand_over(handed):
-                    await self._give_back(handed)
-            raise
-        finally:
-            timer.cancel()
-
-    def _hand_over(self, connection: PoolConnectionProxy | None) -> bool:
-        """Give a connection, or the place of one, to the statement that waits first. False where none does."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return True
-        return False
-
-    async def _give_back(self, connection: PoolConnectionProxy) -> None:
-        try:
-            await self._pool.release(connection)
-        except _CONNECT_ERRORS as error:
-            # The pool has ended it, and opens another when one is wanted.
-            logger.info("a connection could not be kept: %s", describe(error))
-        finally:
-            self._pass_on_place()
-
-    def _pass_on_place(self) -> None:
-        if not self._hand_over(None):
-            self._free += 1
-
-
-def was_never_sent(error: Exception) -> bool:
-    """Whether asyncpg saw, before it sent anything, that the server had closed the connection.
-
-    `_check_open` of asyncpg/connection.py says so where it knows, `_set_state` of asyncpg/protocol/coreproto.pyx where
-    the server's farewell has come and the end of the connection has not. Subclasses mean something else: a
-    ProtocolError is raised while an answer is read, when a write has happened already.
-    """
-    if type(error) is asyncpg.InterfaceError:
-        # The second is the pool's, whose connection ended between two hands.
-        return str(error).startswith(("connection is closed", "cannot call Connection."))
-    return type(error) is asyncpg.InternalClientError and str(error).startswith("cannot switch to state")
-
-
-def _expire(waiter: asyncio.Future[Any]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError("no connection became free in time"))
-
-
-async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Stand in for the pool's reset query, which costs a round trip for every borrow.
-
-    It would undo session state, and no statement of ours leaves any: a transaction pooler would lose it anyway.
-    """
+                self._pool.give_back(borrowed, answered, first=not executed)
+            if step is Next.RESEND:
+                await asyncio.sleep(delay(sends))

@@ -40,7 +40,10 @@ class Problem(Exception):
 
 
 class DatabaseUnavailableError(Exception):
-    """No statement was sent: no connection could be had in time. Raised from what PostgreSQL or the network said."""
+    """Nothing was changed: no connection could be had in time, or the answer to a read.
+
+    Raised from what PostgreSQL or the network said; the message is what an operator can do about it, for the log.
+    """
 
 
 class OutcomeUnknownError(Exception):
@@ -106,7 +109,8 @@ def to_response(error: Exception) -> Response:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
         problem = Problem(500, "Internal server error; the log has it under this request_id")
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.warning("request %s: %s: %s", request_id, problem.detail, describe(error.__cause__ or error))
+        cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
+        logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
     body: dict[str, Any] = {
         "type": f"urn:problem:users-api:{problem.kind}" if problem.kind else "about:blank",
         "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,

@@ -6,13 +6,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
-import asyncpg
 import httpx
 import psycopg
 import pytest
 
 from api.app import create_app
-from api.database import Database, was_never_sent
+from api.database import Database
 from api.errors import Problem, email_taken, user_not_found, version_mismatch
 from api.statements import Statement, declared_statements
 from api.url import parse_url
@@ -179,22 +178,6 @@ def test_connections_that_were_closed_while_idle_are_not_noticed(client: httpx.C
     client.get(USERS)
     execute(database, KILL_ALL)
     assert [client.get(USERS).status_code for _ in range(3)] == [200, 200, 200]
-
-
-@pytest.mark.parametrize(
-    ("error", "never"),
-    [
-        (asyncpg.InterfaceError("connection is closed"), True),
-        (asyncpg.InterfaceError("cannot call Connection.fetch(): connection has been released back to the pool"), True),
-        (asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"), True),
-        (asyncpg.InternalClientError("got result for unknown protocol state 3"), False),
-        (asyncpg.ProtocolError("number of columns in result row is different"), False),
-        (asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"), False),
-        (ConnectionResetError(), False),
-    ],
-)
-def test_only_what_was_provably_never_sent_is_sent_again(error: Exception, never: bool) -> None:
-    assert was_never_sent(error) == never
 
 
 def test_a_refusal_keeps_nothing_of_the_requests_before_it() -> None:

@@ -72,10 +72,13 @@ SERVER_FULL = Farewell("53300", "sorry, too many clients already")
 
 
 def _neon(message: str) -> Farewell:
-    # Neon's proxy has one SQLSTATE for every failure of its own, and says ERROR (proxy/src/error.rs and
-    # libs/pq_proto/src/lib.rs of neondatabase/neon).
+    # Neon's proxy has one SQLSTATE for every failure of its own, and calls each an ERROR. The texts are those of
+    # https://neon.com/docs/connect/connection-errors and of its users' reports.
     return Farewell("XX000", message, "ERROR")
 
+
+INSECURE = _neon("connection is insecure (try using `sslmode=require`)")
+"""What Neon's proxy says to a client that does not ask for TLS."""
 
 NEON_TRANSIENT = (
     _neon("Couldn't connect to compute node"),

@@ -5,10 +5,21 @@ import socket
 import ssl
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.rig import wire
-from tests.rig.faults import POOLER_FULL, SERVER_FULL, STATEMENT_POINTS, Action, Cut, Farewell, Fault, Point, Route
+from tests.rig.faults import (
+    INSECURE,
+    POOLER_FULL,
+    SERVER_FULL,
+    STATEMENT_POINTS,
+    Action,
+    Cut,
+    Farewell,
+    Fault,
+    Point,
+    Route,
+)
 
 if TYPE_CHECKING:
     from tests.rig.proxy import Proxy
@@ -74,7 +85,7 @@ class Link:
             (first, *_) = ended.exceptions
             assert isinstance(first, _Ended)
             action = first.action
-        except* OSError:  # TLS that fails, too
+        except* (OSError, EOFError):  # a side that left, and TLS that fails
             pass
         return action
 
@@ -108,9 +119,9 @@ class Link:
             packet += await self._receive(struct.unpack("!I", packet)[0] - 4)
             (code,) = struct.unpack_from("!I", packet, 4)
             if code not in (wire.SSL_REQUEST, wire.GSS_REQUEST):
-                if context is not None:
-                    raise _Ended(Farewell("28000", "connection is insecure (try using `sslmode=require`)"))
                 await self._take_over(None)
+                if context is not None:
+                    raise _Ended(INSECURE)
                 return packet
             accepted = code == wire.SSL_REQUEST and context is not None
             await loop.sock_sendall(self._socket, b"S" if accepted else b"N")
@@ -201,9 +212,8 @@ class Link:
 
     async def _perform(self, action: Action) -> None:
         """End the client's side as `action` says; the server's side is closed by the caller."""
-        # A transport tells nobody when its buffer is empty, and a reset would discard what is in it.
-        while self._writer is not None and self._writer.transport.get_write_buffer_size():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        if self._writer is not None:
+            await _flush(self._writer.transport)
         if action is Cut.STALL:
             self._proxy.links.pop(self, None)
             await self._stall()
@@ -219,16 +229,28 @@ class Link:
 
     async def _stall(self) -> None:
         """Return when the client has given up, or the proxy is reset."""
-        ends: list[asyncio.Task[Any]] = [asyncio.create_task(self._proxy.released.wait())]
-        if self._writer is not None:
-            ends.append(asyncio.create_task(self._writer.wait_closed()))
+        leaving = self._writer.wait_closed() if self._writer is not None else self._read_to_end()
+        ends = [asyncio.create_task(self._proxy.released()), asyncio.create_task(leaving)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in ends:
                 task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _read_to_end(self) -> None:
+        while await asyncio.get_running_loop().sock_recv(self._socket, _CHUNK):
+            pass
 
 
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+async def _flush(transport: asyncio.WriteTransport) -> None:
+    """Wait until what was written has left, since a reset discards the rest; a client that reads nothing ends it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while transport.get_write_buffer_size():  # noqa: ASYNC110 - nobody is told when it is empty
+                await asyncio.sleep(0)

@@ -86,7 +86,11 @@ class PgBouncer:
         """Run it, from when it listens until the end of the block."""
         complaint = self._directory / "stderr"
         with complaint.open("wb") as stderr:
-            process = subprocess.Popen([self._program, "--quiet", self._directory / "configuration"], stderr=stderr)
+            process = subprocess.Popen(
+                [self._program, "--quiet", self._directory / "configuration"],
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C in a terminal is for the rig, which stops it in its turn
+            )
         try:
             while not self.socket.exists():
                 try:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ class Counts:
     tls_failures: int = 0  # handshakes that one side gave up
     cancels: int = 0  # cancel requests, each a connection of its own
     statements: int = 0  # simple queries and Executes
-    round_trips: int = 0  # what a client waits for, after its connection is open: Syncs and simple queries
+    round_trips: int = 0  # what a client waits for once it is connected: Flushes, Syncs and simple queries
     wakes: int = 0
     dropped_parameters: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)  # those that have struck, by name
@@ -48,6 +49,7 @@ class Proxy:
         self.links: dict[Link, asyncio.Task[None]] = {}  # those that are open and not stalled
         self._default_tls = tls
         self._listening: list[asyncio.Task[None]] = []
+        self._errors: list[BaseException] = []
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
         self._restore()
@@ -61,7 +63,7 @@ class Proxy:
         self.asleep = False
         self._faults: list[Fault] = []
         self._waking: asyncio.Task[None] | None = None
-        self.released = asyncio.Event()
+        self._released = asyncio.Event()
 
     def start(self) -> None:
         """Listen on the loopback address, on free ports."""
@@ -82,14 +84,19 @@ class Proxy:
         self._thread.join()
 
     def reset(self) -> None:
-        """Forget every fault, setting and count, wake the compute, and end the connections that are left."""
+        """Forget every fault, setting and count, wake the compute, and end the connections that are left.
+
+        Raises what went wrong in the proxy itself, if something did.
+        """
 
         async def reset() -> None:
-            self.released.set()
+            self._released.set()
             await self._end_all(Cut.RESET)
             self._restore()
 
         self._run(reset())
+        if self._errors:
+            raise self._errors.pop()
 
     def inject(self, fault: Fault, times: int = 1) -> None:
         """Let `fault` strike the next connections that come to its point, each once, `times` times in all."""
@@ -132,6 +139,10 @@ class Proxy:
                 self._waking = asyncio.create_task(self._wake())
             await asyncio.shield(self._waking)
 
+    async def released(self) -> None:
+        """Return when the proxy is reset, which ends what is stalled."""
+        await self._released.wait()
+
     async def _wake(self) -> None:
         self.counts.wakes += 1
         await asyncio.sleep(self.wake_seconds)
@@ -152,7 +163,12 @@ class Proxy:
                 self.counts.connections += 1
                 link = Link(self, route, client)
                 self.links[link] = task = self._loop.create_task(link.run())
-                task.add_done_callback(lambda _, link=link: self.links.pop(link, None))  # type: ignore[misc]
+                task.add_done_callback(partial(self._done, link))
+
+    def _done(self, link: Link, task: asyncio.Task[None]) -> None:
+        self.links.pop(link, None)
+        if not task.cancelled() and (error := task.exception()):
+            self._errors.append(error)
 
     async def _end_all(self, action: Action) -> None:
         ending = list(self.links.values())

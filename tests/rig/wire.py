@@ -12,9 +12,9 @@ GSS_REQUEST = 80877104
 CANCEL_REQUEST = 80877102
 
 READY_FOR_QUERY = ord("Z")
-_EXECUTE, _QUERY, _SYNC = b"EQS"
+_EXECUTE, _QUERY, _FLUSH, _SYNC = b"EQHS"
 
-# What Neon's proxy forwards of a startup packet (proxy/src/compute of neondatabase/neon); the rest is lost in silence.
+# What Neon's proxy forwards of a startup packet; the rest is lost in silence.
 _FORWARDED = ("user", "database", "application_name", "replication", "options")
 _HEADER = struct.Struct("!BI")
 
@@ -37,8 +37,8 @@ def statements(kinds: list[int]) -> int:
 
 
 def round_trips(kinds: list[int]) -> int:
-    """How many of a client's messages ask for a ReadyForQuery."""
-    return kinds.count(_SYNC) + kinds.count(_QUERY)
+    """How many of a client's messages make the server send what it has to say."""
+    return kinds.count(_FLUSH) + kinds.count(_SYNC) + kinds.count(_QUERY)
 
 
 def filter_startup(packet: bytes) -> tuple[bytes, list[str]]:
