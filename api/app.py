@@ -10,8 +10,17 @@ from starlette.routing import Route, Router
 from api.batching import Limits
 from api.database import Database
 from api.http import JSONBody, Resource, respond_not_found
+from api.openapi import Answer, Content, Operation
 from api.settings import Settings, load_settings
 from api.users.handlers import Users
+
+_HEALTH = Operation(
+    summary="Is the service up?",
+    description="Never touches the database, which may be asleep.",
+    answers={200: Answer("It is.", [Content({"const": {"status": "healthy"}}, {"status": "healthy"})])},
+    uses_database=False,
+    tag="service",
+)
 
 
 def create_app(settings: Settings) -> Router:
@@ -36,7 +45,7 @@ def create_app(settings: Settings) -> Router:
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     return Router(
-        routes=[*users.routes(), Route("/health", Resource(get=get_health))],
+        routes=[*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))],
         redirect_slashes=False,
         default=respond_not_found,
         lifespan=lifespan,
