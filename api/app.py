@@ -10,7 +10,7 @@ from starlette.routing import Route, Router
 from api.batching import Limits
 from api.database import Database
 from api.http import JSONBody, Resource, respond_not_found
-from api.openapi import Answer, Content, Operation
+from api.operation import Answer, Content, Operation
 from api.settings import Settings, load_settings
 from api.users.handlers import Users
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
-from api.openapi import Operation
+from api.operation import Operation
 
 MAX_BODY_BYTES = 64 * 1024
 

@@ -1,7 +1,6 @@
 """OpenAPI 3.1 from the route table: each method of a Resource carries an Operation, and pydantic makes the schemas."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +10,8 @@ from starlette.routing import BaseRoute, Route
 from api.auth import READ, WRITE, forbidden, unauthenticated, unreadable_credentials
 from api.errors import Problem, database_refusals, internal_error, problem_body
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
+from api.http import Resource
+from api.operation import Answer, Content, Operation
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
@@ -56,52 +57,9 @@ _PROBLEM = {
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key, or a token (JWT) of the issuer that the operator has set. Keys read, or read and write; "
-    "a token's `scope` holds `users:read`, `users:write` or both.",
+    "description": "An API key, or a token (JWT) of the issuer that the operator has set. A key reads, or reads and "
+    "writes; a token's `scope` holds `users:read`, `users:write` or both.",
 }
-
-
-@dataclass(frozen=True)
-class Content:
-    """A body: its schema (JSON Schema, or a type that pydantic knows), an example of it, and its media type."""
-
-    schema: Any
-    example: Any
-    media_type: str = "application/json"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What comes back when a request did what it asked for. `headers` are names of api.headers.RESPONSE_HEADERS.
-
-    `links` are names of operations that take the `id` of the answer.
-    """
-
-    description: str
-    content: Sequence[Content] = ()
-    headers: Sequence[str] = ()
-    links: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What the documentation says of one method of one path; it stands beside the handler in a Resource.
-
-    `path` and `query` are models whose fields are the parameters; `headers` are names of api.headers.REQUEST_HEADERS;
-    `refusals` are the problems that the handler can raise. What any operation can meet (no credentials, a missing
-    scope, no database, a bug) is added by `describe`.
-    """
-
-    summary: str
-    answers: Mapping[int, Answer]
-    description: str = ""
-    path: type[BaseModel] | None = None
-    query: type[BaseModel] | None = None
-    headers: Sequence[str] = ()
-    body: Sequence[Content] = ()
-    refusals: Sequence[Problem] = ()
-    uses_database: bool = True
-    tag: str = "users"
 
 
 def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
@@ -109,12 +67,10 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        if isinstance(route, Route):
-            for method, (handler, operation) in route.endpoint.methods.items():
+        if isinstance(route, Route) and isinstance(resource := route.endpoint, Resource):
+            for method, (handler, operation) in resource.methods.items():
                 if operation is not None:
-                    described = _describe_operation(
-                        handler.__name__, method, operation, route.endpoint.is_open, schemas
-                    )
+                    described = _describe_operation(handler.__name__, method, operation, resource.is_open, schemas)
                     paths.setdefault(route.path, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",

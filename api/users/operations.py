@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from api.errors import Problem, email_taken, user_not_found, version_mismatch
 from api.http import body_too_large, not_json, unprocessable
-from api.openapi import Answer, Content, Operation
+from api.operation import Answer, Content, Operation
 from api.users.schemas import ListQuery, User, UserCreate, UserPath, UserUpdate
 
 _ADA = {
