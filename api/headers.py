@@ -3,6 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+SECURITY_HEADERS = [
+    # Also to browsers that were led here by somebody else's page, an answer is data: never sniffed, rendered or framed,
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    # and never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
+    (b"cache-control", b"private, no-cache"),
+]
+"""What every answer carries. Strict-Transport-Security is for whoever speaks TLS to the client."""
+
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
         "description": "Change the user only while its ETag is one of these (RFC 9110, section 13.1.1); else 412.",

@@ -1,7 +1,7 @@
 """Between HTTP and Python: bytes to models, query strings to pages, ETags to versions, bodies to responses."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,10 +11,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
+from api.headers import SECURITY_HEADERS
 from api.operation import Operation
 
 MAX_BODY_BYTES = 64 * 1024
 
+Headers = Sequence[tuple[bytes, bytes]]
 Handler = Callable[[Request], Awaitable[Response]]
 Described = tuple[Handler, Operation | None]
 """A handler, and what /openapi.json says of it; None keeps it out."""
@@ -28,11 +30,12 @@ class Resource:
     """The ASGI application of one path: a handler for each method, and a problem for whatever goes wrong.
 
     GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` says that nobody is
-    asked who they are.
+    asked who they are; `headers` go with every answer.
     """
 
-    def __init__(self, *, is_open: bool = False, **methods: Described) -> None:
+    def __init__(self, *, is_open: bool = False, headers: Headers = SECURITY_HEADERS, **methods: Described) -> None:
         self.is_open = is_open
+        self._headers = headers
         self.methods = {method.upper(): described for method, described in methods.items()}
         self._handlers = {method: handler for method, (handler, _) in self.methods.items()}
         if "GET" in self._handlers:
@@ -48,6 +51,7 @@ class Resource:
             return
         except Exception as error:  # The boundary: whatever it is becomes a problem.
             response = to_response(error)
+        response.raw_headers.extend(self._headers)
         await response(scope, receive, send)
 
     async def _refuse(self, request: Request) -> Response:
@@ -56,7 +60,14 @@ class Resource:
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer for a path that no resource has."""
-    await to_response(Problem(404, "Not Found"))(scope, receive, send)
+    await send_problem(Problem(404, "Not Found"), scope, receive, send)
+
+
+async def send_problem(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that reaches no resource."""
+    response = to_response(error)
+    response.raw_headers.extend(SECURITY_HEADERS)
+    await response(scope, receive, send)
 
 
 class JSONBody(Response):

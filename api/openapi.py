@@ -7,7 +7,15 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute, Route
 
-from api.auth import READ, WRITE, forbidden, unauthenticated, unreadable_credentials
+from api.credentials import (
+    READ,
+    WRITE,
+    insufficient_scope,
+    invalid_credentials,
+    keys_unavailable,
+    several_credentials,
+    unauthenticated,
+)
 from api.errors import Problem, database_refusals, internal_error, problem_body
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from api.http import Resource
@@ -99,7 +107,8 @@ def _describe_operation(
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
     if not is_open:
-        refusals += [unreadable_credentials(), unauthenticated(), forbidden(WRITE if writes else READ)]
+        refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
+        refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
     if operation.uses_database:
         refusals += database_refusals(writes=writes)
     described: dict[str, Any] = {

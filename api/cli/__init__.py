@@ -6,7 +6,9 @@ import click
 
 from api.cli.check_sql import check_sql
 from api.cli.common import LOG_CONFIG
+from api.cli.key import key
 from api.cli.migrate import migrate
+from api.cli.openapi import openapi
 from api.cli.serve import serve
 
 
@@ -26,5 +28,5 @@ def main() -> None:
     logging.config.dictConfig(LOG_CONFIG)
 
 
-for command in (serve, migrate, check_sql):
+for command in (serve, migrate, check_sql, key, openapi):
     main.add_command(command)
