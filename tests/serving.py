@@ -12,7 +12,7 @@ from api.protocol import HTTPProtocol
 
 
 @contextmanager
-def serve(app: Any) -> Iterator[str]:
+def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol) -> Iterator[str]:
     """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
     server = uvicorn.Server(
         uvicorn.Config(
@@ -20,7 +20,7 @@ def serve(app: Any) -> Iterator[str]:
             host="127.0.0.1",
             port=0,
             loop="uvloop",
-            http=HTTPProtocol,
+            http=http,
             lifespan="on",
             log_config=None,
             access_log=False,
