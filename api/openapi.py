@@ -75,7 +75,12 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        if isinstance(route, Route) and isinstance(resource := route.endpoint, Resource):
+        # A path with a slash at its end is the one without it.
+        if (
+            isinstance(route, Route)
+            and not route.path.endswith("/")
+            and isinstance(resource := route.endpoint, Resource)
+        ):
             for method, (handler, operation) in resource.methods.items():
                 if operation is not None:
                     described = _describe_operation(handler.__name__, method, operation, resource.is_open, schemas)
@@ -88,7 +93,7 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             "description": _INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "paths": paths,
+        "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": schemas,
             "parameters": {

@@ -1,4 +1,4 @@
-"""What a client can make the server hold: heads, trailers, queues, time. Over sockets, since clients behave too well."""
+"""What a client can make the server hold: heads, trailers, queues, time. Over sockets: HTTP clients behave too well."""
 
 import socket
 import time
@@ -157,7 +157,9 @@ def test_trailers_are_no_fields_of_the_head(address: tuple[str, int]) -> None:
     assert [name for name, _ in fields] == ["host", "connection", "transfer-encoding"]
 
 
-@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"]
+)
 def test_what_is_no_http_is_a_problem(address: tuple[str, int], sent: bytes) -> None:
     answer = exchange(address, sent)
     assert answered(answer) == [400]
@@ -240,9 +242,13 @@ def test_a_client_that_does_not_read(impatient_address: tuple[str, int]) -> None
         connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n" * 8)
         # The end shows in that nothing can be sent any more, without reading.
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            while True:
-                connection.sendall(b"x")
-                time.sleep(0.05)
+            _send_for_ever(connection)
+
+
+def _send_for_ever(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
 
 
 def test_an_ordinary_client_is_not_disturbed(impatient_address: tuple[str, int]) -> None:

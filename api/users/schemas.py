@@ -12,7 +12,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
 
 from api.users.emails import Email
 
@@ -28,8 +27,13 @@ def _without_nul(text: str) -> str:
 
 
 def _without_default(schema: dict[str, Any]) -> None:
-    # A key that is left out changes nothing: the model's None is not what it stands for.
+    # A key that is left out is left alone: it does not stand for null.
     del schema["default"]
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    _without_default(schema)
+    schema.update(schema.pop("anyOf")[0])
 
 
 Name = Annotated[
@@ -38,6 +42,7 @@ Name = Annotated[
     AfterValidator(_without_nul),
     WithJsonSchema({"type": "string", "maxLength": 255, "pattern": r"^[^\u0000]*$"}),
 ]
+Address = Annotated[Email, WithJsonSchema({"type": "string", "format": "idn-email", "maxLength": 254})]
 ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
@@ -47,7 +52,7 @@ class User(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: Annotated[int, Field(ge=1, le=MAX_ID)]
-    email: Annotated[Email, Field(description="Unique without regard to case.")]
+    email: Annotated[Address, Field(description="Unique without regard to case.")]
     name: Name | None
     created_at: Annotated[datetime, Field(description="In UTC.")]
     updated_at: Annotated[datetime, Field(description="In UTC.")]
@@ -62,14 +67,14 @@ class UserPath(BaseModel):
 class UserCreate(BaseModel):
     """The body of POST."""
 
-    email: Email
+    email: Address
     name: Name | None = None
 
 
 class UserUpdate(BaseModel):
     """The body of PATCH. Which keys were sent is in `model_fields_set`: an absent key is left alone, null clears."""
 
-    email: Email | SkipJsonSchema[None] = Field(default=None, json_schema_extra=_without_default)
+    email: Address | None = Field(default=None, json_schema_extra=_without_null)
     name: Name | None = Field(default=None, json_schema_extra=_without_default, description="null clears it.")
 
     @field_validator("email")
