@@ -12,12 +12,12 @@ from api.protocol import HTTPProtocol
 
 
 @contextmanager
-def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol) -> Iterator[str]:
+def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.0.1") -> Iterator[str]:
     """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            host="127.0.0.1",
+            host=host,
             port=0,
             loop="uvloop",
             http=http,
@@ -35,7 +35,7 @@ def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol) -> Iterator[str]:
                 raise RuntimeError("the application did not start: see the log above")
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://{host}:{port}"
     finally:
         server.should_exit = True
         thread.join()

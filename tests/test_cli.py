@@ -46,12 +46,14 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "check-sql", "key", "openapi", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
         (["migrate", "rollback"], ["--yes"]),
         (["check-sql"], ["Exit code 1"]),
+        (["key"], ["--read-only", "API_KEYS", "Examples"]),
+        (["openapi"], ["/openapi.json", "Example"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
@@ -118,7 +120,7 @@ def test_check_sql(database: str) -> None:
 
 @contextmanager
 def served(
-    *arguments: str, cwd: Path, ends_with: int = 0, **variables: str
+    *arguments: str, cwd: Path, ends_with: int = 0, says: str = "", **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
     with socket.socket() as free:
@@ -142,7 +144,8 @@ def served(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=40)
     assert process.returncode == ends_with, err
-    assert f"curl -s {url}/api/v1/users" in out or ends_with
+    assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
+    assert says in err
     assert "Traceback" not in err
 
 
