@@ -16,7 +16,7 @@ from api.credentials import make_api_key, parse_api_keys
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback
 from tests.conftest import execute, settings_for
 from tests.serving import serve
-from tests.test_cli import on, run, served
+from tests.test_cli import run, served
 
 USERS = "/api/v1/users"
 NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
@@ -247,13 +247,16 @@ def test_another_server_is_refused(guarded: str) -> None:
 
 def test_authentication_can_be_turned_off_in_so_many_words(guarded: str, tmp_path: Path) -> None:
     says = "AUTH=off: whoever reaches 0.0.0.0"
-    with served("--host", "0.0.0.0", cwd=tmp_path, says=says, **on(guarded), AUTH="off") as (url, _):
+    with served("--host", "0.0.0.0", cwd=tmp_path, says=says, DATABASE_URL=guarded, DIRECT_URL=guarded, AUTH="off") as (
+        url,
+        _,
+    ):
         assert httpx.get(url + USERS).status_code == 200
 
 
 def test_workers_ask_for_keys_too(guarded: str, tmp_path: Path) -> None:
     arguments = ("--workers", "2", "--host", "0.0.0.0")
-    with served(*arguments, cwd=tmp_path, **on(guarded), API_KEYS=API_KEYS) as (url, _):
+    with served(*arguments, cwd=tmp_path, DATABASE_URL=guarded, DIRECT_URL=guarded, API_KEYS=API_KEYS) as (url, _):
         for _ in range(10):
             assert httpx.get(url + USERS).status_code == 401
             assert httpx.get(url + USERS, headers=bearer(READER)).status_code == 200
