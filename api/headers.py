@@ -15,16 +15,17 @@ SECURITY_HEADERS = [
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
         "description": "Change the user only while its ETag is one of these (RFC 9110, section 13.1.1); else 412.",
-        "schema": {"type": "string"},
-        "example": '"1"',
+        "schema": {"type": "string", "examples": ['"1"']},
     },
     "If-None-Match": {
         "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
-        "schema": {"type": "string"},
-        "example": '"1"',
+        "schema": {"type": "string", "examples": ['"1"']},
     },
 }
-"""By name, an OpenAPI Parameter Object without its name and place; none is required."""
+"""By name, an OpenAPI Parameter Object without its name and place; none is required.
+
+Examples are the schema's: Swagger UI would send one of the parameter itself with every request that is tried out.
+"""
 
 RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "ETag": {

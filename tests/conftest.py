@@ -1,5 +1,6 @@
 """A real PostgreSQL for the session, a migrated template in it, and a clone of that for each test."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from api import embedded, migrations
 from api.app import create_app
 from api.settings import Settings
 from api.url import parse_url
+from tests import leaks
 from tests.serving import serve
 
 MakeDatabase = Callable[[], str]
@@ -40,6 +42,24 @@ def settings_for(url: str, **overrides: object) -> Settings:
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
         overrides.setdefault("auth", "off")
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _log_is_scanned() -> Iterator[None]:
+    """What the service logs is searched as it comes, also what LOG_LEVEL=debug alone would show."""
+    scan = leaks.LogScan()
+    logging.getLogger().addHandler(scan)
+    for name in ("api", "asyncpg", "uvicorn", "yoyo"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    yield
+    logging.getLogger().removeHandler(scan)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks(_log_is_scanned: None) -> Iterator[None]:
+    leaks.found.clear()
+    yield
+    assert not leaks.found, "\n".join(leaks.found)
 
 
 @pytest.fixture(scope="session")

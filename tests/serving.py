@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from api.protocol import HTTPProtocol
+from tests.leaks import scan_answers
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.
     """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
     server = uvicorn.Server(
         uvicorn.Config(
-            app,
+            scan_answers(app),
             host=host,
             port=0,
             loop="uvloop",
@@ -24,6 +25,7 @@ def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.
             lifespan="on",
             log_config=None,
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=5,
         )
     )

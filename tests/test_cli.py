@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import leaks
 from tests.conftest import execute
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    ended = subprocess.run(
         [USERS_API, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
@@ -37,6 +38,9 @@ def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.Comple
         text=True,
         timeout=60,
     )
+    if arguments[0] != "key":  # which shows one: that is what it is for
+        leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
+    return ended
 
 
 def on(database: str) -> dict[str, str]:
@@ -146,6 +150,7 @@ def served(
     assert process.returncode == ends_with, err
     assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
     assert says in err
+    leaks.search(out + err, " ".join(command))
     assert "Traceback" not in err
 
 
