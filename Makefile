@@ -56,7 +56,7 @@ bench-scaling bench-overload bench-latency bench-profile: install ## one questio
 lock: install ## renew both locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --output-file requirements.lock pyproject.toml
+		--no-emit-index-url --extra docs --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra dev --output-file requirements-dev.lock pyproject.toml
 

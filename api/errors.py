@@ -79,6 +79,20 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     asyncpg.DeadlockDetectedError: _LOCKED,
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
 }
+_ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
+_ONLY_READS = (StatementTimeoutError,)
+
+
+def database_refusals(*, writes: bool) -> list[Problem]:
+    """What any statement, a read or a write, can end in."""
+    others = _ONLY_READS if writes else _ONLY_WRITES
+    never = [_EXCEPTIONS[each] for each in others]
+    return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
+
+
+def internal_error() -> Problem:
+    """The problem of what is not in these tables."""
+    return Problem(500, "Internal server error; the log has it under this request_id")
 
 
 def email_taken() -> Problem:
@@ -107,10 +121,16 @@ def to_response(error: Exception) -> Response:
     problem = _to_problem(error)
     if problem is None:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
-        problem = Problem(500, "Internal server error; the log has it under this request_id")
+        problem = internal_error()
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
         logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
+    body = orjson.dumps(problem_body(problem, request_id))
+    return Response(body, problem.status, problem.headers, "application/problem+json")
+
+
+def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
+    """Return the problem as RFC 9457 has it."""
     body: dict[str, Any] = {
         "type": f"urn:problem:users-api:{problem.kind}" if problem.kind else "about:blank",
         "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
@@ -120,7 +140,7 @@ def to_response(error: Exception) -> Response:
     }
     if problem.errors is not None:
         body["errors"] = problem.errors
-    return Response(orjson.dumps(body), problem.status, problem.headers, "application/problem+json")
+    return body
 
 
 def _to_problem(error: Exception) -> Problem | None:

@@ -1,7 +1,7 @@
 """Between HTTP and Python: bytes to models, query strings to pages, ETags to versions, bodies to responses."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,10 +11,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
+from api.headers import SECURITY_HEADERS
+from api.operation import Operation
 
 MAX_BODY_BYTES = 64 * 1024
 
+Headers = Sequence[tuple[bytes, bytes]]
 Handler = Callable[[Request], Awaitable[Response]]
+Described = tuple[Handler, Operation | None]
+"""A handler, and what /openapi.json says of it; None keeps it out."""
 Model = TypeVar("Model", bound=BaseModel)
 
 _ETAG = re.compile(rb'(?:W/)?"([^"]*)"')
@@ -24,11 +29,15 @@ _VERSION = re.compile(rb"[1-9][0-9]{0,17}")
 class Resource:
     """The ASGI application of one path: a handler for each method, and a problem for whatever goes wrong.
 
-    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow.
+    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` says that nobody is
+    asked who they are; `headers` go with every answer.
     """
 
-    def __init__(self, **handlers: Handler) -> None:
-        self._handlers = {method.upper(): handler for method, handler in handlers.items()}
+    def __init__(self, *, is_open: bool = False, headers: Headers = SECURITY_HEADERS, **methods: Described) -> None:
+        self.is_open = is_open
+        self._headers = headers
+        self.methods = {method.upper(): described for method, described in methods.items()}
+        self._handlers = {method: handler for method, (handler, _) in self.methods.items()}
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join(sorted(self._handlers))
@@ -42,6 +51,7 @@ class Resource:
             return
         except Exception as error:  # The boundary: whatever it is becomes a problem.
             response = to_response(error)
+        response.raw_headers.extend(self._headers)
         await response(scope, receive, send)
 
     async def _refuse(self, request: Request) -> Response:
@@ -50,7 +60,14 @@ class Resource:
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer for a path that no resource has."""
-    await to_response(Problem(404, "Not Found"))(scope, receive, send)
+    await send_problem(Problem(404, "Not Found"), scope, receive, send)
+
+
+async def send_problem(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that reaches no resource."""
+    response = to_response(error)
+    response.raw_headers.extend(SECURITY_HEADERS)
+    await response(scope, receive, send)
 
 
 class JSONBody(Response):
@@ -79,23 +96,22 @@ async def read_body(request: Request, model: type[Model]) -> Model:
     """The request's JSON object as a model. Raises Problem: 413, 415 or 422."""
     media_type = read_header(request, b"content-type") or b""
     if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
-        raise Problem(415, "The body must be application/json")
+        raise not_json()
     try:
         return model.model_validate_json(await _read_bytes(request))
     except ValidationError as error:
-        raise _unprocessable(error, "body") from None
+        raise unprocessable(error, "body") from None
 
 
 async def _read_bytes(request: Request) -> bytes:
-    too_large = Problem(413, f"The body must be at most {MAX_BODY_BYTES} bytes")
     # The declared length is refused before a byte is read; a chunked body declares none and is counted.
     if int(read_header(request, b"content-length") or 0) > MAX_BODY_BYTES:
-        raise too_large
+        raise body_too_large()
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise too_large
+            raise body_too_large()
     return bytes(body)
 
 
@@ -105,10 +121,21 @@ def read_query(request: Request, model: type[Model]) -> Model:
     try:
         return model.model_validate_strings(dict(pairs))
     except ValidationError as error:
-        raise _unprocessable(error, "query") from None
+        raise unprocessable(error, "query") from None
 
 
-def _unprocessable(error: ValidationError, where: str) -> Problem:
+def not_json() -> Problem:
+    """The problem of a body that does not say that it is JSON."""
+    return Problem(415, "The body must be application/json")
+
+
+def body_too_large() -> Problem:
+    """The problem of a body above MAX_BODY_BYTES."""
+    return Problem(413, f"The body must be at most {MAX_BODY_BYTES} bytes")
+
+
+def unprocessable(error: ValidationError, where: str) -> Problem:
+    """The problem of a body or a query that the model refused; `where` is what it came in."""
     faults = [
         {"loc": [where, *fault["loc"]], "msg": fault["msg"].removeprefix("Value error, "), "type": fault["type"]}
         for fault in error.errors(include_url=False, include_context=False, include_input=False)

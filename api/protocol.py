@@ -1,23 +1,149 @@
-"""uvicorn's HTTP protocol with one system call a response instead of two."""
+"""uvicorn's HTTP protocol with limits on what a client can make it hold, and one system call a response, not two."""
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api.errors import Problem, to_response
+from api.headers import SECURITY_HEADERS
+
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 32 * 1024
+MAX_PIPELINED = 64
+PERIOD_SECONDS = 30.0
+MIN_BYTES = 1024
 
 _HIGH_WATER_BYTES = 64 * 1024
 
 
 class HTTPProtocol(HttpToolsProtocol):
-    """HttpToolsProtocol on a transport that joins what is written within one tick of the event loop.
+    """HttpToolsProtocol on a transport that joins what is written within one tick of the event loop, and with limits.
 
     uvicorn writes a response's head and body one by one, and uvloop sends each at once: two system calls, which cost a
     fifth of a small request. Pipelined answers are joined too.
+
+    Neither uvicorn nor llhttp, its parser, limits the size of a head, the number of its fields, or how many requests
+    queue behind the one under way; and they wait for ever for the rest of a request, or for a client to read. Here:
+
+    - A head, and what else is no body (trailers, chunk extensions), has at most MAX_HEAD_BYTES, a head at most
+      MAX_HEADERS fields: 431. Trailers are not taken for fields of the head.
+    - At most MAX_PIPELINED requests queue. What comes behind them is not read; the last answer says
+      `Connection: close`.
+    - In every `period` (seconds) at least MIN_BYTES of a request come, the first byte of a connection within one, and
+      at least something of an answer is taken. Else the connection ends. Between requests uvicorn's keep-alive time
+      counts.
+    - A request that cannot be read is answered by a problem, or, where others before it still wait for their answers,
+      by the end of the connection behind those.
     """
 
+    period = PERIOD_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
+        self._received = 0  # bytes, in all
+        self._read = 0  # those of them that came until the last head or piece of a body was complete
+        self._deaf = False  # nothing more is read: the connection ends after the answers that are due
+        self._refusal: Problem | None = None
+        self._large = False  # the head under way may be too large: it must be measured
+        self._seen: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent when last looked at
+        self._timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: Any) -> None:
-        """Wrap the transport of a new connection."""
-        super().connection_made(_JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
+        """Wrap the transport of a new connection, and begin to look at it."""
+        self._joined = _JoinedWrites(transport, self.loop)
+        super().connection_made(self._joined)  # type: ignore[arg-type]
+        self._timer = self.loop.call_later(self.period, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and refuse what does not end."""
+        if self._deaf:
+            return
+        self._received += len(data)
+        self._large = max(self._received - self._read, len(data)) > MAX_HEAD_BYTES
+        super().data_received(data)
+        if self._received - self._read > MAX_HEAD_BYTES and not self._deaf:
+            self._refuse(_too_large())
+
+    def on_headers_complete(self) -> None:
+        """Take the request, unless its head is too large or too many are queued."""
+        if len(self.headers) > MAX_HEADERS or (self._large and self._head_bytes() > MAX_HEAD_BYTES):
+            self._refusal = _too_large()
+            raise ValueError("the head is too large")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests are queued")
+        self._read = self._received
+        super().on_headers_complete()
+        self.headers = []  # The request has its own; what is still to come are trailers.
+
+    def on_body(self, body: bytes) -> None:
+        """Note that the request goes on."""
+        self._read = self._received
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up, on our account or its own."""
+        self._refuse(self._refusal or Problem(400, msg))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: to go on in HTTP/1.1 is the answer to `Upgrade: h2c`, which some clients always ask for."""
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Read nothing more, answer what is due, and end the connection."""
+        self._deaf = True
+        newest = self.cycle
+        if newest is not None and not newest.response_complete:
+            if not newest.more_body:
+                newest.keep_alive = False
+                return
+            if self.pipeline or newest.response_started:
+                # The request at fault has begun, or waits behind others: there is no place for an answer of its own.
+                self.transport.close()
+                return
+        response = to_response(problem)
+        headers = [
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            *SECURITY_HEADERS,
+            (b"connection", b"close"),
+        ]
+        head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[problem.status], head, response.body))
+        self.transport.close()
+
+    def _look(self) -> None:
+        """End the connection if the client has hardly moved since the last look."""
+        cycle = self.cycle
+        # We wait for the client where no handler runs and no keep-alive time either, or where a handler wants a body.
+        waiting = self.timeout_keep_alive_task is None and (
+            cycle is None or cycle.response_complete or (cycle.more_body and not self.flow.read_paused)
+        )
+        unsent = self.transport.get_write_buffer_size()
+        sent = self._joined.written - unsent
+        request, received_before, sent_before = self._seen
+        if unsent and sent == sent_before:
+            self.transport.abort()
+        elif waiting and request is self.scope and self._received - received_before < MIN_BYTES:
+            if self.scope is None or (cycle is not None and cycle.scope is self.scope):
+                self.transport.close()
+            else:
+                self._refuse(Problem(408, "The request did not come in time"))
+        self._seen = (self.scope if waiting else self, self._received, sent)
+        self._timer = self.loop.call_later(self.period, self._look)
+
+
+def _too_large() -> Problem:
+    return Problem(431, f"The head of a request has at most {MAX_HEADERS} fields and {MAX_HEAD_BYTES} bytes")
 
 
 class _JoinedWrites:
@@ -28,6 +154,7 @@ class _JoinedWrites:
         self._call_soon = loop.call_soon
         self._pending: list[bytes] = []
         self._size = 0
+        self.written = 0  # bytes, in all
         self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
@@ -47,6 +174,7 @@ class _JoinedWrites:
             data = b"".join(self._pending)
             self._pending.clear()
             self._size = 0
+            self.written += len(data)
             self._transport.write(data)
 
     def close(self) -> None:

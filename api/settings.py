@@ -1,12 +1,24 @@
 """Every setting, from the environment or from `.env`: typed, ranged, documented. An error names its variable."""
 
-from typing import Self
+import re
+import socket
+from ipaddress import ip_address
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.credentials import Caller, parse_api_keys
 from api.neon import DatabaseURL
 from api.url import parse_url
+
+NOBODY_TO_ASK = (
+    "nobody would be asked who they are: set API_KEYS (`users-api key NAME` makes a key), or JWT_ISSUER, JWT_AUDIENCE "
+    "and JWT_JWKS_URL; AUTH=off lets everybody in, where something in front asks"
+)
+
+_ORIGIN = re.compile(r"\*|https?://[^/?#\s@]+")
 
 
 class SettingsError(Exception):
@@ -52,6 +64,19 @@ class Settings(BaseSettings):
     batch_max_waiting: int = Field(
         default=1000, ge=1, le=1000000, description="Requests of one kind that wait at most; more are refused with 503."
     )
+    auth: Literal["required", "off"] = Field(
+        default="required", description="`off` lets everybody in: only where something in front asks who they are."
+    )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="NAME:SHA256:SCOPE of each API key, as `users-api key` prints it; commas between.",
+    )
+    jwt_issuer: str | None = Field(default=None, description="What a token's `iss` has to be; set all three or none.")
+    jwt_audience: str | None = Field(default=None, description="What a token's `aud` has to name.")
+    jwt_jwks_url: str | None = Field(default=None, description="Where the issuer publishes its keys (JWKS): https.")
+    cors_origins: str | None = Field(
+        default=None, description="Origins whose pages may call from a browser, commas between; `*` for every one."
+    )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
@@ -62,6 +87,43 @@ class Settings(BaseSettings):
         if value is not None:
             parse_url(value.get_secret_value())
         return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_readable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_api_keys(value.get_secret_value())
+        return value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _keys_come_over_https(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "https://unset")
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise ValueError("write an https:// URL (http:// for the loopback address alone)")
+        if not parts.hostname or parts.username is not None:
+            raise ValueError("write https://HOST/PATH, without a user")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: str | None) -> str | None:
+        for number, origin in enumerate(_origins(value), start=1):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"entry {number} is no origin such as https://app.example.com, without a path")
+        return value
+
+    @model_validator(mode="after")
+    def _authentication_is_whole(self) -> Self:
+        tokens = {name: getattr(self, name.lower()) for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS_URL")}
+        missing = [name for name, value in tokens.items() if value is None]
+        if 0 < len(missing) < len(tokens):
+            raise ValueError(f"{' and '.join(missing)} not set: tokens need JWT_ISSUER, JWT_AUDIENCE and JWT_JWKS_URL")
+        if self.auth == "off" and self.asks_for_credentials:
+            raise ValueError(
+                "AUTH is off, but API_KEYS or JWT_ISSUER is set, and would protect nothing: take out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _both_urls_or_none(self) -> Self:
@@ -79,6 +141,21 @@ class Settings(BaseSettings):
                 "lower the one or raise the other"
             )
         return self
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether there is anything to check a caller with."""
+        return self.api_keys is not None or self.jwt_issuer is not None
+
+    @property
+    def keys(self) -> list[Caller]:
+        """The callers that API_KEYS names."""
+        return parse_api_keys(self.api_keys.get_secret_value()) if self.api_keys else []
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins that CORS_ORIGINS names."""
+        return _origins(self.cors_origins)
 
     @property
     def pooled(self) -> DatabaseURL:
@@ -100,6 +177,22 @@ def load_settings() -> Settings:
         return Settings(_env_file=".env")
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(fault["loc"], fault["msg"]) for fault in error.errors())) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address that a name, or an address, stands for can be reached from this machine alone.
+
+    As a server listens: the empty name is every address.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _origins(text: str | None) -> list[str]:
+    return (text or "").replace(",", " ").split()
 
 
 def _parse(url: SecretStr | None, variable: str) -> DatabaseURL:

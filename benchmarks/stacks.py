@@ -57,9 +57,9 @@ def without_postgres(seconds: float) -> None:
 def main(stack: str, port: int) -> None:
     """Serve a part of the stack as `users-api serve` serves the whole, in one worker."""
     if stack == "constant":
-        api.app.app_from_environment = lambda: constant  # type: ignore[assignment, return-value]
+        api.app.app_from_environment = lambda: constant
     elif stack == "starlette":
-        api.app.app_from_environment = starlette_constant  # type: ignore[assignment]
+        api.app.app_from_environment = starlette_constant
     else:
         os.environ["BATCHING"] = "true" if stack == "batching" else "false"
         without_postgres(STATEMENT_SECONDS if stack == "batching" else 0.0)

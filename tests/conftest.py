@@ -1,5 +1,6 @@
 """A real PostgreSQL for the session, a migrated template in it, and a clone of that for each test."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from api import embedded, migrations
 from api.app import create_app
 from api.settings import Settings
 from api.url import parse_url
+from tests import leaks
 from tests import rig as neon_rig
 from tests.rig import NeonDatabase, Rig
 from tests.serving import serve
@@ -39,8 +41,28 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
 
 
 def settings_for(url: str, **overrides: object) -> Settings:
-    """Settings for one database, whatever this machine's environment says."""
+    """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
+    if not {"api_keys", "jwt_issuer"} & overrides.keys():
+        overrides.setdefault("auth", "off")
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _log_is_scanned() -> Iterator[None]:
+    """What the service logs is searched as it comes, also what LOG_LEVEL=debug alone would show."""
+    scan = leaks.LogScan()
+    logging.getLogger().addHandler(scan)
+    for name in ("api", "asyncpg", "uvicorn", "yoyo"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    yield
+    logging.getLogger().removeHandler(scan)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks(_log_is_scanned: None) -> Iterator[None]:
+    leaks.found.clear()
+    yield
+    assert not leaks.found, "\n".join(leaks.found)
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,23 @@ from typing import Any
 import uvicorn
 
 from api.protocol import HTTPProtocol
+from tests.leaks import scan_answers
 
 
 @contextmanager
-def serve(app: Any) -> Iterator[str]:
+def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.0.1") -> Iterator[str]:
     """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
     server = uvicorn.Server(
         uvicorn.Config(
-            app,
-            host="127.0.0.1",
+            scan_answers(app),
+            host=host,
             port=0,
             loop="uvloop",
-            http=HTTPProtocol,
+            http=http,
             lifespan="on",
             log_config=None,
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=5,
         )
     )
@@ -35,7 +37,7 @@ def serve(app: Any) -> Iterator[str]:
                 raise RuntimeError("the application did not start: see the log above")
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://{host}:{port}"
     finally:
         server.should_exit = True
         thread.join()

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import leaks
 from tests.conftest import execute
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    ended = subprocess.run(
         [USERS_API, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
@@ -37,6 +38,9 @@ def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.Comple
         text=True,
         timeout=60,
     )
+    if arguments[0] != "key":  # which shows one: that is what it is for
+        leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
+    return ended
 
 
 def on(database: str) -> dict[str, str]:
@@ -46,13 +50,15 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "doctor", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "check-sql", "doctor", "key", "openapi", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
         (["migrate", "rollback"], ["--yes"]),
         (["check-sql"], ["Exit code 1"]),
         (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
+        (["key"], ["--read-only", "API_KEYS", "Examples"]),
+        (["openapi"], ["/openapi.json", "Example"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
@@ -119,7 +125,7 @@ def test_check_sql(database: str) -> None:
 
 @contextmanager
 def served(
-    *arguments: str, cwd: Path, ends_with: int = 0, **variables: str
+    *arguments: str, cwd: Path, ends_with: int = 0, says: str = "", **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
     with socket.socket() as free:
@@ -143,7 +149,9 @@ def served(
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=40)
     assert process.returncode == ends_with, err
-    assert f"curl -s {url}/api/v1/users" in out or ends_with
+    assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
+    assert says in err
+    leaks.search(out + err, " ".join(command))
     assert "Traceback" not in err
 
 

@@ -388,6 +388,7 @@ def test_patch_tells_absent_from_null(client: httpx.Client) -> None:
     assert client.patch(url, json={"email": "b@example.com"}).json()["name"] == "Ada"
     assert client.patch(url, json={"name": None}).json()["name"] is None
     assert_invalid(client.patch(url, json={"email": None}), ["body", "email"])
+    assert_invalid(client.patch(url, json={"email": "nobody"}), ["body", "email"])
 
 
 @pytest.mark.parametrize("patch", [{}, {"name": "Ada"}, {"email": "ada@example.com"}, {"unknown": 1}])

@@ -7,7 +7,9 @@ import click
 from api.cli.check_sql import check_sql
 from api.cli.common import LOG_CONFIG
 from api.cli.doctor import doctor
+from api.cli.key import key
 from api.cli.migrate import migrate
+from api.cli.openapi import openapi
 from api.cli.serve import serve
 
 
@@ -27,5 +29,5 @@ def main() -> None:
     logging.config.dictConfig(LOG_CONFIG)
 
 
-for command in (serve, migrate, check_sql, doctor):
+for command in (serve, migrate, check_sql, doctor, key, openapi):
     main.add_command(command)

@@ -1,6 +1,7 @@
 """`users-api serve`."""
 
 import logging
+import os
 import signal
 import sys
 
@@ -9,6 +10,7 @@ import uvicorn
 
 from api import migrations
 from api.cli.common import LOG_CONFIG, explain_errors, settings_with_database
+from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
 
 
 @click.command()
@@ -29,6 +31,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     On the embedded PostgreSQL the migrations are applied first; on any other database run `users-api migrate` before.
     The database may be asleep or down at the start: requests wait for it, /health answers at once.
 
+    Without API_KEYS or JWT_ISSUER nobody is asked who they are: then only an address of this machine alone is served.
+
     \b
     Examples:
       users-api serve
@@ -36,6 +40,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     """
     if reload and workers > 1:
         raise click.UsageError("--reload works with one worker: leave out --workers")
+    _check_who_can_come_in(load_settings(), host)
     settings, is_embedded = settings_with_database()
     if is_embedded:
         migrations.migrate(settings.direct, report=click.echo)
@@ -44,7 +49,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     # uvicorn ends by raising the signal that stopped it once more; a graceful stop is a success, and exits as one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     click.echo(f"users-api serves on http://{host}:{port}; try:")
-    click.echo(f"  curl -s http://{host}:{port}/api/v1/users")
+    key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
+    click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
     uvicorn.run(
         "api.app:app_from_environment",
         factory=True,
@@ -57,6 +63,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         http="auto" if sys.platform == "win32" else "api.protocol:HTTPProtocol",
         lifespan="on",
         log_config={**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": settings.log_level.upper()}},
+        ws="none",
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -65,3 +72,19 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         # uvicorn's default waits for ever.
         timeout_graceful_shutdown=30,
     )
+
+
+def _check_who_can_come_in(settings: Settings, host: str) -> None:
+    """Say in the environment, for the workers, that nobody is asked who they are, where only this machine can come.
+
+    Raises SettingsError where others can.
+    """
+    if settings.asks_for_credentials:
+        return
+    if settings.auth == "off":
+        if not is_loopback(host):
+            logging.getLogger("api").warning("AUTH=off: whoever reaches %s can read and change every user", host)
+    elif is_loopback(host):
+        os.environ["AUTH"] = "off"
+    else:
+        raise SettingsError(f"--host {host}: others can reach it, and {NOBODY_TO_ASK}")

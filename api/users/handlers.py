@@ -21,7 +21,7 @@ from api.http import (
     read_if_match,
     read_query,
 )
-from api.users import queries
+from api.users import operations, queries
 from api.users.emails import Email
 from api.users.schemas import MAX_ID, ListQuery, UserCreate, UserUpdate
 
@@ -104,8 +104,15 @@ class Users:
 
     def routes(self) -> list[BaseRoute]:
         """The paths of the resource: with and without a slash at the end they are one, and neither redirects."""
-        many = Resource(get=self.list_users, post=self.create_user)
-        one = Resource(get=self.get_user, patch=self.update_user, delete=self.delete_user)
+        many = Resource(
+            get=(self.list_users, operations.LIST_USERS),
+            post=(self.create_user, operations.CREATE_USER),
+        )
+        one = Resource(
+            get=(self.get_user, operations.GET_USER),
+            patch=(self.update_user, operations.UPDATE_USER),
+            delete=(self.delete_user, operations.DELETE_USER),
+        )
         return [Route(f"{PATH}/{{id}}", one), Route(PATH, many), Route(f"{PATH}/", many)]
 
 

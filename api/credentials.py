@@ -1,0 +1,115 @@
+"""What a caller can show, an API key, and what is said when it is not enough (RFC 6750, section 3)."""
+
+import hashlib
+import re
+import secrets
+from math import inf
+from typing import NamedTuple
+
+from api.errors import Problem
+
+READ, WRITE = "users:read", "users:write"
+"""The scopes: GET and HEAD need the first, every other method the second."""
+
+_CHALLENGE = 'Bearer realm="users-api"'
+_KEY_SCOPES = {"read": frozenset({READ}), "write": frozenset({READ, WRITE})}
+_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+class Caller(NamedTuple):
+    """Who asks: `key:NAME` or `token:SUBJECT`, what they may do, and until when (seconds since 1970) that is known.
+
+    `digest` is the SHA-256 of what they showed.
+    """
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes
+    expires: float = inf
+
+
+def make_api_key(name: str, *, read_only: bool) -> tuple[str, str]:
+    """Return a new API key and its entry for API_KEYS, which does not betray it. Raises ValueError for a bad name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, hyphens and underscores")
+    # The prefix is for those who find a key where it should not be, scanners of repositories among them.
+    key = f"users_{secrets.token_urlsafe(32)}"
+    return key, f"{name}:{digest_of(key.encode()).hex()}:{'read' if read_only else 'write'}"
+
+
+def parse_api_keys(text: str) -> list[Caller]:
+    """Read API_KEYS: NAME:SHA256:SCOPE, separated by commas or blanks; a name may have several keys, to replace one.
+
+    Raises ValueError, which quotes nothing: the text may hold a key by mistake.
+    """
+    callers: dict[bytes, Caller] = {}
+    for number, entry in enumerate(text.replace(",", " ").split(), start=1):
+        name, _, rest = entry.partition(":")
+        digest, _, scope = rest.partition(":")
+        if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and scope in _KEY_SCOPES):
+            raise ValueError(
+                f"entry {number} is not NAME:SHA256:SCOPE with the scope read or write; "
+                "`users-api key NAME` makes a key and prints its entry"
+            )
+        caller = Caller(f"key:{name}", _KEY_SCOPES[scope], bytes.fromhex(digest))
+        if caller.digest in callers:
+            raise ValueError(f"entry {number} repeats the key of another entry")
+        callers[caller.digest] = caller
+    if not callers:
+        raise ValueError("there is no entry; `users-api key NAME` makes a key and prints its entry")
+    return list(callers.values())
+
+
+def digest_of(credentials: bytes) -> bytes:
+    """The SHA-256 of what a caller shows.
+
+    A key holds 256 random bits: no salt and no slow hash makes it harder to guess than that.
+    """
+    return hashlib.sha256(credentials).digest()
+
+
+def unauthenticated() -> Problem:
+    """The problem of a request without credentials."""
+    return Problem(
+        401,
+        "Send an API key or a token: Authorization: Bearer …",
+        "unauthenticated",
+        headers={"WWW-Authenticate": _CHALLENGE},
+    )
+
+
+def invalid_credentials(reason: str) -> Problem:
+    """The problem of credentials that do not hold; `reason` says why, in ASCII, and quotes nothing of them."""
+    challenge = f'{_CHALLENGE}, error="invalid_token", error_description="{reason}"'
+    return Problem(401, reason, "invalid-token", headers={"WWW-Authenticate": challenge})
+
+
+def several_credentials() -> Problem:
+    """The problem of a request with more than one Authorization header."""
+    return Problem(
+        400,
+        "Send one Authorization header",
+        "invalid-request",
+        headers={"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_request"'},
+    )
+
+
+def insufficient_scope(scope: str) -> Problem:
+    """The problem of credentials that are good, but not for this."""
+    return Problem(
+        403,
+        f"These credentials lack the scope {scope}",
+        "insufficient-scope",
+        headers={"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'},
+    )
+
+
+def keys_unavailable() -> Problem:
+    """The problem of a token that cannot be judged, since the keys of its issuer cannot be fetched."""
+    return Problem(
+        503,
+        "The keys that tokens are checked with cannot be fetched",
+        "keys-unavailable",
+        headers={"Retry-After": "10"},
+    )

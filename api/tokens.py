@@ -1,0 +1,141 @@
+"""Tokens (JWT, RFC 7519) of the one issuer that the operator trusts, checked with the keys that it publishes (JWKS)."""
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPMessage
+from math import inf
+from time import monotonic
+from typing import IO, Any
+
+import jwt
+
+from api.credentials import invalid_credentials, keys_unavailable
+from api.errors import describe
+
+logger = logging.getLogger("api.tokens")
+
+ALGORITHMS = ("EdDSA", "ES256", "RS256")
+"""Signatures by a key pair alone: with HS256 whoever knows the public key could sign."""
+MAX_TOKEN_BYTES = 8 * 1024
+
+_REQUIRED = ["exp", "iss", "aud", "sub"]
+_LEEWAY_SECONDS = 30  # how far the issuer's clock may be from ours
+_MAX_AGE_SECONDS = 600  # after which the keys are fetched again, to learn of one that was withdrawn
+_MIN_AGE_SECONDS = 10  # within which no unknown `kid` makes us fetch: anybody can make one up
+_FETCH_SECONDS = 5
+_MAX_JWKS_BYTES = 256 * 1024
+
+_REASONS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
+    (jwt.ExpiredSignatureError, "The token has expired"),
+    (jwt.ImmatureSignatureError, "The token is not valid yet"),
+    (jwt.InvalidAudienceError, "The token is for another audience"),
+    (jwt.InvalidIssuerError, "The token is of another issuer"),
+    (jwt.MissingRequiredClaimError, f"The token lacks one of the claims {', '.join(_REQUIRED)}"),
+)
+_INVALID = "The token is not valid"
+
+
+class Tokens:
+    """Judges the tokens of one issuer for one audience."""
+
+    def __init__(self, issuer: str, audience: str, jwks_url: str) -> None:
+        self._issuer = issuer
+        self._audience = audience
+        self.keys = SigningKeys(jwks_url)
+
+    async def read(self, token: str) -> Mapping[str, Any]:
+        """Return the claims of a token that holds.
+
+        Raises Problem: 401 where it does not hold, 503 where its key is unknown and the keys cannot be fetched.
+        """
+        if len(token) > MAX_TOKEN_BYTES:
+            raise invalid_credentials(_INVALID)
+        try:
+            # No more of the header is believed than which of the issuer's keys to try: `jku`, `jwk` and `x5u` are not
+            # read, and the algorithm is the key's.
+            kid = jwt.get_unverified_header(token).get("kid")
+            key = await self.keys.find(kid) if isinstance(kid, str) else None
+            if key is None:
+                raise invalid_credentials("The token is not signed with a key of the issuer")
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=ALGORITHMS,
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": _REQUIRED, "enforce_minimum_key_length": True},
+            )
+        except jwt.PyJWTError as error:
+            reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), _INVALID)
+            raise invalid_credentials(reason) from None
+        return claims
+
+
+class SigningKeys:
+    """The issuer's public keys by `kid`: fetched when one is unknown, and kept while the issuer cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = -inf
+        self._failed = False
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def find(self, kid: str) -> jwt.PyJWK | None:
+        """The key, None where the issuer has none of that name. Raises Problem where that cannot be known."""
+        key = self._keys.get(kid)
+        if self._fetching is None and monotonic() - self._fetched_at > (_MAX_AGE_SECONDS if key else _MIN_AGE_SECONDS):
+            self.fetch()
+        if key is None and self._fetching is not None:
+            await asyncio.shield(self._fetching)
+            key = self._keys.get(kid)
+        if key is None and self._failed:
+            raise keys_unavailable()
+        return key
+
+    def fetch(self) -> None:
+        """Begin to fetch the keys."""
+        self._fetched_at = monotonic()
+        self._fetching = asyncio.get_running_loop().create_task(self._fetch())
+
+    async def _fetch(self) -> None:
+        try:
+            self._keys = await asyncio.to_thread(_fetch_keys, self._url)
+            self._failed = False
+        except Exception as error:  # Whatever the host sends, the keys that are known stay.
+            self._failed = True
+            logger.warning(
+                "JWT_JWKS_URL: the keys cannot be fetched, %d known before are kept: %s",
+                len(self._keys),
+                describe(error),
+            )
+        finally:
+            self._fetching = None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """Follow none: a redirect could leave https, or the host that the operator named."""
+
+
+def _fetch_keys(url: str) -> dict[str, jwt.PyJWK]:
+    """GET a JWKS (RFC 7517, section 5), for a thread: it blocks. Keys that are not for our algorithms are left out."""
+    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - settings.py lets https alone pass, and http on the loopback address
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS) as response:
+        text = response.read(_MAX_JWKS_BYTES + 1)
+    if len(text) > _MAX_JWKS_BYTES:
+        raise ValueError(f"the answer is longer than {_MAX_JWKS_BYTES} bytes")
+    keys = jwt.PyJWKSet.from_json(text).keys
+    usable = {
+        key.key_id: key
+        for key in keys
+        if key.key_id and key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")
+    }
+    if not usable:
+        raise ValueError(f"no key has a kid and is for one of {', '.join(ALGORITHMS)}")
+    return usable
