@@ -7,8 +7,9 @@ from typing import Literal
 
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import Route
-from api.doctor.refusals import CONNECTION_ERRORS, explain
 from api.doctor.session import Session
+from api.errors import describe
+from api.faults import DATABASE_ERRORS, judge
 from api.neon import DatabaseURL
 from api.settings import Settings
 
@@ -16,6 +17,7 @@ Report = Callable[[str, str, Step | None], None]
 """Is told the variable and the name of each step twice: with None when it begins, with the step when it has ended."""
 
 _UNREACHABLE = "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer"
+_UNKNOWN = "run it again; if it stays, the server's log says more"
 _STUCK = "look for locks, an overloaded server, or a stopped one behind the pooler; --timeout waits longer"
 
 
@@ -130,8 +132,8 @@ class _Steps:
         except TimeoutError:
             self.ended_at = name
             return red(f"no answer within {time.perf_counter() - started:.1f} s", silence_remedy)
-        except CONNECTION_ERRORS as error:
-            return explain(error)
+        except DATABASE_ERRORS as error:
+            return red(describe(error), judge(error).remedy or _UNKNOWN)
 
 
 async def _read_notes(url: DatabaseURL) -> Finding:

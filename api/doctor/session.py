@@ -14,7 +14,7 @@ import asyncpg
 from api import migrations, statements
 from api.doctor.findings import Finding, green, red, yellow
 from api.doctor.network import in_daemon_thread
-from api.doctor.refusals import wakes_up
+from api.faults import DATABASE_ERRORS, judge
 from api.neon import DatabaseURL
 from api.settings import Settings
 
@@ -59,8 +59,9 @@ class Session:
         while True:
             try:
                 return await asyncpg.connect(**arguments, statement_cache_size=0)
-            except asyncpg.PostgresError as error:
-                if not wakes_up(error) or asyncio.get_running_loop().time() + _WAKING_PAUSE_SECONDS > deadline:
+            except DATABASE_ERRORS as error:
+                time_left = deadline - asyncio.get_running_loop().time()
+                if not judge(error).transient or time_left < _WAKING_PAUSE_SECONDS:
                     raise
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 
