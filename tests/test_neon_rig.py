@@ -250,6 +250,13 @@ def test_how_a_connection_ends_on_the_wire(rig: Rig, point: Point) -> None:
         ended(Cut.STALL)
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03", STARTUP[:9]], ids=repr)
+def test_whoever_leaves_early_leaves_nothing(rig: Rig, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", rig.ports["pooled"])) as raw:
+        raw.sendall(sent)
+    wait_until(lambda: rig.counts.connections == 1 and not rig.links)
+
+
 async def test_direct_tls_negotiation(url: DatabaseURL) -> None:
     connection = await connect(replace(url, sslnegotiation="direct"))
     assert await connection.fetchval("select 1") == 1
