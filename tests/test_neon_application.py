@@ -73,7 +73,6 @@ async def test_an_idle_application_lets_the_compute_sleep(rig: Rig, neon: NeonDa
             path = (await client.post(USERS, json={"email": "ada@example.com"})).headers["location"]
             responses = await asyncio.gather(*(client.get(f"{USERS}?limit={n}") for n in range(1, 101)))
             assert {response.status_code for response in responses} == {200}
-            assert rig.counts.connections > 1
             await nothing_happens(rig, client)
 
             rig.suspend()

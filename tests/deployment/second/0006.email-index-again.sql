@@ -1,5 +1,4 @@
--- The index again under another name, without a lock that anybody would notice.
+-- The index once more, as PostgreSQL does it by itself.
 -- transactional: false
 
-drop index concurrently if exists users_email_key_new;
-create unique index concurrently users_email_key_new on users (lower(email collate pg_c_utf8));
+reindex index concurrently users_email_key;
