@@ -50,18 +50,21 @@ class Traffic:
     """Clients of both releases, who go through every statement again and again; each answer is counted."""
 
     def __init__(self) -> None:
-        self.servers: list[str] = []
+        self.servers: list[str] = []  # the traffic ends where there is none
         self.answers: Counter[tuple[str, int]] = Counter()  # what was asked, status
         self._done: Counter[str] = Counter()  # rounds of each server
         self._numbers = count()
 
     @asynccontextmanager
     async def flowing(self, clients: int) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group, httpx.AsyncClient(timeout=30) as client:
-            tasks = [group.create_task(self._flow(client)) for _ in range(clients)]
-            yield
-            for task in tasks:
-                task.cancel()
+        """Keep so many clients going for the length of the block; each ends with a whole round."""
+        async with httpx.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(self._flow(client))
+            try:
+                yield
+            finally:
+                self.servers = []
 
     async def rounds(self, number: int) -> None:
         """Return when every server has answered so many more rounds."""
@@ -69,7 +72,8 @@ class Traffic:
         await asyncio.to_thread(wait_until, lambda: all(self._done[server] >= wanted[server] for server in wanted))
 
     async def _flow(self, client: httpx.AsyncClient) -> None:
-        for n in self._numbers:
+        while self.servers:
+            n = next(self._numbers)
             server = self.servers[n % len(self.servers)]
             await self._round(client, server, f"user{n}@example.com")
             self._done[server] += 1
