@@ -3,6 +3,7 @@ constraint names.
 """
 
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,11 @@ def version_mismatch() -> Problem:
 
 # A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
 # than once would gather the tracebacks, and the frames, of every request that it refused.
-_CONSTRAINTS: dict[str | None, Callable[[], Problem]] = {"users_email_key": email_taken}
+_CONSTRAINTS: dict[str, Callable[[], Problem]] = {"users_email_key": email_taken}
+
+# An index that "reindex concurrently" rebuilds goes by such a name for a moment, and refuses as before.
+# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
+_REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def to_response(error: Exception) -> Response:
@@ -147,7 +152,7 @@ def _to_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        refusal = _CONSTRAINTS.get(error.constraint_name)
+        refusal = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
         return refusal() if refusal else None
     return _EXCEPTIONS.get(type(error))
 

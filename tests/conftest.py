@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -40,11 +41,23 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return when a thread, a process or a server has come to what a test expects of it; pytest's time-out ends it."""
+    while not condition():
+        time.sleep(0.001)
+
+
 def settings_for(url: str, **overrides: object) -> Settings:
     """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
         overrides.setdefault("auth", "off")
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once why tests were skipped, and what to do about it."""
+    for reason in sorted({report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}):
+        terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)

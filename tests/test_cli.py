@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +28,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, **variables}
 
 
-def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
+) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
-        [USERS_API, *arguments],
+        [*program, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
         input=stdin,
@@ -125,13 +127,18 @@ def test_check_sql(database: str) -> None:
 
 @contextmanager
 def served(
-    *arguments: str, cwd: Path, ends_with: int = 0, says: str = "", **variables: str
+    *arguments: str,
+    cwd: Path,
+    ends_with: int = 0,
+    says: str = "",
+    program: Sequence[str | Path] = (USERS_API,),
+    **variables: str,
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(USERS_API), "serve", "--port", str(port), *arguments]
+    command = [*program, "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -151,7 +158,7 @@ def served(
     assert process.returncode == ends_with, err
     assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
     assert says in err
-    leaks.search(out + err, " ".join(command))
+    leaks.search(out + err, " ".join(map(str, command)))
     assert "Traceback" not in err
 
 

@@ -4,6 +4,9 @@ Each takes many keys at once. One statement serves a single request and a whole 
 
 Every array travels as text[]: it is the one array that asyncpg can encode without asking the server for the type first
 (asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
+
+Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections,
+where it fails for ever once a migration changes its result types ("cached plan must not change result type").
 """
 
 from collections.abc import Iterable, Sequence
