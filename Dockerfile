@@ -11,7 +11,7 @@ WORKDIR /build
 ARG PIP_INDEX_URL
 COPY requirements-build.lock requirements.lock ./
 RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --requirement requirements-build.lock
-RUN /opt/build/bin/pip --python /opt/users-api/bin/python install --no-cache-dir --require-hashes \
+RUN /opt/build/bin/pip --python /opt/users-api/bin/python install --no-cache-dir --no-compile --require-hashes \
     --requirement requirements.lock
 # What only a debugger or a compiler wants is most of some extensions. psycopg's stay as they are: they have been patched to
 # find the libraries beside them, which strip may break.
@@ -22,8 +22,11 @@ COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY sql sql
 COPY migrations migrations
+# Compiled here, since nothing that a start compiles could be kept; and not for files of a certain date, which is what pip
+# does: in an image a date is rounded.
 RUN /opt/build/bin/python -m hatchling build --target wheel --directory dist && \
-    /opt/build/bin/pip --python /opt/users-api/bin/python install --no-cache-dir --no-index --no-deps dist/*.whl
+    /opt/build/bin/pip --python /opt/users-api/bin/python install --no-cache-dir --no-compile --no-deps dist/*.whl && \
+    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/users-api/lib
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/users-api /opt/users-api
