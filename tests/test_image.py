@@ -250,5 +250,6 @@ def test_compose_file() -> None:
         ((pooler, _),) = parse_url(environment["DATABASE_URL"]).hosts
         ((direct, _),) = parse_url(environment["DIRECT_URL"]).hosts
         assert (pooler, direct) == ("pgbouncer", "postgres")
+        assert environment["AUTH"] == "off"
         assert services[name]["read_only"]
     assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
