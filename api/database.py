@@ -16,14 +16,14 @@ _MOST_SENDS = 5
 
 
 class Database:
-    """One PostgreSQL, opened and closed by the application's lifespan."""
+    """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._pool = Pool(settings)
+        self._pool = Pool(settings, name)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""

@@ -34,8 +34,11 @@ class Pool:
     attempt after the other is made for them, with growing delays. A reason that stays is told to all of them at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
+        self._name = name
+        self.opened = 0
+        """How many connections were opened so far."""
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
         self._returning: set[asyncio.Task[None]] = set()
@@ -54,7 +57,8 @@ class Pool:
             self._pool = await self._create_pool(self._settings.pool_min_size)
         except faults.DATABASE_ERRORS as error:
             logger.warning(
-                "POOL_MIN_SIZE=%d: the database does not answer yet, so connections are opened on demand: %s",
+                "%s: the database does not answer yet, so POOL_MIN_SIZE=%d connections are opened on demand: %s",
+                self._name,
                 self._settings.pool_min_size,
                 describe(error),
             )
@@ -74,8 +78,12 @@ class Pool:
             statement_cache_size=settings.statement_cache_size,
             # Bounds the cancellation of a statement too: on a link that is stuck it would never be acknowledged.
             command_timeout=settings.statement_timeout_seconds,
+            init=self._count,
             reset=_keep_session,
         )
+
+    async def _count(self, connection: asyncpg.Connection) -> None:
+        self.opened += 1
 
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
@@ -121,7 +129,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         if not self._failures:
             self._since = loop.time()
-            logger.warning("no new connection to the database: %s", describe(error))
+            logger.warning("%s: no new connection: %s", self._name, describe(error))
         self._failures += 1
         self._failure = error.with_traceback(None)
         if self._timer is None:
@@ -135,7 +143,7 @@ class Pool:
     def _end_outage(self) -> None:
         # What an older connection answers proves nothing: those that are open may be all that the server has room for.
         seconds = asyncio.get_running_loop().time() - self._since
-        logger.info("new connections to the database again, after %d failures in %.1f s", self._failures, seconds)
+        logger.info("%s: connected again, after %d failures in %.1f s", self._name, self._failures, seconds)
         self._failures = 0
         self._failure = None
         if self._timer is not None:

@@ -24,6 +24,13 @@ class Settings(BaseSettings):
     direct_url: SecretStr | None = Field(
         default=None, description="Direct connection URL (the same host without `-pooler`): migrations go over it."
     )
+    read_database_url: SecretStr | None = Field(
+        default=None,
+        description="Connection URL of a read replica, which then answers GETs; the primary where it cannot.",
+    )
+    replica_wait_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="Longest wait for the replica, or for what a client wrote to reach it."
+    )
     pool_min_size: int = Field(
         default=0, ge=0, le=1000, description="Connections kept open while idle. 0 lets a Neon compute fall asleep."
     )
@@ -56,11 +63,18 @@ class Settings(BaseSettings):
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
 
-    @field_validator("database_url", "direct_url")
+    @field_validator("database_url", "direct_url", "read_database_url")
     @classmethod
     def _url_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             parse_url(value.get_secret_value())
+        return value
+
+    @field_validator("read_database_url")
+    @classmethod
+    def _one_replica(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(parse_url(value.get_secret_value()).hosts) > 1:
+            raise ValueError("it names several hosts, but what one replica has says nothing of another: name one")
         return value
 
     @model_validator(mode="after")
@@ -72,6 +86,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{missing} is not set, but {present} is: set both (Neon's console shows both, "
                 "without a pooler they are the same), or neither to use the embedded development database"
+            )
+        if self.read_database_url is not None and self.database_url is None:
+            raise ValueError(
+                "DATABASE_URL is not set, but READ_DATABASE_URL is: set DATABASE_URL and DIRECT_URL to its primary"
             )
         if self.pool_min_size > self.pool_max_size:
             raise ValueError(

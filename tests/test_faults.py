@@ -263,8 +263,8 @@ def test_what_passes_while_connecting_is_latency(
         assert client.post(USERS, json={"email": "ada@example.com"}).status_code == 201
         assert client.get(f"{USERS}/1").status_code == 200
         assert rig.pending == 0
-    assert "no new connection to the database: " in caplog.text
-    assert "new connections to the database again, after " in caplog.text
+    assert "DATABASE_URL: no new connection: " in caplog.text
+    assert "DATABASE_URL: connected again, after " in caplog.text
 
 
 def assert_unavailable_at_once(rig: Rig, client: httpx.Client, remedy: str, caplog: pytest.LogCaptureFixture) -> None:
