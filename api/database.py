@@ -1,15 +1,18 @@
 """The one way to run a statement: a connection within a deadline, an answer within another; and what faults lead to."""
 
 import asyncio
+import logging
 from typing import Any
 
 import asyncpg
 
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
 from api.faults import DATABASE_ERRORS, Next, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
+
+logger = logging.getLogger("api.database")
 
 _MOST_SENDS = 5
 """How often a read whose link breaks is sent: it may be what breaks it."""
@@ -76,6 +79,7 @@ class Database:
                     raise StatementTimeoutError from error
                 if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
                     raise DatabaseUnavailableError(fault.remedy) from error
+                logger.info("sql/%s is tried again: %s", statement.name, describe(error))
             else:
                 return rows
             finally:

@@ -109,8 +109,7 @@ def to_response(error: Exception) -> Response:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
         problem = Problem(500, "Internal server error; the log has it under this request_id")
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
-        logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
+        logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
     body: dict[str, Any] = {
         "type": f"urn:problem:users-api:{problem.kind}" if problem.kind else "about:blank",
         "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
@@ -121,6 +120,13 @@ def to_response(error: Exception) -> Response:
     if problem.errors is not None:
         body["errors"] = problem.errors
     return Response(orjson.dumps(body), problem.status, problem.headers, "application/problem+json")
+
+
+def _explain(error: Exception) -> str:
+    """Why the database failed, and what an operator can do about it where that is known."""
+    if isinstance(error, DatabaseUnavailableError) and error.__cause__ is not None:
+        return "; ".join(filter(None, (describe(error.__cause__), *error.args)))
+    return describe(error.__cause__ or error)
 
 
 def _to_problem(error: Exception) -> Problem | None:

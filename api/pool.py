@@ -23,7 +23,7 @@ def delay(failures: int) -> float:
 
     The longest is short: it is what a request may wait after the database is back.
     """
-    longest: float = min(_FIRST_DELAY * 2 ** (failures - 1), _LONGEST_DELAY)
+    longest: float = min(_FIRST_DELAY * 2 ** min(failures - 1, 10), _LONGEST_DELAY)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
 
 
@@ -37,8 +37,7 @@ class Pool:
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._name = name
-        self.opened = 0
-        """How many connections were opened so far."""
+        self.opened = 0  # connections so far
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
         self._returning: set[asyncio.Task[None]] = set()
@@ -157,16 +156,12 @@ class Pool:
 
     def _admit(self) -> None:
         """Let those who wait have the free places. In an outage one does, to try, unless a connection lies idle."""
-        while self._free and self._waiters:
-            if self._failures:
-                if self._timer is not None and not self._pool.get_idle_size():
-                    return
-                self._timer = self._timer or asyncio.get_running_loop().call_later(
-                    delay(self._failures), self._try_again
-                )
+        while self._free and self._waiters and not self._failures:
             self._free -= self._hand_over(None)
-            if self._failures:
-                return
+        if self._free and self._waiters and (self._timer is None or self._pool.get_idle_size()):
+            loop = asyncio.get_running_loop()
+            self._timer = self._timer or loop.call_later(delay(self._failures), self._try_again)
+            self._free -= self._hand_over(None)
 
     async def _acquire(self, deadline: float | None) -> PoolConnectionProxy | None:
         """The pool's connection for a place that is ours; None where there is none, and the place is given up.
@@ -203,7 +198,7 @@ class Pool:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed over in the very tick in which the caller was cancelled: it must not be lost.
                 handed = waiter.result()
                 if handed is None:

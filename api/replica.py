@@ -2,8 +2,8 @@
 
 The answer to a write carries `Read-After`, a position in the write-ahead log (PostgreSQL's pg_lsn) that is not before
 the write's commit record. One that the writing statement took itself would be: it commits after that. So a statement of
-its own asks after the commit, once for all the writes of a batch. A read that sends the position back is answered by the
-replica once that has replayed the log up to it.
+its own asks after the commit, once for all the writes of a batch. A read that sends the position back is answered by
+the replica once that has replayed the log up to it.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         default=120.0, gt=0, le=86400, description="An idle connection is closed after this; below Neon's 300."
     )
     acquire_timeout_seconds: float = Field(
-        default=15.0, gt=0, le=300, description="Longest wait for a connection, waking a sleeping compute included."
+        default=15.0, gt=0, le=300, description="Longest wait for a connection: waking a compute, restarts and retries."
     )
     statement_timeout_seconds: float = Field(
         default=10.0, gt=0, le=300, description="Longest run of one statement; it is cancelled on the server then."
@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     def direct(self) -> DatabaseURL:
         """The parsed DIRECT_URL: what migrations use. Raises SettingsError where it is not set."""
         return _parse(self.direct_url, "DIRECT_URL")
+
+    @property
+    def replica(self) -> DatabaseURL | None:
+        """The parsed READ_DATABASE_URL: what reads use. None where it is not set."""
+        return None if self.read_database_url is None else parse_url(self.read_database_url.get_secret_value())
 
 
 def load_settings() -> Settings:

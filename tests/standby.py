@@ -31,7 +31,9 @@ class Standby:
         return primary.replace(parse_url(primary).hosts[0][0], str(self._directory))
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start it where it does not run, and return when it answers."""
+        if (self._directory / "data/postmaster.pid").exists():
+            return
         self._run(
             "pg_ctl", "start", "--wait", "--log", f"{self._directory}/log", "--options", f"-h '' -k {self._directory}"
         )

@@ -460,14 +460,14 @@ class Distance:
     """
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
         self._chance = random.Random(0)
         self._ends: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
     async def between(self, directory: Path) -> AsyncIterator[None]:
         """Stand at `directory` for the PostgreSQL of the socket."""
-        async with await asyncio.start_unix_server(self._connect, directory / self._socket.name):
+        async with await asyncio.start_unix_server(self._connect, directory / self.socket.name):
             yield
             await self.cut()
 
@@ -477,7 +477,7 @@ class Distance:
             end.transport.abort()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
+        far_reader, far_writer = await asyncio.open_unix_connection(self.socket)
         ends = {writer, far_writer}
         self._ends |= ends
         await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
