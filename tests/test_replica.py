@@ -26,6 +26,8 @@ from tests.test_linearizability import Distance
 USERS = "/api/v1/users"
 BEYOND = "FFFFFFFF/FFFFFFFF"
 
+both_ways = pytest.mark.parametrize("batching", [True, False], indirect=True, ids=["batching", "no batching"])
+
 
 @pytest.fixture(scope="session")
 def session_standby(postgres: str) -> Iterator[Standby]:
@@ -44,6 +46,12 @@ def standby(session_standby: Standby, database: str) -> Iterator[Standby]:
     yield session_standby
     session_standby.start()
     session_standby.resume()
+
+
+@pytest.fixture(params=[True])
+def batching(request: pytest.FixtureRequest) -> bool:
+    """Whether requests share statements: both ways where that makes a difference."""
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -87,6 +95,7 @@ def test_reads_go_to_the_replica(settings: Settings, standby: Standby) -> None:
         assert client.head(path).headers["etag"] == '"1"'
 
 
+@both_ways
 def test_a_client_that_wrote_sees_what_it_wrote(settings: Settings, standby: Standby) -> None:
     with serving(settings) as client:
         path, position = create(client)
@@ -144,7 +153,6 @@ def as_number(position: str) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-@pytest.mark.parametrize("batching", [True], indirect=True)
 def test_what_asks_nothing_of_the_database_says_nothing(settings: Settings) -> None:
     with serving(settings) as client:
         for answer in (
@@ -182,7 +190,6 @@ def test_a_position_from_within_the_writing_statement_is_too_early(database: str
     assert execute(far, "select count(*) from users") == [(1,)]
 
 
-@pytest.mark.parametrize("batching", [True], indirect=True)
 @pytest.mark.parametrize(
     "token", ["", "0", "0/", "/0", "0/123456789", "x/y", "0/1, 0/2", "-1/1", "0x1/0x2", "∞/0".encode()]
 )
@@ -193,7 +200,6 @@ def test_a_malformed_position_is_refused(settings: Settings, token: str | bytes)
         assert answer.json()["errors"][0]["loc"] == ["header", "read-after"]
 
 
-@pytest.mark.parametrize("batching", [True], indirect=True)
 @pytest.mark.parametrize("token", [BEYOND, BEYOND.lower(), "FFFFFFFF/0"])
 def test_a_position_that_no_log_reaches_is_read_from_the_primary(
     settings: Settings, standby: Standby, token: str
@@ -278,6 +284,7 @@ def test_a_replica_that_crashes_and_returns(
         assert names(client, path, None) == ["new"] * 5
 
 
+@both_ways
 async def test_a_replica_that_restarts_further_back_is_asked_again(
     database: str, standby: Standby, batching: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -311,6 +318,7 @@ async def test_a_replica_that_restarts_further_back_is_asked_again(
                 await asyncio.to_thread(server.__exit__, None, None, None)
 
 
+@both_ways
 async def test_nobody_misses_what_it_wrote_whatever_becomes_of_the_replica(
     settings: Settings, standby: Standby
 ) -> None:
