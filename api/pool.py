@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 
@@ -102,14 +103,21 @@ class Pool:
 
         `deadline` is a time of the event loop. Raises DatabaseUnavailableError.
         """
-        connection = None
         ahead = False
         if self._free and not self._failures:
             self._free -= 1
-            connection = await self._acquire(None)
+            try:
+                # Never waits: a place in the pool is ours. Connecting has a time-out of its own, below the deadline.
+                return await self._pool.acquire()
+            except BaseException as error:
+                self._give_up_place(error, math.inf)
             ahead = True
-        while connection is None:
-            connection = await self._wait_turn(deadline, ahead) or await self._acquire(deadline)
+        while (connection := await self._wait_turn(deadline, ahead)) is None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._pool.acquire()
+            except BaseException as error:
+                self._give_up_place(error, deadline)
             ahead = True
         return connection
 
@@ -163,24 +171,13 @@ class Pool:
             self._timer = self._timer or loop.call_later(delay(self._failures), self._try_again)
             self._free -= self._hand_over(None)
 
-    async def _acquire(self, deadline: float | None) -> PoolConnectionProxy | None:
-        """The pool's connection for a place that is ours; None where there is none, and the place is given up.
-
-        Never waits for anything but connecting, which has a time-out of its own below the deadline.
-        """
-        try:
-            if deadline is None:
-                return await self._pool.acquire()
-            async with asyncio.timeout_at(deadline):
-                return await self._pool.acquire()
-        except faults.DATABASE_ERRORS as error:
-            if deadline is None or asyncio.get_running_loop().time() < deadline:
-                self.failed(error)
-            self._pass_on_place()
-            return None
-        except BaseException:
-            self._pass_on_place()
-            raise
+    def _give_up_place(self, error: BaseException, deadline: float) -> None:
+        """Pass on a place in the pool that brought no connection. Raises what is not the database's failure."""
+        if isinstance(error, faults.DATABASE_ERRORS) and asyncio.get_running_loop().time() < deadline:
+            self.failed(error)
+        self._pass_on_place()
+        if not isinstance(error, faults.DATABASE_ERRORS):
+            raise error
 
     async def _wait_turn(self, deadline: float, ahead: bool) -> PoolConnectionProxy | None:
         """What another statement leaves: its connection, or None for a place in the pool."""
