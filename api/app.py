@@ -1,5 +1,6 @@
 """The application, wired in one place: settings in, an ASGI application out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from api.http import JSONBody, Resource, respond_not_found
 from api.operation import Answer, Content, Operation
+from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
 from api.users.handlers import Users
@@ -37,26 +39,32 @@ def create_app(settings: Settings) -> ASGIApp:
     if not settings.asks_for_credentials and settings.auth != "off":
         raise SettingsError(NOBODY_TO_ASK)
     database = Database(settings)
+    databases = [database]
+    described = routes(settings, database)
+    served = described
+    if settings.read_database_url is not None:
+        replica = Replica(settings, database, _limits(settings))
+        databases.append(replica)
+        served = replicated(described, routes(settings, replica), replica)
     tokens = None
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
         tokens = Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        await database.open()
+        await asyncio.gather(*(each.open() for each in databases))
         if tokens is not None:
             tokens.keys.fetch()  # So that the log says at once when they cannot be had; starting does not wait for it.
         try:
             yield
         finally:
-            await database.close()
+            await asyncio.gather(*(each.close() for each in databases))
 
-    described = routes(settings, database)
     documents = documentation(described)
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
-        routes=[*described, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
+        routes=[*served, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
     )
     if settings.asks_for_credentials:
         app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=_open_paths([*described, *documents]))
@@ -79,14 +87,19 @@ def app_from_environment() -> ASGIApp:
 
 def routes(settings: Settings, database: Database) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
-    limits = Limits(
+    users = Users(database, _limits(settings))
+    return [*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))]
+
+
+def _limits(settings: Settings) -> Limits | None:
+    if not settings.batching:
+        return None
+    return Limits(
         settings.batch_in_flight,
         settings.batch_max_size,
         settings.batch_max_waiting,
         max_wait_seconds=settings.acquire_timeout_seconds,
     )
-    users = Users(database, limits if settings.batching else None)
-    return [*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))]
 
 
 async def get_health(request: Request) -> Response:

