@@ -1,4 +1,5 @@
-# The service alone: no compiler, no tests, no embedded PostgreSQL. Settings come from the environment (.env.example).
+# The service alone: no compiler, no tests, no embedded PostgreSQL. Settings come from the environment (.env.example);
+# without API_KEYS, JWT_ISSUER or AUTH=off it does not start, since it listens on every address.
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build

@@ -1,5 +1,6 @@
 """The application, wired in one place: settings in, an ASGI application out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -44,11 +45,13 @@ def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         await database.open()
-        if tokens is not None:
-            tokens.keys.fetch()  # So that the log says at once when they cannot be had; starting does not wait for it.
+        # Starting does not wait for the issuer: the log says where its keys cannot be had.
+        fetching = asyncio.create_task(tokens.keys.keep_fresh()) if tokens else None
         try:
             yield
         finally:
+            if fetching:
+                fetching.cancel()
             await database.close()
 
     described = routes(settings, database)

@@ -24,7 +24,8 @@ from api.operation import Answer, Content, Operation
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
-its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405.
+its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
+`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408.
 """
 
 
@@ -70,7 +71,7 @@ _BEARER = {
 }
 
 
-def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     """Return the OpenAPI document of each Resource in `routes`: its operations, with the schemas that they name."""
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
@@ -83,7 +84,7 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
         ):
             for method, (handler, operation) in resource.methods.items():
                 if operation is not None:
-                    described = _describe_operation(handler.__name__, method, operation, resource.is_open, schemas)
+                    described = _operation(handler.__name__, method, operation, resource.is_open, schemas)
                     paths.setdefault(route.path, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",
@@ -106,9 +107,7 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def _describe_operation(
-    name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]
-) -> dict[str, Any]:
+def _operation(name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]) -> dict[str, Any]:
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
     if not is_open:

@@ -12,11 +12,11 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
+from api import openapi
 from api.app import create_app, routes
 from api.credentials import make_api_key
 from api.database import Database
 from api.http import Resource
-from api.openapi import describe
 from tests.conftest import settings_for
 from tests.serving import serve
 
@@ -27,7 +27,7 @@ NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     settings = settings_for(NOWHERE)
-    return describe(routes(settings, Database(settings)))
+    return openapi.document(routes(settings, Database(settings)))
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

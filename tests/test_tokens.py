@@ -338,14 +338,14 @@ def test_a_rotated_key(issuer: Issuer) -> None:
 
 
 def test_a_withdrawn_key_is_noticed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
     with serving(issuer) as client:
         assert_good(ask(client, token()))
         issuer.keys = [jwk(STRANGER, "new", "EdDSA")]
-        monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", -1)
-        monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
-        for number in range(1000):
-            if ask(client, token(sub=str(number))).status_code == 401:
-                break
+        asked = issuer.asked
+        while issuer.asked < asked + 2:  # the first of them may have been answered with the old keys
+            assert client.get("/health").status_code == 200
         assert_refused(ask(client, token(sub="last")), "not signed with a key of the issuer")
 
 
@@ -419,15 +419,15 @@ def test_the_issuer_is_down_at_the_start_and_comes_back(
 
 def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keys are kept, however old; a token under a key that is not among them cannot be judged."""
+    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
     with serving(issuer) as client:
         assert_good(ask(client, token()))
         issuer.status = 500
-        monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", -1)
-        monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
-        for _ in range(10):
+        asked = issuer.asked
+        while issuer.asked < asked + 3:
             assert_good(ask(client, token()))
         assert ask(client, token(headers={"kid": "unknown"})).status_code == 503
-        assert issuer.asked > 1
         assert_good(ask(client, token()))
 
 
