@@ -15,7 +15,7 @@ from api.batching import Limits
 from api.database import Database
 from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import JSONBody, Resource, respond_not_found
+from api.http import JSONBody, Resource, resources, respond_not_found
 from api.operation import Answer, Content, Operation
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
@@ -55,14 +55,13 @@ def create_app(settings: Settings) -> ASGIApp:
             await database.close()
 
     described = routes(settings, database)
-    documents = documentation(described)
+    served = [*described, *documentation(described)]
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
-    app: ASGIApp = Router(
-        routes=[*described, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
-    )
+    app: ASGIApp = Router(routes=served, redirect_slashes=False, default=respond_not_found, lifespan=lifespan)
     if settings.asks_for_credentials:
-        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=_open_paths([*described, *documents]))
+        open_paths = [path for path, resource in resources(served) if resource.is_open]
+        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
     if settings.origins:
         # Outermost: a browser asks first, without credentials, whether it may ask.
         app = CORSMiddleware(
@@ -95,11 +94,3 @@ def routes(settings: Settings, database: Database) -> list[BaseRoute]:
 async def get_health(request: Request) -> Response:
     """GET /health: the process serves. Never touches the database, which may be asleep."""
     return JSONBody(b'{"status":"healthy"}')
-
-
-def _open_paths(routes: list[BaseRoute]) -> list[str]:
-    return [
-        route.path
-        for route in routes
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource) and route.endpoint.is_open
-    ]
