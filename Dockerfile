@@ -1,5 +1,6 @@
 # The service alone: no compiler, no pip, no tests, no embedded PostgreSQL. Settings come from the environment
-# (.env.example). The base is a Debian that brings Python >= 3.11 with venv, and ca-certificates.
+# (.env.example); without API_KEYS, JWT_ISSUER or AUTH=off it does not start, since it listens on every address.
+# The base is a Debian that brings Python >= 3.11 with venv, and ca-certificates.
 ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build

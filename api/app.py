@@ -15,7 +15,7 @@ from api.batching import Limits
 from api.database import Database
 from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import JSONBody, Resource, respond_not_found
+from api.http import JSONBody, Resource, resources, respond_not_found
 from api.operation import Answer, Content, Operation
 from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
@@ -53,11 +53,13 @@ def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         await asyncio.gather(*(each.open() for each in databases))
-        if tokens is not None:
-            tokens.keys.fetch()  # So that the log says at once when they cannot be had; starting does not wait for it.
+        # Starting does not wait for the issuer: the log says where its keys cannot be had.
+        fetching = asyncio.create_task(tokens.keys.keep_fresh()) if tokens else None
         try:
             yield
         finally:
+            if fetching:
+                fetching.cancel()
             await asyncio.gather(*(each.close() for each in databases))
 
     documents = documentation(described)
@@ -67,7 +69,8 @@ def create_app(settings: Settings) -> ASGIApp:
         routes=[*served, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
     )
     if settings.asks_for_credentials:
-        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=_open_paths([*described, *documents]))
+        open_paths = [path for path, resource in resources([*described, *documents]) if resource.is_open]
+        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
     if settings.origins:
         # Outermost: a browser asks first, without credentials, whether it may ask.
         app = CORSMiddleware(
@@ -105,11 +108,3 @@ def _limits(settings: Settings) -> Limits | None:
 async def get_health(request: Request) -> Response:
     """GET /health: the process serves. Never touches the database, which may be asleep."""
     return JSONBody(b'{"status":"healthy"}')
-
-
-def _open_paths(routes: list[BaseRoute]) -> list[str]:
-    return [
-        route.path
-        for route in routes
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource) and route.endpoint.is_open
-    ]

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 SECURITY_HEADERS = [
-    # Also to browsers that were led here by somebody else's page, an answer is data: never sniffed, rendered or framed,
+    # Never taken for anything but what it says it is: so it is no document, and needs no policy for one.
     (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    # and never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
+    # Never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
     (b"cache-control", b"private, no-cache"),
 ]
-"""What every answer carries. Strict-Transport-Security is for whoever speaks TLS to the client."""
+"""What every answer carries, /docs more. Strict-Transport-Security is for whoever speaks TLS to the client."""
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
