@@ -18,7 +18,7 @@ TLSMode = Literal["disable", "verify-full", "no-verify"]
 # What libpq would take from the environment or the home directory. No file can lie below a device.
 _NO_FILE = f"{os.devnull}/none"
 _LIBPQ_FIXED = {
-    **dict.fromkeys(("hostaddr", "options", "gsslib", "requirepeer"), ""),
+    **dict.fromkeys(("options", "gsslib", "requirepeer"), ""),
     **dict.fromkeys(("sslcert", "sslkey", "sslcrldir", "ssl_max_protocol_version"), ""),
     **dict.fromkeys(("passfile", "sslcrl"), _NO_FILE),
     **dict.fromkeys(("gssencmode", "load_balance_hosts", "sslcertmode"), "disable"),  # GSSAPI would displace TLS
@@ -48,6 +48,7 @@ class DatabaseURL:
     channel_binding: str = "prefer"  # libpq alone can do it
     target_session_attrs: str = "any"
     application_name: str | None = None
+    hostaddr: str | None = None  # the address to connect to, for which the host's name is not resolved
     connect_timeout: int | None = None  # seconds: for all hosts together in asyncpg, for each in libpq
     notes: tuple[str, ...] = ()  # a line to log for each key that was translated or dropped, without its value
 
@@ -75,6 +76,8 @@ class DatabaseURL:
             )
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["postgresql"])  # PostgreSQL 17+ demands it for sslnegotiation=direct
+        if self.hostaddr:
+            _expect(context, self.hosts[0][0])
         return context
 
     def asyncpg_arguments(self) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class DatabaseURL:
         asyncpg checks each host's certificate against that host's name, and uses no TLS on Unix sockets.
         """
         arguments: dict[str, Any] = {
-            "host": [host for host, _ in self.hosts],
+            "host": [self.hostaddr] if self.hostaddr else [host for host, _ in self.hosts],
             "port": [port for _, port in self.hosts],
             "user": self.user,
             "password": self.password or "",  # None would send asyncpg to PGPASSWORD and ~/.pgpass
@@ -108,6 +111,7 @@ class DatabaseURL:
         """
         arguments = _LIBPQ_FIXED | {
             "host": ",".join(host for host, _ in self.hosts),
+            "hostaddr": self.hostaddr or "",
             "port": ",".join(str(port) for _, port in self.hosts),
             "user": self.user,
             "password": self.password or "",
@@ -124,6 +128,25 @@ class DatabaseURL:
         if self.connect_timeout:
             arguments["connect_timeout"] = str(self.connect_timeout)
         return arguments
+
+
+def _expect(context: ssl.SSLContext, host: str) -> None:
+    """Have `context` ask for `host` (SNI) and verify its name, whatever address the driver says it connects to.
+
+    libpq does that by itself. asyncpg has no `hostaddr`, and verifies the name that it connects to.
+    """
+    wrap_bio = context.wrap_bio
+
+    def wrap(
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return wrap_bio(incoming, outgoing, server_side, host, session)
+
+    context.wrap_bio = wrap  # type: ignore[method-assign]
 
 
 def _has_authorities(context: ssl.SSLContext) -> bool:

@@ -23,7 +23,6 @@ _PRIVATE_SUFFIXES = (".internal", ".local", ".localhost", ".test")
 
 _DROPPED = {
     "connection_limit": "POOL_MAX_SIZE sets the size of the pool",
-    "hostaddr": "the host's name is resolved for every connection",
     "pgbouncer": "prepared statements work through PgBouncer 1.21 and later; for older ones set STATEMENT_CACHE_SIZE=0",
     "pool_timeout": "ACQUIRE_TIMEOUT_SECONDS bounds the wait for a connection",
     "schema": "the role's search_path decides",
@@ -46,7 +45,8 @@ def parse_url(url: str) -> DatabaseURL:
                 "and in the password %2F for /, %3F for ?, %25 for %"
             )
     notes: list[str] = []
-    sslmode = _decide_tls(given, hosts, notes)
+    hostaddr = _read_hostaddr(given.pop("hostaddr", ""), hosts)
+    sslmode = _decide_tls(given, [host for host, _ in hosts] + [hostaddr] * bool(hostaddr), notes)
     sslrootcert = given.pop("sslrootcert", "system")
     if sslrootcert != "system" and sslmode != "verify-full":
         notes.append("sslrootcert: dropped, this connection verifies nothing")
@@ -63,6 +63,7 @@ def parse_url(url: str) -> DatabaseURL:
         raise InvalidURLError("connect_timeout must be a whole number of seconds from 1 to 600")
     parsed = DatabaseURL(
         hosts=hosts,
+        hostaddr=hostaddr or None,
         user=given.pop("user"),
         password=given.pop("password") or None,
         database=given.pop("dbname"),
@@ -152,6 +153,15 @@ def _read_host(written: str) -> str:
     return host
 
 
+def _read_hostaddr(written: str, hosts: tuple[tuple[str, int], ...]) -> str:
+    """Return the address that stands in for the resolution of the host's name, "" where there is none."""
+    if written and (len(hosts) > 1 or hosts[0][0].startswith("/") or _read_address(written) is None):
+        raise InvalidURLError(
+            "hostaddr must be one IP address, for a URL with one host: it replaces the look-up in DNS"
+        )
+    return written
+
+
 def _read_port(written: str) -> int:
     if written and not (re.fullmatch("[0-9]{1,5}", written) and 1 <= int(written) <= 65535):
         raise InvalidURLError("a port is not a number from 1 to 65535; in the password write %2F for /, %3F for ?")
@@ -172,9 +182,9 @@ def _is_private(host: str) -> bool:
     return bool(re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", host)) or host.lower().endswith(_PRIVATE_SUFFIXES)
 
 
-def _decide_tls(given: dict[str, str], hosts: tuple[tuple[str, int], ...], notes: list[str]) -> TLSMode:
+def _decide_tls(given: dict[str, str], hosts: list[str], notes: list[str]) -> TLSMode:
     """Take sslmode out of the keys given; add a note where it comes down to something else than in libpq."""
-    tcp_hosts = [host for host, _ in hosts if not host.startswith("/")]
+    tcp_hosts = [host for host in hosts if not host.startswith("/")]
     private = all(map(_is_private, tcp_hosts))
     sslmode = _choose(given, "sslmode", _SSLMODES, "")
     if not tcp_hosts:

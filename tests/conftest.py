@@ -1,5 +1,6 @@
 """A real PostgreSQL for the session, a migrated template in it, and a clone of that for each test."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from api import embedded, migrations
 from api.app import create_app
 from api.settings import Settings
 from api.url import parse_url
+from tests import rig as neon_rig
+from tests.rig import NeonDatabase, Rig
 from tests.serving import serve
 
 MakeDatabase = Callable[[], str]
@@ -74,9 +77,9 @@ def _memory() -> str | None:
 
 
 @contextmanager
-def _new_database(postgres: str, template: str) -> Iterator[str]:
+def _new_database(postgres: str, template: str, owner: str = "postgres") -> Iterator[str]:
     name = f"test_{next(_names)}"
-    execute(postgres, f"create database {name} template {template}")
+    execute(postgres, f"create database {name} template {template} owner {owner}")
     yield _url_of(postgres, name)
     execute(postgres, f"drop database {name} with (force)")
 
@@ -107,6 +110,37 @@ def empty_database(postgres: str) -> Iterator[str]:
     """The URL of a database that was never migrated."""
     with _new_database(postgres, "template0") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def session_rig(postgres: str) -> Iterator[Rig]:
+    """The rig before this session's PostgreSQL, and in it a database that its role has migrated, to be cloned."""
+    program = neon_rig.find()
+    if program is None:
+        missing = f"no PgBouncer >= 1.21 for the Neon rig: run {neon_rig.SCRIPT}, which finds or fetches one"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with neon_rig.running(postgres, program) as rig:
+        execute(postgres, f"create database neon_migrated owner {neon_rig.ROLE}")
+        migrations.migrate(parse_url(rig.direct_url("neon_migrated")), report=lambda line: None)
+        yield rig
+
+
+@pytest.fixture
+def rig(session_rig: Rig) -> Iterator[Rig]:
+    """The rig without a fault, and with its counts at zero."""
+    session_rig.reset()
+    yield session_rig
+    session_rig.reset()
+
+
+@pytest.fixture
+def neon(rig: Rig, postgres: str) -> Iterator[NeonDatabase]:
+    """A migrated database without a user, behind the rig."""
+    with _new_database(postgres, "neon_migrated", neon_rig.ROLE) as url:
+        yield rig.database(url)
+        rig.cut(neon_rig.Cut.RESET)
 
 
 @pytest.fixture(params=["batched", "one statement a request"])
