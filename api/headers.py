@@ -14,6 +14,12 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string"},
         "example": '"1"',
     },
+    "Idempotency-Key": {
+        "description": "A name for this creation, of the caller's choice. Sent again within 24 hours, the same one "
+        "gets the first answer again, and another one 422: so it is safe to send again where its outcome is unknown.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+        "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required."""
 
@@ -34,6 +40,11 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": 'The next page, `rel="next"` (RFC 8288). Only where this page is full.',
         "schema": {"type": "string"},
         "example": '</api/v1/users?after=100&limit=100>; rel="next"',
+    },
+    "Idempotency-Replayed": {
+        "description": "`true` where this answer was given before, to the same Idempotency-Key.",
+        "schema": {"const": "true"},
+        "example": "true",
     },
     "Retry-After": {
         "description": "Seconds to wait before the next try.",

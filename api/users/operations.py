@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from api.errors import Problem, email_taken, user_not_found, version_mismatch
 from api.http import body_too_large, not_json, unprocessable
 from api.operation import Answer, Content, Operation
+from api.users.idempotency import key_reused
 from api.users.schemas import ListQuery, User, UserCreate, UserPath, UserUpdate
 
 _ADA = {
@@ -30,24 +31,33 @@ def _invalid(model: type[BaseModel], where: str, sent: dict[str, Any]) -> Proble
 
 LIST_USERS = Operation(
     summary="List users",
-    description="Users in the order of their ids. `after` reads pages that cost the same however deep they are, and "
-    "excludes `skip`; the header Link names the next one.",
+    description="Users in the order of their ids; by `q` in that of what matched; by `order=created_at` or a time in "
+    "that of their creation. Pages cost the same however deep they are, but for `skip`. The header Link names the next "
+    "one; that of a search may hold fewer users than `limit` while others follow. Parameters of different orders "
+    "exclude each other.",
     query=ListQuery,
     answers={200: Answer("A page.", [Content(list[User], [_ADA])], headers=["Link"])},
-    refusals=[_invalid(ListQuery, "query", {"limit": 5000})],
+    refusals=[_invalid(ListQuery, "query", {"limit": 5000, "q": ""})],
 )
 CREATE_USER = Operation(
     summary="Create a user",
+    headers=["Idempotency-Key"],
     body=[Content(UserCreate, {"email": "ada@example.com", "name": "Ada"})],
     answers={
         201: Answer(
             "The new user.",
             _ONE_USER,
-            headers=["ETag", "Location"],
+            headers=["ETag", "Location", "Idempotency-Replayed"],
             links=["get_user", "update_user", "delete_user"],
         )
     },
-    refusals=[email_taken(), body_too_large(), not_json(), _invalid(UserCreate, "body", {"email": "nobody"})],
+    refusals=[
+        email_taken(),
+        body_too_large(),
+        not_json(),
+        _invalid(UserCreate, "body", {"email": "nobody"}),
+        key_reused(),
+    ],
 )
 GET_USER = Operation(
     summary="Read a user",
