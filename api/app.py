@@ -12,6 +12,7 @@ from api.database import Database
 from api.http import JSONBody, Resource, respond_not_found
 from api.operation import Answer, Content, Operation
 from api.settings import Settings, load_settings
+from api.users.bulk import Bulk
 from api.users.handlers import Users
 
 _HEALTH = Operation(
@@ -42,10 +43,11 @@ def create_app(settings: Settings) -> Router:
         max_wait_seconds=settings.acquire_timeout_seconds,
     )
     users = Users(database, limits if settings.batching else None)
+    bulk = Bulk(database, settings)
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     return Router(
-        routes=[*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))],
+        routes=[*users.routes(), *bulk.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))],
         redirect_slashes=False,
         default=respond_not_found,
         lifespan=lifespan,

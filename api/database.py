@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -74,6 +75,27 @@ class Database:
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of its own, outside the pool, for what takes as long as a client does.
+
+        Raises DatabaseUnavailableError where there is none to be had, or where it breaks.
+        """
+        settings = self._settings
+        arguments = {"timeout": settings.acquire_timeout_seconds, **settings.pooled.asyncpg_arguments()}
+        try:
+            connection = await asyncpg.connect(**arguments, statement_cache_size=0)
+        except _CONNECT_ERRORS as error:
+            raise DatabaseUnavailableError from error
+        try:
+            yield connection
+            await connection.close(timeout=self._statement_timeout)
+        except _BROKEN_LINK_ERRORS as error:
+            raise DatabaseUnavailableError from error
+        finally:
+            # At once, whatever is still on its way: the server ends what the client does not wait for.
+            connection.terminate()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.

@@ -71,7 +71,7 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             for method, (handler, operation) in resource.methods.items():
                 if operation is not None:
                     described = _describe_operation(handler.__name__, method, operation, resource.is_open, schemas)
-                    paths.setdefault(route.path, {})[method.lower()] = described
+                    paths.setdefault(route.path_format, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",
         "info": {

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from asyncpg import Record
 from pydantic import TypeAdapter, ValidationError
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -34,6 +35,15 @@ _PATH = PATH.encode()
 _FIRST_PAGE = ListQuery()
 _EMAIL = TypeAdapter(Email)
 _MAX_ID_DIGITS = len(str(MAX_ID))
+
+
+class _UserConvertor(StringConvertor):
+    """A user's place in a path: whatever is not the name of another resource there."""
+
+    regex = "(?!(?:import|export)$)[^/]+"
+
+
+register_url_convertor("user", _UserConvertor())
 
 Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
@@ -131,7 +141,7 @@ class Users:
             patch=(self.update_user, operations.UPDATE_USER),
             delete=(self.delete_user, operations.DELETE_USER),
         )
-        return [Route(f"{PATH}/{{id}}", one), Route(PATH, many), Route(f"{PATH}/", many)]
+        return [Route(f"{PATH}/{{id:user}}", one), Route(PATH, many), Route(f"{PATH}/", many)]
 
 
 def _read_id(request: Request) -> int:

@@ -8,7 +8,7 @@ Every array travels as text[]: it is the one array that asyncpg can encode witho
 
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncpg import Record
 
@@ -41,6 +41,19 @@ _SEARCH_USERS = declare(
     "users/search_users.sql",
     ["text", "text", "int8", "int8"],
     {"last_key": "text", "last_id": "int8", "has_more": "bool", "body": "text"},
+)
+_IMPORT_USERS = declare("users/import_users.sql", ["text[]", "text[]", "text"], {"n": "int8"}, writes=True)
+_IMPORT_USERS_UPDATE = declare(
+    "users/import_users_update.sql",
+    ["text[]", "text[]", "bool", "text"],
+    {"created": "int8", "updated": "int8"},
+    writes=True,
+)
+EXPORT_USERS = declare("users/export_users.sql", [], {"body": "text"})
+EXPORT_USERS_CSV = declare(
+    "users/export_users_csv.sql",
+    [],
+    {"id": "int8", **dict.fromkeys(("email", "name", "created_at", "updated_at"), "text")},
 )
 
 
@@ -103,12 +116,7 @@ async def select_users_by_email(database: Database, emails: Sequence[str]) -> li
 
 async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
     """Create users: for each its row (id, version, body, email), None where its address is taken."""
-    rows = await database.fetch(
-        _INSERT_USERS,
-        [user.email for user in users],
-        [user.name for user in users],
-        _patience(database, users),
-    )
+    rows = await database.fetch(_INSERT_USERS, *_columns(users), _patience(database, users))
     # Of two that ask for one address the first has it: taking the row out leaves the second without.
     created = {row["email"]: row for row in rows}
     return [created.pop(user.email, None) for user in users]
@@ -119,8 +127,7 @@ async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> l
 
     Raises asyncpg.UniqueViolationError, and creates none, where another session has used one of the keys meanwhile.
     """
-    columns = [list(column) for column in zip(*users, strict=True)]
-    rows = await database.fetch(_INSERT_USERS_ONCE, *columns, _patience(database, users))
+    rows = await database.fetch(_INSERT_USERS_ONCE, *_columns(users), _patience(database, users))
     return sorted(rows, key=itemgetter("n"))
 
 
@@ -196,10 +203,30 @@ async def search_users(database: Database, text: str, after: Position, limit: in
     return (await database.fetch(_SEARCH_USERS, text, after.key, after.id, limit))[0]
 
 
+async def import_users(database: Database, users: Sequence[NewUser]) -> list[int]:
+    """Create users, no two of one address; return the places in `users`, from 0, of those whose address is taken."""
+    rows = await database.fetch(_IMPORT_USERS, *_columns(users), _patience(database, users))
+    return [row["n"] - 1 for row in rows]
+
+
+async def import_users_update(database: Database, users: Sequence[NewUser], *, set_name: bool) -> tuple[int, int]:
+    """Create users or change those of the same address, their names where `set_name`; no two of one address.
+
+    Returns how many were created and how many changed: the others were so already.
+    """
+    (row,) = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _patience(database, users))
+    return row["created"], row["updated"]
+
+
 def _in_order(rows: Sequence[Record], column: str, wanted: Iterable[int]) -> list[Record | None]:
     """The row of each that was asked for, by its number in `column`; None where it has none."""
     found = {row[column]: row for row in rows}
     return [found.get(number) for number in wanted]
+
+
+def _columns(records: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Records as the arrays that unnest puts side by side again."""
+    return list(zip(*records, strict=True))
 
 
 def _patience(database: Database, writes: Sequence[object]) -> str:

@@ -157,3 +157,23 @@ class ListQuery(BaseModel):
 
 
 _PLAIN = {"limit", "skip", "after", "email"}
+
+
+OnConflict = Literal["error", "skip", "update"]
+"""What becomes of a line of an import whose address is taken."""
+
+
+class ImportQuery(BaseModel):
+    """The query string of POST /api/v1/users/import."""
+
+    on_conflict: OnConflict = Field(
+        default="error",
+        description="Where an address is taken: refuse the line, skip it, or update the user to what it says. A name "
+        "that the line does not have is left alone; null, in CSV an empty one, clears it.",
+    )
+
+
+class ExportQuery(BaseModel):
+    """The query string of GET /api/v1/users/export."""
+
+    format: Literal["ndjson", "csv"] | None = Field(default=None, description="Goes before the header Accept.")
