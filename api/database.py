@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -80,7 +80,7 @@ class Database:
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection of its own, outside the pool, for what takes as long as a client does.
 
-        Raises DatabaseUnavailableError where there is none to be had, or where it breaks.
+        Raises DatabaseUnavailableError where there is none to be had.
         """
         settings = self._settings
         arguments = {"timeout": settings.acquire_timeout_seconds, **settings.pooled.asyncpg_arguments()}
@@ -90,11 +90,10 @@ class Database:
             raise DatabaseUnavailableError from error
         try:
             yield connection
-            await connection.close(timeout=self._statement_timeout)
-        except _BROKEN_LINK_ERRORS as error:
-            raise DatabaseUnavailableError from error
+            with suppress(*_BROKEN_LINK_ERRORS):  # what it was for is done
+                await connection.close(timeout=self._statement_timeout)
         finally:
-            # At once, whatever is still on its way: the server ends what the client does not wait for.
+            # Where something is still on its way, the server ends it when nobody is there any more.
             connection.terminate()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
@@ -191,6 +190,15 @@ class Database:
     def _pass_on_place(self) -> None:
         if not self._hand_over(None):
             self._free += 1
+
+
+@contextmanager
+def link_errors(*, writes: bool) -> Iterator[None]:
+    """Raise a link that breaks under a COPY as DatabaseUnavailableError, or OutcomeUnknownError where it writes."""
+    try:
+        yield
+    except _BROKEN_LINK_ERRORS as error:
+        raise (OutcomeUnknownError if writes else DatabaseUnavailableError) from error
 
 
 def was_never_sent(error: Exception) -> bool:

@@ -18,6 +18,7 @@ logger = logging.getLogger("api")
 
 _PIECE_BYTES = 64 * 1024
 _MEMORY_BYTES = 1024 * 1024
+_SPOOL_BYTES = 256 * 1024 * 1024
 
 
 class Stream(Response):
@@ -80,47 +81,49 @@ class Lines:
 
     def __init__(self) -> None:
         self._spool = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
-        self._read_up_to = 0
-        self._size = 0
+        self._read = 0  # bytes of the spool
+        self._written = 0
         self._is_ended = False
-        self._changed = asyncio.Event()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was written that was not read."""
-        return not self._size
+        self._is_readable = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add a line. Raises OSError where there is no room for it."""
+        """Add a line. Raises OSError where the disk has no room for it."""
         data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        self._spool.seek(self._size)
+        self._spool.seek(self._written)
         self._spool.write(data)
-        self._size += len(data)
-        self._changed.set()
+        self._written += len(data)
+        self._is_readable.set()
+        if self._written > _SPOOL_BYTES:
+            self._has_room.clear()
 
     def end(self) -> None:
         """Say that no line will follow."""
         self._is_ended = True
-        self._changed.set()
+        self._is_readable.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait while so much lies here that the client must read first."""
+        await self._has_room.wait()
 
     async def wait(self) -> None:
         """Wait until there is a line to read, or the end."""
-        await self._changed.wait()
+        await self._is_readable.wait()
 
     async def read(self) -> bytes:
         """What has come up, or a part of it; b"" at the end."""
-        while self._read_up_to == self._size:
-            if self._is_ended:
-                return b""
-            self._changed.clear()
-            await self._changed.wait()
-        self._spool.seek(self._read_up_to)
+        await self._is_readable.wait()
+        self._spool.seek(self._read)
         data = self._spool.read(_PIECE_BYTES)
-        self._read_up_to += len(data)
-        if self._read_up_to == self._size:
+        self._read += len(data)
+        if self._read == self._written:
             self._spool.seek(0)
             self._spool.truncate()
-            self._read_up_to = self._size = 0
+            self._read = self._written = 0
+            self._has_room.set()
+            if not self._is_ended:
+                self._is_readable.clear()
         return data
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ import click
 
 from api.cli.check_sql import check_sql
 from api.cli.common import LOG_CONFIG
+from api.cli.export_users import export_users
+from api.cli.import_users import import_users
 from api.cli.migrate import migrate
 from api.cli.serve import serve
 
@@ -26,5 +28,5 @@ def main() -> None:
     logging.config.dictConfig(LOG_CONFIG)
 
 
-for command in (serve, migrate, check_sql):
+for command in (serve, migrate, check_sql, import_users, export_users):
     main.add_command(command)

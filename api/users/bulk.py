@@ -13,21 +13,19 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.database import Database
-from api.errors import StatementTimeoutError, client_silent, too_many_at_once
+from api.errors import StatementTimeoutError, too_many_at_once
 from api.http import Resource, read_header, read_query
 from api.settings import Settings
 from api.streaming import Lines, Stream
 from api.users import operations
 from api.users.formats import FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.handlers import PATH
-from api.users.importing import Import, write_rows
+from api.users.importing import Counts, Import
 from api.users.schemas import ExportQuery, ImportQuery
+from api.users.writing import write_rows
 
 CHUNK_ROWS = 1000
 """Rows of one statement: some ten milliseconds, for which others may have to wait where the pool is small."""
-
-_FLUSH_SECONDS = 1.0
-"""What has come is written after this, though it is less than a chunk, where nothing more comes."""
 
 
 class Bulk:
@@ -53,7 +51,7 @@ class Bulk:
             resources.enter_context(self._place())
             lines = resources.enter_context(closing(Lines()))
             write = partial(write_rows, self._database, query.on_conflict, request_id)
-            work = Import(parser, write, lines.write, chunk_rows=CHUNK_ROWS, request_id=request_id)
+            work = Import(parser, write, lines.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=request_id)
             importing = await resources.enter_async_context(_task(self._import(request.receive, work, lines)))
             importing.add_done_callback(lambda _: lines.end())
             await lines.wait()
@@ -114,38 +112,14 @@ class Bulk:
     async def _import(self, receive: Receive, work: Import, lines: Lines) -> None:
         failure = None
         try:
-            async for data in self._read_body(receive, work):
-                await work.feed(data)
-            await work.end()
+            await work.run(_read_body(receive, lines), self._idle_seconds)
         except ClientDisconnect:
             raise
         except Exception as error:  # Whatever it is, the client has to hear up to which line its users were written.
-            if not work.counts.lines and lines.is_empty:
+            if not work.counts.lines:
                 raise
             failure = error
-        finally:
-            await work.abandon()
         lines.write(work.summarise(failure))
-
-    async def _read_body(self, receive: Receive, work: Import) -> AsyncIterator[bytes]:
-        """The request's body. Raises ClientDisconnect, and Problem where nothing came for too long."""
-        is_whole = False
-        while not is_whole:
-            receiving = asyncio.ensure_future(receive())
-            silent = 0.0
-            try:
-                while not (await asyncio.wait({receiving}, timeout=_FLUSH_SECONDS))[0]:
-                    await work.flush()
-                    silent += _FLUSH_SECONDS
-                    if silent >= self._idle_seconds:
-                        raise client_silent(self._idle_seconds)
-                message = receiving.result()
-            finally:
-                receiving.cancel()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            is_whole = not message.get("more_body", False)
-            yield message.get("body", b"")
 
     async def _copy(self, format: Format, pieces: asyncio.Queue[bytes]) -> None:
         async with self._database.connect() as connection:
@@ -173,6 +147,17 @@ class Bulk:
             return b""
         finally:
             getting.cancel()
+
+
+async def _read_body(receive: Receive, lines: Lines) -> AsyncIterator[bytes]:
+    has_more = True
+    while has_more:
+        await lines.wait_for_room()
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        yield message.get("body", b"")
+        has_more = message.get("more_body", False)
 
 
 async def _read_lines(lines: Lines, importing: asyncio.Task[None]) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from api.database import link_errors
 from api.errors import Problem
 from api.statements import Statement
 from api.users.parsing import CSVParser, NDJSONParser, Parser
@@ -43,12 +44,14 @@ _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
 async def export_users(
     connection: asyncpg.Connection, format: Format, write: Callable[[bytes], Coroutine[Any, Any, None]]
-) -> None:
-    """Send every user to `write`, from one snapshot, without a limit of time; PostgreSQL waits for `write`.
+) -> int:
+    """Send every user to `write`, from one snapshot, and return their number; PostgreSQL waits for `write`.
 
-    Raises what asyncpg does, and what `write` raises.
+    Raises DatabaseUnavailableError, asyncpg.PostgresError, and what `write` raises, which must be no OSError.
     """
-    await connection.copy_from_query(format.statement.sql, output=write, **format.copy_options)
+    with link_errors(writes=False):
+        status = await connection.copy_from_query(format.statement.sql, output=write, **format.copy_options)
+    return int(status.removeprefix("COPY "))
 
 
 def choose_by_content(content_type: bytes | None, content_encoding: bytes | None) -> Format:

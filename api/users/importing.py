@@ -6,29 +6,19 @@ Users of one address are written one after the other, as if each line were a req
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-import asyncpg
-
-from api.database import Database
-from api.errors import email_taken, problem_body, to_problem
-from api.users import queries
+from api.errors import client_silent, problem_body, to_problem
 from api.users.parsing import Parser, Refusal, Row
-from api.users.schemas import OnConflict
+from api.users.writing import WriteRows
 
 # A third of a millisecond of parsing, after which others get their turn.
 _ROWS_A_TURN = 100
+_FLUSH_SECONDS = 1.0
 _PROGRESS_SECONDS = 1.0
-# What a row can be to blame for. Anything else concerns the next rows as well, and ends the import.
-_ROW_ERRORS = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-)
 
 
 @dataclass
@@ -41,15 +31,17 @@ class Counts:
     skipped: int = 0  # they exist, and were left as they are
     refused: int = 0
 
-
-WriteRows = Callable[[Sequence[Row], Counts], Awaitable[list[Refusal]]]
-"""Writes rows, adds up what was created, updated and skipped, and returns the refusals of the others."""
+    @property
+    def users(self) -> int:
+        """All of them."""
+        return self.created + self.updated + self.skipped + self.refused
 
 
 class Import:
     """One import. `write` writes a chunk of `chunk_rows` lines; `report` gets the lines of the answer as they come up.
 
-    A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts.
+    A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts, which
+    are kept in `counts`.
     """
 
     def __init__(
@@ -58,10 +50,11 @@ class Import:
         write: WriteRows,
         report: Callable[[dict[str, Any]], None],
         *,
+        counts: Counts,
         chunk_rows: int,
         request_id: str,
     ) -> None:
-        self.counts = Counts()
+        self.counts = counts
         self._parser = parser
         self._write = write
         self._report = report
@@ -72,27 +65,43 @@ class Import:
         self._writing: asyncio.Task[None] | None = None
         self._reported = self._started = time.monotonic()
 
-    async def feed(self, data: bytes) -> None:
-        """Take a piece of the file. Raises Problem where the file cannot be read, and what writing a chunk raised."""
-        await self._take(self._parser.feed(data))
+    async def run(self, pieces: AsyncIterator[bytes], idle_seconds: float | None = None) -> None:
+        """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
 
-    async def flush(self) -> None:
-        """Write what has come so far, where it is less than a chunk too. Raises what writing a chunk raised."""
-        if self._rows or self._refusals:
-            await self._send()
-
-    async def end(self) -> None:
-        """Take the end of the file and wait until all is written. Raises as feed does."""
-        await self._take(self._parser.end())
-        await self.flush()
-        await self._settle()
+        Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
+        raises, and what writing a chunk raised. `counts` says then what was written before.
+        """
+        try:
+            while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
+                await self._take(self._parser.feed(piece))
+            await self._take(self._parser.end())
+            await self._flush()
+            await self._settle()
+        except BaseException:
+            if self._writing is not None:
+                # A chunk that nobody waits for any more: written whole, or not at all.
+                self._writing.cancel()
+                await asyncio.wait({self._writing})
+            raise
         self.counts.lines = self._parser.line
 
-    async def abandon(self) -> None:
-        """Cancel the chunk that is being written, unless it was written already."""
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+    async def _wait_for(self, pieces: AsyncIterator[bytes], idle_seconds: float | None) -> bytes | None:
+        """The next piece, None at the end."""
+        coming = asyncio.ensure_future(anext(pieces, None))
+        silent = 0.0
+        try:
+            while not (await asyncio.wait({coming}, timeout=_FLUSH_SECONDS))[0]:
+                await self._flush()
+                silent += _FLUSH_SECONDS
+                if idle_seconds is not None and silent >= idle_seconds:
+                    raise client_silent(idle_seconds)
+            return coming.result()
+        finally:
+            coming.cancel()
+
+    async def _flush(self) -> None:
+        if self._rows or self._refusals:
+            await self._send()
 
     def summarise(self, error: Exception | None = None) -> dict[str, Any]:
         """The last line of the answer; `error` is what ended the import."""
@@ -128,7 +137,11 @@ class Import:
     async def _write_chunk(self, rows: list[Row], refusals: list[Refusal], last_line: int) -> None:
         counts = self.counts
         if rows:
-            refusals = refusals + await self._write(rows, counts)
+            written = await self._write(rows)
+            counts.created += written.created
+            counts.updated += written.updated
+            counts.skipped += written.skipped
+            refusals = refusals + written.refusals
         for line, problem in sorted(refusals, key=attrgetter("line")):
             self._report({"line": line, "problem": problem_body(problem, self._request_id)})
         counts.refused += len(refusals)
@@ -136,56 +149,3 @@ class Import:
         if time.monotonic() - self._reported >= _PROGRESS_SECONDS:
             self._reported = time.monotonic()
             self._report({"progress": asdict(counts)})
-
-
-async def write_rows(
-    database: Database, on_conflict: OnConflict, request_id: str, rows: Sequence[Row], counts: Counts
-) -> list[Refusal]:
-    """Write rows as `WriteRows` has it, a statement for each group. Raises what `Database.fetch` does for all rows."""
-    refusals: list[Refusal] = []
-    for group in _group(rows, by_name=on_conflict == "update"):
-        refusals += await _write_group(database, on_conflict, request_id, group, counts)
-    return refusals
-
-
-def _group(rows: Sequence[Row], *, by_name: bool) -> list[list[Row]]:
-    """Rows that can share a statement: each address once, the second row of one in a later group than the first.
-
-    `by_name` separates those that leave the name alone from those that set it.
-    """
-    groups: dict[tuple[int, bool], list[Row]] = {}
-    times: dict[str, int] = {}
-    for row in rows:
-        address = row.email.lower()
-        before = times[address] = times.get(address, -1) + 1
-        groups.setdefault((before, by_name and row.set_name), []).append(row)
-    return [groups[key] for key in sorted(groups)]
-
-
-async def _write_group(
-    database: Database, on_conflict: OnConflict, request_id: str, rows: list[Row], counts: Counts
-) -> list[Refusal]:
-    users = [queries.NewUser(row.email, row.name) for row in rows]
-    try:
-        if on_conflict == "update":
-            created, updated = await queries.import_users_update(database, users, set_name=rows[0].set_name)
-            taken = []
-        else:
-            taken = await queries.import_users(database, users)
-            created, updated = len(rows) - len(taken), 0
-    except _ROW_ERRORS as error:
-        # It left nothing behind. The halves tell whose fault it was.
-        if len(rows) == 1:
-            return [Refusal(rows[0].line, to_problem(error, request_id))]
-        middle = len(rows) // 2
-        return [
-            *await _write_group(database, on_conflict, request_id, rows[:middle], counts),
-            *await _write_group(database, on_conflict, request_id, rows[middle:], counts),
-        ]
-    counts.created += created
-    counts.updated += updated
-    if on_conflict == "error":
-        problem = email_taken()
-        return [Refusal(rows[place].line, problem) for place in taken]
-    counts.skipped += len(rows) - created - updated
-    return []

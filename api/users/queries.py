@@ -49,6 +49,7 @@ _IMPORT_USERS_UPDATE = declare(
     {"created": "int8", "updated": "int8"},
     writes=True,
 )
+ESTIMATE_USERS = declare("users/estimate_users.sql", [], {"users": "int8"})
 EXPORT_USERS = declare("users/export_users.sql", [], {"body": "text"})
 EXPORT_USERS_CSV = declare(
     "users/export_users_csv.sql",
