@@ -20,6 +20,7 @@ from api.operation import Answer, Content, Operation
 from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
+from api.users.bulk import Bulk
 from api.users.handlers import Users
 
 _HEALTH = Operation(
@@ -45,7 +46,7 @@ def create_app(settings: Settings) -> ASGIApp:
     if settings.read_database_url is not None:
         replica = Replica(settings, database, _limits(settings))
         databases.append(replica)
-        served = replicated(described, routes(settings, replica), replica)
+        served = replicated(described, Users(replica, _limits(settings)).routes(), replica)
     tokens = None
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
         tokens = Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
@@ -91,7 +92,9 @@ def app_from_environment() -> ASGIApp:
 def routes(settings: Settings, database: Database) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
     users = Users(database, _limits(settings))
-    return [*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))]
+    bulk = Bulk(database, settings)
+    health = Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))
+    return [*users.routes(), *bulk.routes(), health]
 
 
 def _limits(settings: Settings) -> Limits | None:

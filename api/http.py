@@ -63,7 +63,7 @@ def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
     """The path and the Resource of each route that has one."""
     for route in routes:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
-            yield route.path, route.endpoint
+            yield route.path_format, route.endpoint
 
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:

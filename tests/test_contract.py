@@ -36,6 +36,7 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
         413: "Content Too Large",
         415: "Unsupported Media Type",
         422: "Unprocessable Content",
+        503: "Service Unavailable",
     }.get(status)
     assert re.fullmatch("[0-9a-f]{16}", body["request_id"])
     if detail is not None:
