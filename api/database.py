@@ -24,7 +24,7 @@ class Database:
     """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
     def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
-        self._url = settings.pooled
+        self._settings = settings
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
@@ -51,7 +51,7 @@ class Database:
         while True:
             try:
                 connection = await asyncpg.connect(
-                    **{"timeout": deadline - loop.time(), **self._url.asyncpg_arguments()}, statement_cache_size=0
+                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()}, statement_cache_size=0
                 )
                 break
             except DATABASE_ERRORS as error:

@@ -136,6 +136,7 @@ IMPORT_USERS = Operation(
         client_silent(60),
         not_importable(),
         no_columns("email is missing"),
+        _invalid(ImportQuery, "query", {"on_conflict": "ignore"}),
         too_many_at_once(),
     ],
 )
@@ -150,5 +151,5 @@ EXPORT_USERS = Operation(
             [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
         )
     },
-    refusals=[not_acceptable(), too_many_at_once()],
+    refusals=[not_acceptable(), _invalid(ExportQuery, "query", {"format": "xml"}), too_many_at_once()],
 )
