@@ -47,12 +47,14 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "check-sql", "import", "export", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
         (["migrate", "rollback"], ["--yes"]),
         (["check-sql"], ["Exit code 1"]),
+        (["import"], ["--on-conflict", "refused", "Examples", "DIRECT_URL", "Exit code 1"]),
+        (["export"], ["--format", "snapshot", "Examples", "DIRECT_URL"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
