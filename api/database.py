@@ -51,7 +51,8 @@ class Database:
         while True:
             try:
                 connection = await asyncpg.connect(
-                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()}, statement_cache_size=0
+                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()},
+                    statement_cache_size=0,
                 )
                 break
             except DATABASE_ERRORS as error:

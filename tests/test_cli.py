@@ -53,7 +53,7 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "doctor", "key", "openapi", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "doctor", "key", "openapi", "import", "export", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
@@ -62,6 +62,8 @@ def on(database: str) -> dict[str, str]:
         (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
         (["key"], ["--read-only", "API_KEYS", "Examples"]),
         (["openapi"], ["/openapi.json", "Example"]),
+        (["import"], ["--on-conflict", "refused", "Examples", "DIRECT_URL", "Exit code 1"]),
+        (["export"], ["--format", "snapshot", "Examples", "DIRECT_URL"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:

@@ -22,6 +22,7 @@ from api.doctor.findings import Status, Step
 from api.doctor.network import Route
 from api.doctor.session import Session
 from api.settings import Settings
+from api.statements import declared_statements
 from api.url import parse_url
 from tests.conftest import execute, settings_for
 from tests.rig import (

@@ -19,6 +19,10 @@ from api.users.formats import export_users as copy_users
 from api.users.queries import ESTIMATE_USERS
 
 
+class _WriteError(Exception):
+    """Raised from an OSError of the output, which would pass for one of the database's connection."""
+
+
 @click.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
 @click.option("--format", "format_name", type=click.Choice(list(FORMATS)), help="Default: as FILE ends, else ndjson.")
@@ -37,20 +41,27 @@ def export_users(file: Path, format_name: str | None) -> None:
     """
     settings = direct_settings()
     format = FORMATS[format_name or ("csv" if file.suffix.lower() == ".csv" else "ndjson")]
-    with _open(file) as output:
-        asyncio.run(_export(settings, output, format, str(file)))
+    try:
+        with _open(file) as output:
+            asyncio.run(_export(settings, output, format, file))
+    except (OSError, _WriteError) as error:
+        cause = error.__cause__ if isinstance(error, _WriteError) else error
+        assert isinstance(cause, OSError)
+        if isinstance(cause, BrokenPipeError):
+            raise cause from None  # Whoever reads has had enough: click ends without a word.
+        raise click.ClickException(f"cannot write {file}: {cause.strerror}") from None
 
 
-async def _export(settings: Settings, output: BinaryIO, format: Format, label: str) -> None:
+async def _export(settings: Settings, output: BinaryIO, format: Format, file: Path) -> None:
     async with Database(settings).connect() as connection:
         size = await connection.fetchval(ESTIMATE_USERS.sql)
-        with Progress(label, size if size > 0 else None) as progress:
+        with Progress(str(file), size if size > 0 else None) as progress:
 
             async def write(data: bytes) -> None:
                 try:
                     output.write(data)
                 except OSError as error:
-                    raise click.FileError(label, error.strerror) from None
+                    raise _WriteError from error
                 users = data.count(b"\\n")
                 progress.update(users, progress.users + users)
 

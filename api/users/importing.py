@@ -90,12 +90,18 @@ class Import:
         coming = asyncio.ensure_future(anext(pieces, None))
         silent = 0.0
         try:
-            while not (await asyncio.wait({coming}, timeout=_FLUSH_SECONDS))[0]:
-                await self._flush()
-                silent += _FLUSH_SECONDS
-                if idle_seconds is not None and silent >= idle_seconds:
-                    raise client_silent(idle_seconds)
-            return coming.result()
+            while True:
+                awaited = {coming} if self._writing is None else {coming, self._writing}
+                await asyncio.wait(awaited, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if self._writing is not None and self._writing.done():
+                    await self._settle()
+                elif coming.done():
+                    return coming.result()
+                else:
+                    await self._flush()
+                    silent += _FLUSH_SECONDS
+                    if idle_seconds is not None and silent >= idle_seconds:
+                        raise client_silent(idle_seconds)
         finally:
             coming.cancel()
 

@@ -110,7 +110,7 @@ class CSVParser:
                 cells, taken = _read_record(lines, position, is_end=is_end)
             except Problem as problem:
                 if not self._columns:
-                    raise no_columns(str(problem)) from None
+                    raise no_columns(problem.errors[0]["msg"] if problem.errors else problem.detail) from None
                 # Where a quote is not closed, the next line may well be a record again: one line is given up.
                 cells, taken = problem, 1
             if not taken:
@@ -120,10 +120,11 @@ class CSVParser:
             self.line += taken
             if isinstance(cells, Problem):
                 yield Refusal(number, cells)
-            elif not self._columns:
-                self._columns = _read_columns(cells)
             elif cells != [""]:
-                yield self._read_user(number, cells)
+                if self._columns:
+                    yield self._read_user(number, cells)
+                else:
+                    self._columns = _read_columns(cells)
         self._pending = lines[position:]
 
     def _read_user(self, number: int, cells: list[str]) -> Row | Refusal:
