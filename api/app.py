@@ -2,10 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
@@ -14,19 +13,13 @@ from api.batching import Limits
 from api.database import Database
 from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import JSONBody, Resource, respond_not_found
-from api.operation import Answer, Content, Operation
+from api.http import Resource, respond_not_found
+from api.limits import Gate
+from api.probes import Probes
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
 from api.users.handlers import Users
-
-_HEALTH = Operation(
-    summary="Is the service up?",
-    description="Never touches the database, which may be asleep.",
-    answers={200: Answer("It is.", [Content({"const": {"status": "healthy"}}, {"status": "healthy"})])},
-    uses_database=False,
-    tag="service",
-)
+from api.users.queries import select_users
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -85,13 +78,9 @@ def routes(settings: Settings, database: Database) -> list[BaseRoute]:
         settings.batch_max_waiting,
         max_wait_seconds=settings.acquire_timeout_seconds,
     )
-    users = Users(database, limits if settings.batching else None)
-    return [*users.routes(), Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))]
-
-
-async def get_health(request: Request) -> Response:
-    """GET /health: the process serves. Never touches the database, which may be asleep."""
-    return JSONBody(b'{"status":"healthy"}')
+    users = Users(database, limits if settings.batching else None, Gate(settings.requests_max_under_way))
+    probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
+    return [*users.routes(), *probes.routes()]
 
 
 def _open_paths(routes: list[BaseRoute]) -> list[str]:

@@ -21,6 +21,12 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
+    "Request-Timeout": {
+        "description": "Seconds after which an answer is of no use: then 504, and the statement is cancelled. Shortens "
+        "the server's own time-outs, and never lengthens them.",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
+        "example": "2.5",
+    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
 
