@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import FrameType
 
@@ -81,7 +81,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self._parent is not None:
             asyncio.get_running_loop().add_reader(self._parent.fileno(), self._listen_to, self._parent)
-            self._parent.send_bytes(b"serves")
+            with suppress(OSError):  # It is gone already, which is heard in a moment.
+                self._parent.send_bytes(b"serves")
 
     def _listen_to(self, parent: Connection) -> None:
         try:

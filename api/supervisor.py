@@ -9,6 +9,7 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from socket import socket
 import uvicorn
 
 from api.lifecycle import Server
+from api.settings import SettingsError
 
 logger = logging.getLogger("api.supervisor")
 
@@ -58,6 +60,8 @@ class Supervisor:
         tasks = [loop.create_task(self._keep(place, end)) for place in range(self._config.workers)]
         tasks.append(loop.create_task(self._replace_on(hang_up)))
         code = await end
+        # While this process had it, clients would be let in that no worker turns to any more.
+        self._listener.close()
         for task in tasks:
             task.cancel()
         return code if await self._see_off(self._living) else 1
@@ -175,4 +179,7 @@ class _Worker:
 def _work(make_server: Callable[..., Server], listener: socket, parent: Connection) -> None:
     server = make_server(parent=parent)
     server.config.configure_logging()
-    server.run([listener])
+    try:
+        server.run([listener])
+    except SettingsError as error:  # What they say now is not what they said when the supervisor started.
+        sys.exit(f"users-api: {error}")

@@ -5,6 +5,7 @@ what becomes of it is for the client to see.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -17,8 +18,8 @@ class Balancer:
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = list(ports)
         self.ready = {port: asyncio.Event() for port in ports}
+        self.unready = Counter[int]()  # by port, how often a server that answered was not
         self.port = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Balancer"]:
@@ -35,10 +36,12 @@ class Balancer:
 
     async def _probe(self, port: int) -> None:
         while True:
-            if await _is_ready(port):
+            status = await _ask(port)
+            if status == 200:
                 self.ready[port].set()
             else:
                 self.ready[port].clear()
+                self.unready[port] += status is not None
             await asyncio.sleep(_PROBE_EVERY_SECONDS)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,15 +65,17 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _is_ready(port: int) -> bool:
+async def _ask(port: int) -> int | None:
+    """The status of /ready; None where nobody answers."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
-        return False
+        return None
     try:
         writer.write(b"GET /ready HTTP/1.1\r\nhost: balancer\r\nconnection: close\r\n\r\n")
-        return (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+        answer = await reader.readline()
+        return int(answer.split()[1]) if answer else None
     except OSError:
-        return False
+        return None
     finally:
         writer.close()

@@ -19,7 +19,7 @@ from tests.history import USERS, Connection
 from tests.test_cli import USERS_API, environment
 
 RESTARTS = HANG_UPS = 20
-CLIENTS = 32
+CLIENTS = 24
 AT_LEAST = 50_000
 LONGEST_PAUSE_SECONDS = 0.2
 # Longer than any client keeps a connection idle, and than the balancer needs to notice.
@@ -105,31 +105,37 @@ async def until_logged(process: asyncio.subprocess.Process, text: str) -> None:
 
 @pytest.mark.timeout(300)
 async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One server is stopped by SIGTERM and started again, the workers of another are replaced by SIGHUP, both often."""
-    replaced, restarted = free_port(), free_port()
+    """One server is stopped by SIGTERM and started again, the workers of two others are replaced by SIGHUP, often."""
+    restarted, one, another = (free_port() for _ in range(3))
     load = Load()
 
     async def restart() -> None:
         for n in range(RESTARTS):
-            async with serving(restarted, 1 + (n % 5 == 4), database) as process:
+            async with serving(restarted, 2 if n % 5 == 0 else 1, database) as process:
                 await balancer.ready[restarted].wait()
                 process.send_signal(signal.SIGTERM)
                 _, log = await process.communicate()
                 assert process.returncode == 0, log.decode()
                 assert b"Traceback" not in log
 
-    async def hang_up(process: asyncio.subprocess.Process) -> None:
-        for _ in range(HANG_UPS):
+    async def hang_up(process: asyncio.subprocess.Process, port: int) -> None:
+        for _ in range(HANG_UPS // 2):
             process.send_signal(signal.SIGHUP)
             await until_logged(process, "the workers are replaced\n")
+        assert balancer.unready[port] == 0  # A worker that is replaced ends, and the service goes on.
 
-    async with Balancer([replaced, restarted]).running() as balancer, serving(replaced, 2, database) as process:
-        await balancer.ready[replaced].wait()
+    async with (
+        Balancer([restarted, one, another]).running() as balancer,
+        serving(one, 2, database) as first,
+        serving(another, 2, database) as second,
+    ):
+        await asyncio.gather(balancer.ready[one].wait(), balancer.ready[another].wait())
         async with asyncio.TaskGroup() as clients:
             for number in range(CLIENTS):
                 clients.create_task(load.run_client(balancer.port, number))
             try:
-                await asyncio.gather(restart(), hang_up(process))
+                await asyncio.gather(restart(), hang_up(first, one), hang_up(second, another))
+                assert balancer.unready[restarted] >= RESTARTS
                 await load.enough.wait()
             finally:
                 load.over = True
