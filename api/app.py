@@ -1,11 +1,12 @@
 """The application, wired in one place: settings in, an ASGI application out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from api.auth import Guard
@@ -13,9 +14,10 @@ from api.batching import Limits
 from api.database import Database
 from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import Resource, respond_not_found
+from api.http import resources, respond_not_found
 from api.limits import Gate
 from api.probes import Probes
+from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
 from api.users.handlers import Users
@@ -30,29 +32,40 @@ def create_app(settings: Settings) -> ASGIApp:
     if not settings.asks_for_credentials and settings.auth != "off":
         raise SettingsError(NOBODY_TO_ASK)
     database = Database(settings)
+    databases = [database]
+    gate = Gate(settings.requests_max_under_way)
+    users = Users(database, _limits(settings), gate).routes()
+    probes = _probes(settings, database)
+    described = [*users, *probes]
+    if settings.read_database_url is not None:
+        replica = Replica(settings, database, _limits(settings))
+        databases.append(replica)
+        users = replicated(users, Users(replica, _limits(settings), gate).routes(), replica)
     tokens = None
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
         tokens = Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        await database.open()
-        if tokens is not None:
-            tokens.keys.fetch()  # So that the log says at once when they cannot be had; starting does not wait for it.
+        await asyncio.gather(*(each.open() for each in databases))
+        # Starting does not wait for the issuer: the log says where its keys cannot be had.
+        fetching = asyncio.create_task(tokens.keys.keep_fresh()) if tokens else None
         try:
             yield
         finally:
-            await database.close()
+            if fetching:
+                fetching.cancel()
+            await asyncio.gather(*(each.close() for each in databases))
 
-    described = routes(settings, database)
     documents = documentation(described)
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
-        routes=[*described, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
+        routes=[*users, *probes, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
     )
     if settings.asks_for_credentials:
-        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=_open_paths([*described, *documents]))
+        open_paths = [path for path, resource in resources([*described, *documents]) if resource.is_open]
+        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
     if settings.origins:
         # Outermost: a browser asks first, without credentials, whether it may ask.
         app = CORSMiddleware(
@@ -72,20 +85,21 @@ def app_from_environment() -> ASGIApp:
 
 def routes(settings: Settings, database: Database) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
-    limits = Limits(
+    users = Users(database, _limits(settings), Gate(settings.requests_max_under_way))
+    return [*users.routes(), *_probes(settings, database)]
+
+
+def _probes(settings: Settings, database: Database) -> list[BaseRoute]:
+    # The smallest statement is one that requests use: it shows that the schema is there too.
+    return Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds).routes()
+
+
+def _limits(settings: Settings) -> Limits | None:
+    if not settings.batching:
+        return None
+    return Limits(
         settings.batch_in_flight,
         settings.batch_max_size,
         settings.batch_max_waiting,
         max_wait_seconds=settings.acquire_timeout_seconds,
     )
-    users = Users(database, limits if settings.batching else None, Gate(settings.requests_max_under_way))
-    probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
-    return [*users.routes(), *probes.routes()]
-
-
-def _open_paths(routes: list[BaseRoute]) -> list[str]:
-    return [
-        route.path
-        for route in routes
-        if isinstance(route, Route) and isinstance(route.endpoint, Resource) and route.endpoint.is_open
-    ]

@@ -1,30 +1,33 @@
 """The one way to run a statement: a connection within a deadline, an answer within another; and what faults lead to."""
 
 import asyncio
+import logging
 from typing import Any
 
 import asyncpg
 
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
 from api.faults import DATABASE_ERRORS, Next, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
+
+logger = logging.getLogger("api.database")
 
 _MOST_SENDS = 5
 """How often a read whose link breaks is sent: it may be what breaks it."""
 
 
 class Database:
-    """One PostgreSQL, opened and closed by the application's lifespan."""
+    """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
         self._answered = True
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._pool = Pool(settings)
+        self._pool = Pool(settings, name)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
@@ -87,6 +90,7 @@ class Database:
                     raise StatementTimeoutError from error
                 if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
                     raise DatabaseUnavailableError(fault.remedy) from error
+                logger.info("sql/%s is tried again: %s", statement.name, describe(error))
             else:
                 return rows
             finally:

@@ -145,8 +145,7 @@ def to_response(error: Exception) -> Response:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
         problem = internal_error()
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
-        logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
+        logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
     body = orjson.dumps(problem_body(problem, request_id))
     return Response(body, problem.status, problem.headers, "application/problem+json")
 
@@ -163,6 +162,13 @@ def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
     if problem.errors is not None:
         body["errors"] = problem.errors
     return body
+
+
+def _explain(error: Exception) -> str:
+    """Why the database failed, and what an operator can do about it where that is known."""
+    if isinstance(error, DatabaseUnavailableError) and error.__cause__ is not None:
+        return "; ".join(filter(None, (describe(error.__cause__), *error.args)))
+    return describe(error.__cause__ or error)
 
 
 def _to_problem(error: Exception) -> Problem | None:

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 SECURITY_HEADERS = [
-    # Also to browsers that were led here by somebody else's page, an answer is data: never sniffed, rendered or framed,
+    # Never taken for anything but what it says it is: so it is no document, and needs no policy for one.
     (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    # and never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
+    # Never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
     (b"cache-control", b"private, no-cache"),
 ]
-"""What every answer carries. Strict-Transport-Security is for whoever speaks TLS to the client."""
+"""What every answer carries, /docs more. Strict-Transport-Security is for whoever speaks TLS to the client."""
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
@@ -24,8 +23,11 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "Request-Timeout": {
         "description": "Seconds after which an answer is of no use: then 504, and the statement is cancelled. Shortens "
         "the server's own time-outs, and never lengthens them.",
-        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
-        "example": "2.5",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["2.5"]},
+    },
+    "Read-After": {
+        "description": "What the answer to a write said: the answer then shows that write, also behind a read replica.",
+        "schema": {"type": "string"},
     },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
@@ -50,6 +52,11 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": 'The next page, `rel="next"` (RFC 8288). Only where this page is full.',
         "schema": {"type": "string"},
         "example": '</api/v1/users?after=100&limit=100>; rel="next"',
+    },
+    "Read-After": {
+        "description": "Only behind a read replica: send it with a GET that has to see this write.",
+        "schema": {"type": "string"},
+        "example": "0/16B3748",
     },
     "Retry-After": {
         "description": "Seconds to wait before the next try.",

@@ -1,13 +1,14 @@
 """Between HTTP and Python: bytes to models, query strings to pages, ETags to versions, bodies to responses."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
@@ -66,6 +67,13 @@ class Resource:
 
     async def _refuse(self, request: Request) -> Response:
         raise Problem(405, "Method Not Allowed", headers={"Allow": self._allow})
+
+
+def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
+    """The path and the Resource of each route that has one."""
+    for route in routes:
+        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
+            yield route.path, route.endpoint
 
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:

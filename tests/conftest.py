@@ -65,7 +65,7 @@ def _log_is_scanned() -> Iterator[None]:
     """What the service logs is searched as it comes, also what LOG_LEVEL=debug alone would show."""
     scan = leaks.LogScan()
     logging.getLogger().addHandler(scan)
-    for name in ("api", "asyncpg", "uvicorn", "yoyo"):
+    for name in ("api", "asyncpg", "uvicorn.error", "yoyo"):
         logging.getLogger(name).setLevel(logging.DEBUG)
     yield
     logging.getLogger().removeHandler(scan)

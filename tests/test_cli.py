@@ -118,7 +118,7 @@ def test_migrating_there_and_back(empty_database: str) -> None:
 
 
 def test_check_sql(database: str) -> None:
-    assert run("check-sql", **on(database)).stdout == "7 statements fit the database\n"
+    assert run("check-sql", **on(database)).stdout == "8 statements fit the database\n"
     execute(database, "alter table users rename column name to label")
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
@@ -215,4 +215,4 @@ def test_the_wheel_brings_its_sql_and_migrations(empty_database: str, directory:
         )
 
     assert "0001.create-users" in run_installed("migrate").stdout
-    assert "7 statements fit" in run_installed("check-sql").stdout
+    assert "8 statements fit" in run_installed("check-sql").stdout

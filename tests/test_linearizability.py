@@ -21,6 +21,9 @@ from api.app import create_app
 from api.url import parse_url
 from tests.conftest import KILL_ALL, execute, settings_for
 from tests.history import USERS, Client, Fate, Kind, Operation, Recorder, Seen, check
+from tests.rig import NEON_TRANSIENT, POOLER_FULL, SERVER_FULL, SHUTDOWN, Cut, Farewell, NeonDatabase, Point, Rig
+from tests.rig import Fault as RigFault
+from tests.rig.faults import STATEMENT_POINTS
 from tests.serving import serve
 
 # --- The checker, on histories written by hand ------------------------------------------------------------------------
@@ -460,14 +463,14 @@ class Distance:
     """
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
         self._chance = random.Random(0)
         self._ends: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
     async def between(self, directory: Path) -> AsyncIterator[None]:
         """Stand at `directory` for the PostgreSQL of the socket."""
-        async with await asyncio.start_unix_server(self._connect, directory / self._socket.name):
+        async with await asyncio.start_unix_server(self._connect, directory / self.socket.name):
             yield
             await self.cut()
 
@@ -477,7 +480,7 @@ class Distance:
             end.transport.abort()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
+        far_reader, far_writer = await asyncio.open_unix_connection(self.socket)
         ends = {writer, far_writer}
         self._ends |= ends
         await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
@@ -554,6 +557,28 @@ async def test_every_history_is_linearizable_over_a_network_that_breaks(
     assert_linearizable_to_the_end(recorder, database)
     assert server_errors(recorder) <= {503}
     assert_fair(recorder.operations)
+
+
+async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: NeonDatabase, batching: bool) -> None:
+    """Statements refused before they arrive, cut off after their commit, and all between; computes that sleep."""
+    chance = random.Random(0)
+    rig.wake_seconds = 0.1
+    faults = [RigFault(point, action) for point in STATEMENT_POINTS for action in (Cut.RESET, Cut.CLOSE, SHUTDOWN)]
+    faults += [RigFault(Point.REQUEST, said) for said in (SERVER_FULL, Farewell("08P01", "query_wait_timeout"))]
+    faults += [RigFault(Point.CONNECT, said) for said in (*NEON_TRANSIENT, POOLER_FULL, Cut.RESET)]
+
+    async def fail() -> None:
+        for fault in chance.sample(faults, 4):
+            rig.inject(fault)
+        if chance.random() < 0.3:
+            await asyncio.to_thread(rig.suspend)
+
+    recorder = await run_application(neon.pooled, batching=batching, meanwhile=fail, times=10)
+    assert rig.counts.faults.total() > 20
+    assert_linearizable_to_the_end(recorder, neon.superuser)
+    assert_fair(recorder.operations)
+    # What passes is latency, but for the writes of which nobody knows.
+    assert {each.problem for each in recorder.operations if each.status >= 500} <= {"outcome-unknown"}
 
 
 # --- The application with faults --------------------------------------------------------------------------------------

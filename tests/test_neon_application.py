@@ -3,6 +3,9 @@
 import asyncio
 import copy
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +56,28 @@ def test_the_commands(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
         rig.suspend()
         assert client.get(path).json()["email"] == "ada@example.com"
     assert not rig.links
+
+
+@pytest.mark.usefixtures("rig")  # which says how to get a PgBouncer
+def test_the_rig_by_hand() -> None:
+    """What `make neon-rig` runs: two URLs that work, faults at the prompt, and Ctrl-C leaves nothing behind."""
+    command = [sys.executable, "-m", "tests.rig"]
+    with subprocess.Popen(
+        command, cwd=test_cli.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as rig:
+        assert rig.stdin
+        assert rig.stdout
+        said = "".join(iter(rig.stdout.readline, "Ctrl-C ends it; nothing is kept.\n"))
+        urls = dict(re.findall("export (.+)='(.+)'", said))
+        assert "applying 0001.create-users" in test_cli.run("migrate", **urls).stdout
+        rig.stdin.write("suspend\nnonsense\nfault answer reset 3\ncounts\n")
+        answers = "".join(iter(rig.stdout.readline, "0 open, 3 faults to come\n"))
+        assert "'suspend': 1" in answers
+        assert "not understood" in answers
+        rig.send_signal(signal.SIGINT)
+        rig.communicate(timeout=30)
+    assert rig.returncode == 0
+    assert not Path(re.findall("sslrootcert=(.+)&", urls["DIRECT_URL"])[0]).parent.exists()
 
 
 def test_a_server_that_is_not_who_it_should_be_gets_no_password(rig: Rig, neon: NeonDatabase) -> None:

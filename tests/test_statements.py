@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-import api.users.queries  # noqa: F401 - declares the statements
+import api.app  # noqa: F401 - declares the statements
 from api import statements
 from api.statements import Mismatch, Statement
 from api.url import parse_url
@@ -37,7 +37,7 @@ def test_every_statement_fits_the_migrated_database(database: str) -> None:
 
 def test_every_file_is_declared_and_none_twice() -> None:
     assert statements.undeclared_files() == []
-    assert len(NAMES) == 7
+    assert len(NAMES) == 8
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 
@@ -113,6 +113,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
         "users/delete_users.sql": [ids, [None] * keys, "1s"],
         "users/list_users_after.sql": [ids, ["100"] * keys],
         "users/list_users_skip.sql": [keys * 900, 100],
+        "wal/select_position.sql": [],
     }
     return parameters[statement.name]
 

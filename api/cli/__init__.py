@@ -1,6 +1,7 @@
 """The command line: a file for each command, thin, each calls one function elsewhere."""
 
 import logging.config
+import signal
 
 import click
 
@@ -27,6 +28,9 @@ def main() -> None:
       curl localhost:8000/api/v1/users    list the users
     """
     logging.config.dictConfig(LOG_CONFIG)
+    # As Ctrl-C does: what is under way is undone, and the command ends. Process 1, which a command is in a container,
+    # never sees a SIGTERM that it does not handle.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 for command in (serve, migrate, check_sql, doctor, key, openapi):

@@ -19,7 +19,15 @@ _WINDOWS = sys.platform == "win32"
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option(
+    "--port",
+    envvar="PORT",
+    show_envvar=True,
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on.",
+)
 @click.option(
     "--workers",
     default=1,
@@ -48,8 +56,9 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     settings, is_embedded = settings_with_database()
     if is_embedded:
         migrations.migrate(settings.direct, report=click.echo)
-    for note in settings.pooled.notes:
-        logging.getLogger("api").warning("DATABASE_URL: %s", note)
+    for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
+        for note in url.notes if url else ():
+            logging.getLogger("api").warning("%s: %s", variable, note)
     click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")

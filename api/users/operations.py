@@ -33,6 +33,7 @@ LIST_USERS = Operation(
     description="Users in the order of their ids. `after` reads pages that cost the same however deep they are, and "
     "excludes `skip`; the header Link names the next one.",
     query=ListQuery,
+    headers=["Read-After"],
     answers={200: Answer("A page.", [Content(list[User], [_ADA])], headers=["Link"])},
     refusals=[_invalid(ListQuery, "query", {"limit": 5000})],
 )
@@ -43,7 +44,7 @@ CREATE_USER = Operation(
         201: Answer(
             "The new user.",
             _ONE_USER,
-            headers=["ETag", "Location"],
+            headers=["ETag", "Location", "Read-After"],
             links=["get_user", "update_user", "delete_user"],
         )
     },
@@ -52,7 +53,7 @@ CREATE_USER = Operation(
 GET_USER = Operation(
     summary="Read a user",
     path=UserPath,
-    headers=["If-None-Match"],
+    headers=["If-None-Match", "Read-After"],
     answers={
         200: Answer("The user.", _ONE_USER, headers=["ETag"]),
         304: Answer("If-None-Match names the current ETag.", headers=["ETag"]),
@@ -65,7 +66,7 @@ UPDATE_USER = Operation(
     path=UserPath,
     headers=["If-Match"],
     body=[Content(UserUpdate, {"name": "Ada Lovelace"})],
-    answers={200: Answer("The user as it is now.", _ONE_USER, headers=["ETag"])},
+    answers={200: Answer("The user as it is now.", _ONE_USER, headers=["ETag", "Read-After"])},
     refusals=[
         user_not_found(),
         email_taken(),
@@ -79,6 +80,6 @@ DELETE_USER = Operation(
     summary="Delete a user",
     path=UserPath,
     headers=["If-Match"],
-    answers={204: Answer("There is no such user any more.")},
+    answers={204: Answer("There is no such user any more.", headers=["Read-After"])},
     refusals=[user_not_found(), version_mismatch()],
 )
