@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from api.auth import Guard
@@ -15,21 +14,15 @@ from api.batching import Limits
 from api.database import Database
 from api.documentation import documentation
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import JSONBody, Resource, resources, respond_not_found
-from api.operation import Answer, Content, Operation
+from api.http import resources, respond_not_found
+from api.limits import Gate
+from api.probes import Probes
 from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
 from api.users.bulk import Bulk
 from api.users.handlers import Users
-
-_HEALTH = Operation(
-    summary="Is the service up?",
-    description="Never touches the database, which may be asleep.",
-    answers={200: Answer("It is.", [Content({"const": {"status": "healthy"}}, {"status": "healthy"})])},
-    uses_database=False,
-    tag="service",
-)
+from api.users.queries import select_users
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -41,12 +34,12 @@ def create_app(settings: Settings) -> ASGIApp:
         raise SettingsError(NOBODY_TO_ASK)
     database = Database(settings)
     databases = [database]
-    described = routes(settings, database)
-    served = described
+    gate = Gate(settings.requests_max_under_way)
+    described = served = routes(settings, database, gate)
     if settings.read_database_url is not None:
         replica = Replica(settings, database, _limits(settings))
         databases.append(replica)
-        served = replicated(described, Users(replica, _limits(settings)).routes(), replica)
+        served = replicated(described, Users(replica, _limits(settings), gate).routes(), replica)
     tokens = None
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
         tokens = Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
@@ -89,12 +82,12 @@ def app_from_environment() -> ASGIApp:
     return create_app(load_settings())
 
 
-def routes(settings: Settings, database: Database) -> list[BaseRoute]:
+def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
-    users = Users(database, _limits(settings))
-    bulk = Bulk(database, settings)
-    health = Route("/health", Resource(is_open=True, get=(get_health, _HEALTH)))
-    return [*users.routes(), *bulk.routes(), health]
+    users = Users(database, _limits(settings), gate or Gate(settings.requests_max_under_way))
+    # The smallest statement is one that requests use: it shows that the schema is there too.
+    probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
+    return [*users.routes(), *Bulk(database, settings).routes(), *probes.routes()]
 
 
 def _limits(settings: Settings) -> Limits | None:
@@ -106,8 +99,3 @@ def _limits(settings: Settings) -> Limits | None:
         settings.batch_max_waiting,
         max_wait_seconds=settings.acquire_timeout_seconds,
     )
-
-
-async def get_health(request: Request) -> Response:
-    """GET /health: the process serves. Never touches the database, which may be asleep."""
-    return JSONBody(b'{"status":"healthy"}')

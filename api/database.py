@@ -25,6 +25,7 @@ class Database:
 
     def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
         self._settings = settings
+        self._answered = True
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
@@ -38,6 +39,11 @@ class Database:
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
         await self._pool.close()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the database answered when it was last asked; True before the first time."""
+        return self._answered and not self._pool.fails
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
@@ -78,7 +84,8 @@ class Database:
 
         Raises DatabaseUnavailableError where nothing was changed; where it was sent and the answer is missing,
         OutcomeUnknownError for a write, StatementTimeoutError for a read that takes too long; and asyncpg.PostgresError
-        where PostgreSQL refused it, which leaves nothing behind.
+        where PostgreSQL refused it, which leaves nothing behind. Where the caller is cancelled, so is the statement, on
+        the server; a write that was sent by then raises OutcomeUnknownError.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._acquire_timeout
@@ -96,14 +103,18 @@ class Database:
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
-                answered = True
+                answered = self._answered = True
+            except asyncio.CancelledError as error:
+                if statement.writes and connection._protocol.queries_count != executed:
+                    raise OutcomeUnknownError from error
+                raise
             except DATABASE_ERRORS as error:
                 sent = connection._protocol.queries_count != executed
                 closed = connection.is_closed()
                 step, fault = judge_statement(error, sent=sent, writes=statement.writes, closed=closed)
                 if closed and (fault.refusal or not executed):
                     self._pool.failed(error)
-                answered = step is Next.RAISE
+                answered = self._answered = step is Next.RAISE
                 sends += step is Next.RESEND
                 if step is Next.RAISE:
                     raise

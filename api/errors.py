@@ -52,11 +52,19 @@ class OutcomeUnknownError(Exception):
 
 
 class OverloadedError(Exception):
-    """Too many requests wait for the database already: nothing was sent."""
+    """Too many requests are under way, or wait for the database, already: nothing was sent."""
 
 
 class StatementTimeoutError(Exception):
     """A read took longer than STATEMENT_TIMEOUT_SECONDS and was cancelled."""
+
+
+class DeadlineExceededError(Exception):
+    """The request's own deadline passed before a change was sent, or a read was answered."""
+
+
+class StoppingError(Exception):
+    """The server stops, and does not wait any longer for this request: nothing was changed."""
 
 
 # RFC 9110's names, which older Pythons do not have yet.
@@ -79,6 +87,10 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     asyncpg.LockNotAvailableError: _LOCKED,
     asyncpg.DeadlockDetectedError: _LOCKED,
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
+    DeadlineExceededError: Problem(
+        504, "Request-Timeout passed before there was an answer; nothing was changed", "deadline-exceeded"
+    ),
+    StoppingError: Problem(503, "The server is stopping; nothing was changed", "stopping", headers=_RETRY_AFTER),
 }
 _ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
 _ONLY_READS = (StatementTimeoutError,)
@@ -89,6 +101,11 @@ def database_refusals(*, writes: bool) -> list[Problem]:
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in others]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
+
+
+def problem_of(error: type[Exception]) -> Problem:
+    """What a client is told of an exception of the table: for the documentation, not to be raised."""
+    return _EXCEPTIONS[error]
 
 
 def internal_error() -> Problem:

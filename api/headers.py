@@ -20,6 +20,11 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
+    "Request-Timeout": {
+        "description": "Seconds after which an answer is of no use: then 504, and the statement is cancelled. Shortens "
+        "the server's own time-outs, and never lengthens them.",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["2.5"]},
+    },
     "Read-After": {
         "description": "What the answer to a write said: the answer then shows that write, also behind a read replica.",
         "schema": {"type": "string"},

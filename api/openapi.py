@@ -19,6 +19,7 @@ from api.credentials import (
 from api.errors import Problem, database_refusals, internal_error, problem_body
 from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from api.http import resources
+from api.limits import malformed_timeout
 from api.operation import Answer, Content, Operation
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -104,11 +105,12 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
 def _operation(name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]) -> dict[str, Any]:
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
+    headers = [*operation.headers, *(["Request-Timeout"] if operation.uses_database else [])]
     if not is_open:
         refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
         refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
     if operation.uses_database:
-        refusals += database_refusals(writes=writes)
+        refusals += [malformed_timeout(), *database_refusals(writes=writes)]
     described: dict[str, Any] = {
         "operationId": name,
         "summary": operation.summary,
@@ -118,7 +120,7 @@ def _operation(name: str, method: str, operation: Operation, is_open: bool, sche
         "parameters": [
             *_parameters(operation.path, "path"),
             *_parameters(operation.query, "query"),
-            *({"$ref": f"#/components/parameters/{header}"} for header in operation.headers),
+            *({"$ref": f"#/components/parameters/{header}"} for header in headers),
         ],
     }
     if operation.body:

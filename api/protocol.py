@@ -99,6 +99,13 @@ class HTTPProtocol(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: to go on in HTTP/1.1 is the answer to `Upgrade: h2c`, which some clients always ask for."""
 
+    def shutdown(self) -> None:
+        """End the connection: as uvicorn does, but behind a request whose head has begun to come, which it forgets."""
+        if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):
+            super().shutdown()
+        else:
+            self.timeout_keep_alive = 0
+
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 

@@ -90,7 +90,7 @@ class Replica(Database):
         try:
             async with asyncio.timeout(self._wait):
                 return b"%X/%X" % divmod(await self._ask_primary(None), 2**32)
-        except (TimeoutError, *_UNANSWERED, asyncpg.PostgresError):
+        except (TimeoutError, asyncio.CancelledError, *_UNANSWERED, asyncpg.PostgresError):
             return _BEYOND  # The write has happened, and is acknowledged.
 
     async def reaches(self, position: int) -> int | None:

@@ -77,6 +77,27 @@ class Settings(BaseSettings):
     bulk_idle_seconds: float = Field(
         default=60.0, gt=0, le=3600, description="Longest silence in an import or export, of the client or PostgreSQL."
     )
+    requests_max_under_way: int = Field(
+        default=2000, ge=1, le=1000000, description="Requests under way in each worker; more are refused with 503."
+    )
+    readiness_probe_seconds: float | None = Field(
+        default=None,
+        ge=1,
+        le=86400,
+        description="/ready asks the database itself, at most this often: a compute that is asked never sleeps.",
+    )
+    drain_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        le=300,
+        description="From SIGTERM on /ready says no for this long, while everything is still served.",
+    )
+    grace_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        le=3600,
+        description="From SIGTERM to the exit at most; below what the orchestrator waits: Kubernetes 30, Docker 10.",
+    )
     auth: Literal["required", "off"] = Field(
         default="required", description="`off` lets everybody in: only where something in front asks who they are."
     )
@@ -163,6 +184,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"POOL_MIN_SIZE is {self.pool_min_size}, above POOL_MAX_SIZE, which is {self.pool_max_size}: "
                 "lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draining_ends_in_time(self) -> Self:
+        if self.drain_seconds >= self.grace_seconds:
+            raise ValueError(
+                f"DRAIN_SECONDS is {self.drain_seconds:g}, which leaves nothing of GRACE_SECONDS, which is "
+                f"{self.grace_seconds:g}, for the requests under way: lower the one or raise the other"
             )
         return self
 

@@ -518,6 +518,8 @@ class Connection:
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, hang_up: bool = False
     ) -> Answer:
         """Send a request and read its answer, or hang up before it. Raises OSError or EOFError where none came."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # It was idle, and the server has closed it.
         reader, writer = self._streams = self._streams or await asyncio.open_connection(self._host, self._port)
         lines = [f"{method} {target} HTTP/1.1", "host: test", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -526,10 +528,13 @@ class Connection:
             if hang_up:
                 await writer.drain()
                 raise ConnectionAbortedError
-            return await _read_answer(reader)
+            answer = await _read_answer(reader)
         except (OSError, EOFError):
             self.close()
             raise
+        if answer.headers.get("connection") == "close":
+            self.close()
+        return answer
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

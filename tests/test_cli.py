@@ -26,7 +26,7 @@ USERS_API = Path(sys.executable).with_name("users-api")
 
 def environment(**variables: str) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {**inherited, **variables}
+    return {**inherited, "DRAIN_SECONDS": "0", **variables}
 
 
 def run(

@@ -22,6 +22,7 @@ from api.http import (
     read_if_match,
     read_query,
 )
+from api.limits import Gate
 from api.users import operations, queries
 from api.users.cursors import MAX_ID
 from api.users.emails import Email
@@ -49,10 +50,11 @@ Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
 
 class Users:
-    """The handlers of users on one database."""
+    """The handlers of users on one database, behind a gate."""
 
-    def __init__(self, database: Database, limits: Limits | None) -> None:
+    def __init__(self, database: Database, limits: Limits | None, gate: Gate) -> None:
         self._database = database
+        self._gate = gate
         self._list = Batcher(partial(queries.list_users_after, database), limits)
         self._list_backwards = Batcher(partial(queries.list_users_before, database), limits)
         self._select = Batcher(partial(queries.select_users, database), limits)
@@ -133,10 +135,12 @@ class Users:
     def routes(self) -> list[BaseRoute]:
         """The paths of the resource: with and without a slash at the end they are one, and neither redirects."""
         many = Resource(
+            gate=self._gate,
             get=(self.list_users, operations.LIST_USERS),
             post=(self.create_user, operations.CREATE_USER),
         )
         one = Resource(
+            gate=self._gate,
             get=(self.get_user, operations.GET_USER),
             patch=(self.update_user, operations.UPDATE_USER),
             delete=(self.delete_user, operations.DELETE_USER),
