@@ -70,7 +70,7 @@ class Operation:
     if_match: int | None = None
     seen: Seen | None = None
     client: int = 0
-    problem: str = ""
+    problem: str = ""  # the problem's kind, or why no answer came
 
     @property
     def fate(self) -> Fate:
@@ -506,6 +506,10 @@ class Answer(NamedTuple):
     body: bytes
 
 
+PATIENCE_SECONDS = 60
+"""How long a client waits for an answer: longer than the service may take with any of its settings' defaults."""
+
+
 class Connection:
     """One keep-alive HTTP/1.1 connection: no more than the recorder needs, and several times as fast as httpx."""
 
@@ -517,7 +521,10 @@ class Connection:
     async def request(
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, hang_up: bool = False
     ) -> Answer:
-        """Send a request and read its answer, or hang up before it. Raises OSError or EOFError where none came."""
+        """Send a request and read its answer, or hang up before it. Raises OSError or EOFError where none came.
+
+        TimeoutError, which is an OSError, where none came within PATIENCE_SECONDS.
+        """
         reader, writer = self._streams = self._streams or await asyncio.open_connection(self._host, self._port)
         lines = [f"{method} {target} HTTP/1.1", "host: test", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -526,7 +533,8 @@ class Connection:
             if hang_up:
                 await writer.drain()
                 raise ConnectionAbortedError
-            return await _read_answer(reader)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await _read_answer(reader)
         except (OSError, EOFError):
             self.close()
             raise
@@ -557,7 +565,15 @@ class Recorder:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.operations: list[Operation] = []
+        self.slowest: tuple[float, Operation | None] = 0.0, None
+        """The operation that took longest, and its seconds, whether or not an answer came."""
         self.clock = clock
+
+    def add(self, operation: Operation, seconds: float) -> None:
+        """Keep an operation that took so long."""
+        self.operations.append(operation)
+        if seconds > self.slowest[0]:
+            self.slowest = seconds, operation
 
     @asynccontextmanager
     async def client(self, base_url: str, number: int) -> AsyncIterator["Client"]:
@@ -616,12 +632,14 @@ class Client:
         invoked = self._recorder.clock()
         try:
             answer = await self._connection.request(method, target, body, headers, hang_up=hang_up)
-        except (OSError, EOFError):
-            done = replace(asked, invoked=invoked, returned=math.inf, client=self._number)
+        except (OSError, EOFError) as error:
+            reason = "timed out" if isinstance(error, TimeoutError) else "hung up" if hang_up else "connection lost"
+            done = replace(asked, invoked=invoked, returned=math.inf, client=self._number, problem=reason)
+            returned = self._recorder.clock()
         else:
             returned = self._recorder.clock()
             done = replace(_read(asked, answer), invoked=invoked, returned=returned, client=self._number)
-        self._recorder.operations.append(done)
+        self._recorder.add(done, returned - invoked)
         return done
 
 
@@ -633,6 +651,8 @@ def _read(asked: Operation, answer: Answer) -> Operation:
     """The operation with what its answer shows."""
     version = int(answer.headers["etag"].strip('"')) if "etag" in answer.headers else None
     if answer.status >= 400:
+        if answer.headers.get("content-type") != "application/problem+json":
+            return replace(asked, status=answer.status, problem="not a problem+json")
         kind = orjson.loads(answer.body)["type"].rpartition(":")[2]
         return replace(asked, status=answer.status, problem=kind)
     if answer.status == 304:
