@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -36,6 +37,12 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
     with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
         cursor = connection.execute(sql.encode())
         return cursor.fetchall() if cursor.description else []
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return when a thread, a process or a server has come to what a test expects of it; pytest's time-out ends it."""
+    while not condition():
+        time.sleep(0.001)
 
 
 def settings_for(url: str, **overrides: object) -> Settings:

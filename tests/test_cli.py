@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,9 +27,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, **variables}
 
 
-def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [USERS_API, *arguments],
+        [*program, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
         input=stdin,
@@ -118,13 +120,13 @@ def test_check_sql(database: str) -> None:
 
 @contextmanager
 def served(
-    *arguments: str, cwd: Path, ends_with: int = 0, **variables: str
+    *arguments: str, cwd: Path, ends_with: int = 0, program: Sequence[str | Path] = (USERS_API,), **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(USERS_API), "serve", "--port", str(port), *arguments]
+    command = [*program, "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
