@@ -126,10 +126,13 @@ def check(history: Iterable[Operation]) -> list[Violation]:
     Names tell the writes apart, so each that a history writes must be written once: ValueError where one is not. And
     an id must be known from an answer that shows the user as it was created, as an id that the server chose is.
     """
+    history = list(history)
     operations = [operation for operation in history if operation.fate is not Fate.VOID]
     users, violations = _identify(operations)
+    # Those without effect included: it is what they must not have had.
+    writers = {operation.name: operation for operation in history if operation.name is not None}
     for address, cell in _by_address(operations, users).items():
-        if (violation := _judge(address, cell)) is not None:
+        if (violation := _judge(address, cell, writers)) is not None:
             violations.append(violation)
     return violations
 
@@ -439,7 +442,7 @@ def _lowest_clear_bit(bits: int) -> int:
 _SHOWN = 40
 
 
-def _judge(address: str, entries: list[_Entry]) -> Violation | None:
+def _judge(address: str, entries: list[_Entry], writers: Mapping[str, Operation]) -> Violation | None:
     if _Search(entries).succeeds():
         return None
     ends = sorted(entry.operation.returned for entry in entries if entry.operation.fate is Fate.ANSWERED)
@@ -452,6 +455,11 @@ def _judge(address: str, entries: list[_Entry]) -> Violation | None:
         # Where the fault is about one user, those who had the address before or after it are none of its business.
         if culprit.operation.kind is Kind.CREATE or culprit.token in (None, entry.token)
     ]
+    # What wrote the name that was seen changed nothing, as its client was told; and that may be what went wrong.
+    seen = culprit.operation.seen
+    writer = writers.get(seen.name) if seen is not None and seen.name is not None else None
+    if writer is not None and writer.name not in {operation.name for operation in operations}:
+        operations.append(writer)
     operations.sort(key=lambda operation: min(operation.returned, end))
     hidden = f" (the last {_SHOWN} of {len(operations)})" if len(operations) > _SHOWN else ""
     reason = f"{address}: up to this answer some order explains every answer, with it none does{hidden}:"
@@ -507,7 +515,10 @@ class Answer(NamedTuple):
 
 
 PATIENCE_SECONDS = 60
-"""How long a client waits for an answer: longer than the service may take with any of its settings' defaults."""
+"""How long a client waits for an answer: longer than the service takes for one with its default settings."""
+
+TIMED_OUT = "timed out"
+"""Why no answer came, where the connection stayed."""
 
 
 class Connection:
@@ -633,7 +644,7 @@ class Client:
         try:
             answer = await self._connection.request(method, target, body, headers, hang_up=hang_up)
         except (OSError, EOFError) as error:
-            reason = "timed out" if isinstance(error, TimeoutError) else "hung up" if hang_up else "connection lost"
+            reason = TIMED_OUT if isinstance(error, TimeoutError) else "hung up" if hang_up else "connection lost"
             done = replace(asked, invoked=invoked, returned=math.inf, client=self._number, problem=reason)
             returned = self._recorder.clock()
         else:

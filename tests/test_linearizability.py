@@ -196,6 +196,12 @@ def test_a_report_shows_what_went_wrong_and_nothing_that_came_later() -> None:
     assert last == "4000.000 to 5000.000 ms client 0 GET user 1 -> 200 user 1 v1 name=n1"
 
 
+def test_a_report_shows_the_refused_write_whose_effect_was_seen() -> None:
+    refused = Operation(Kind.PATCH, 2, 3, 503, user_id=1, name="n2", problem="unavailable")
+    (violation,) = check([created(0, 1), refused, got(4, 5, 2, "n2")])
+    assert refused in violation.operations
+
+
 def test_a_history_must_write_each_name_once() -> None:
     with pytest.raises(ValueError, match="write each name once"):
         check([created(0, 1), patched(2, 3, 2, "n1")])

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 
 from tests.history import Client, Fate, Kind, Operation, Recorder, Seen
@@ -125,21 +126,21 @@ class Workload:
 
 
 def final_reads(rows: Sequence[Sequence[object]], history: Sequence[Operation], now: float) -> list[Operation]:
-    """The database's rows (USERS_LEFT) as answers to questions that come after every other.
+    """The database's rows (USERS_LEFT) as answers to questions that come after every other, one after the other.
 
     Each address that the history or the database names is asked for, and each id.
     """
     users = [Seen(int(str(row[0])), int(str(row[1])), str(row[2]), str(row[3])) for row in rows]
     by_id = {user.id: user for user in users}
     by_address = {user.email: user for user in users}
-    asked = {operation.address for operation in history} - {None}
-    finds = [
-        Operation(Kind.FIND, now, now, 200, address=address, seen=by_address.get(address))
-        for address in sorted(asked | by_address.keys(), key=str)
-    ]
-    known = {operation.seen.id for operation in history if operation.seen is not None}
+    addresses = {operation.address for operation in history if operation.address is not None} | by_address.keys()
+    ids = {operation.seen.id for operation in history if operation.seen is not None} | by_id.keys()
+    finds = [Operation(Kind.FIND, 0, 0, 200, address=address, seen=by_address.get(address)) for address in addresses]
     gets = [
-        Operation(Kind.GET, now, now, 200 if user_id in by_id else 404, user_id=user_id, seen=by_id.get(user_id))
-        for user_id in sorted(known | by_id.keys())
+        Operation(Kind.GET, 0, 0, 200 if user_id in by_id else 404, user_id=user_id, seen=by_id.get(user_id))
+        for user_id in ids
     ]
-    return finds + gets
+    return [
+        replace(read, invoked=now + number / 1e6, returned=now + number / 1e6)
+        for number, read in enumerate([*finds, *gets])
+    ]
