@@ -32,8 +32,13 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "Idempotency-Key": {
         "description": "A name for this creation, of the caller's choice. Sent again within 24 hours, the same one "
         "gets the first answer again, and another one 422: so it is safe to send again where its outcome is unknown.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-        "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+        "schema": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 255,
+            "pattern": "^[!-~]([ -~]*[!-~])?$",
+            "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+        },
     },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
