@@ -49,7 +49,12 @@ class Gate:
 
 def malformed_timeout() -> Problem:
     """The problem of a Request-Timeout that cannot be read: who set one must know that it does not hold."""
-    return Problem(400, "Request-Timeout must be a number of seconds above 0, such as 2.5", "invalid-request")
+    fault = {
+        "loc": ["header", "request-timeout"],
+        "msg": "must be a number of seconds above 0, such as 2.5",
+        "type": "request_timeout",
+    }
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])
 
 
 def _read_seconds(value: bytes) -> float:
