@@ -20,6 +20,7 @@ from api.probes import Probes
 from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
 from api.tokens import Tokens
+from api.users.bulk import Bulk
 from api.users.handlers import Users
 from api.users.queries import select_users
 
@@ -34,13 +35,11 @@ def create_app(settings: Settings) -> ASGIApp:
     database = Database(settings)
     databases = [database]
     gate = Gate(settings.requests_max_under_way)
-    users = Users(database, _limits(settings), gate).routes()
-    probes = _probes(settings, database)
-    described = [*users, *probes]
+    described = served = routes(settings, database, gate)
     if settings.read_database_url is not None:
         replica = Replica(settings, database, _limits(settings))
         databases.append(replica)
-        users = replicated(users, Users(replica, _limits(settings), gate).routes(), replica)
+        served = replicated(described, Users(replica, _limits(settings), gate).routes(), replica)
     tokens = None
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
         tokens = Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
@@ -61,7 +60,7 @@ def create_app(settings: Settings) -> ASGIApp:
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
-        routes=[*users, *probes, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
+        routes=[*served, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
     )
     if settings.asks_for_credentials:
         open_paths = [path for path, resource in resources([*described, *documents]) if resource.is_open]
@@ -83,15 +82,12 @@ def app_from_environment() -> ASGIApp:
     return create_app(load_settings())
 
 
-def routes(settings: Settings, database: Database) -> list[BaseRoute]:
+def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
-    users = Users(database, _limits(settings), Gate(settings.requests_max_under_way))
-    return [*users.routes(), *_probes(settings, database)]
-
-
-def _probes(settings: Settings, database: Database) -> list[BaseRoute]:
+    users = Users(database, _limits(settings), gate or Gate(settings.requests_max_under_way))
     # The smallest statement is one that requests use: it shows that the schema is there too.
-    return Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds).routes()
+    probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
+    return [*users.routes(), *Bulk(database, settings).routes(), *probes.routes()]
 
 
 def _limits(settings: Settings) -> Limits | None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import asyncpg
 
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
-from api.faults import DATABASE_ERRORS, Next, judge_statement
+from api.faults import DATABASE_ERRORS, Next, judge, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
@@ -22,6 +24,7 @@ class Database:
     """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
     def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
+        self._settings = settings
         self._answered = True
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
@@ -41,6 +44,37 @@ class Database:
     def answers(self) -> bool:
         """Whether the database answered when it was last asked; True before the first time."""
         return self._answered and not self._pool.fails
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of its own, outside the pool, for what takes as long as a client does.
+
+        Raises DatabaseUnavailableError where there is none to be had.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._acquire_timeout
+        failures = 0
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()},
+                    statement_cache_size=0,
+                )
+                break
+            except DATABASE_ERRORS as error:
+                failures += 1
+                fault = judge(error)
+                pause = delay(failures)
+                if not fault.transient or loop.time() + pause >= deadline:
+                    raise DatabaseUnavailableError(fault.remedy) from error
+            await asyncio.sleep(pause)
+        try:
+            yield connection
+            with suppress(*DATABASE_ERRORS):  # what it was for is done
+                await connection.close(timeout=self._statement_timeout)
+        finally:
+            # Where something is still on its way, the server ends it when nobody is there any more.
+            connection.terminate()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
@@ -97,3 +131,17 @@ class Database:
                 self._pool.give_back(borrowed, answered, first=not executed)
             if step is Next.RESEND:
                 await asyncio.sleep(delay(sends))
+
+
+@contextmanager
+def link_errors(*, writes: bool) -> Iterator[None]:
+    """Raise what breaks the link under a COPY as Database.fetch does under a statement."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        step, fault = judge_statement(error, sent=True, writes=writes, closed=True)
+        if step is Next.RAISE:
+            raise
+        if step is Next.UNKNOWN:
+            raise OutcomeUnknownError from error
+        raise DatabaseUnavailableError(fault.remedy) from error

@@ -97,9 +97,9 @@ _ONLY_READS = (StatementTimeoutError,)
 
 
 def database_refusals(*, writes: bool) -> list[Problem]:
-    """What any statement, a read or a write, can end in."""
+    """What any statement, a read or a write, can end in; what api.limits adds is there."""
     others = _ONLY_READS if writes else _ONLY_WRITES
-    never = [_EXCEPTIONS[each] for each in others]
+    never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
 
 
@@ -128,6 +128,17 @@ def version_mismatch() -> Problem:
     return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
 
 
+def too_many_at_once() -> Problem:
+    """The problem of an import or export beside as many as BULK_MAX_REQUESTS allows."""
+    detail = "Other imports and exports are running: try again when one has ended"
+    return Problem(503, detail, "overloaded", headers={"Retry-After": "5"})
+
+
+def client_silent(seconds: float) -> Problem:
+    """The problem of a client that stops in the middle of what it sends."""
+    return Problem(408, f"Nothing has come for {seconds:g} seconds", headers={"Connection": "close"})
+
+
 # A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
 # than once would gather the tracebacks, and the frames, of every request that it refused.
 _CONSTRAINTS: dict[str, Callable[[], Problem]] = {"users_email_key": email_taken}
@@ -138,16 +149,22 @@ _REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def to_response(error: Exception) -> Response:
-    """The answer to a request that ended in `error`; what is unknown is logged whole and told opaquely."""
+    """The answer to a request that ended in `error`."""
     request_id = secrets.token_hex(8)
-    problem = _to_problem(error)
-    if problem is None:
-        logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
-        problem = internal_error()
-    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
+    problem = to_problem(error, request_id)
     body = orjson.dumps(problem_body(problem, request_id))
     return Response(body, problem.status, problem.headers, "application/problem+json")
+
+
+def to_problem(error: Exception, request_id: str) -> Problem:
+    """What a client is told of `error`; what is unknown is logged whole, under `request_id`, and told opaquely."""
+    problem = _find_problem(error)
+    if problem is None:
+        logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
+        return internal_error()
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
+    return problem
 
 
 def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
@@ -171,7 +188,7 @@ def _explain(error: Exception) -> str:
     return describe(error.__cause__ or error)
 
 
-def _to_problem(error: Exception) -> Problem | None:
+def _find_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):

@@ -29,6 +29,17 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "What the answer to a write said: the answer then shows that write, also behind a read replica.",
         "schema": {"type": "string"},
     },
+    "Idempotency-Key": {
+        "description": "A name for this creation, of the caller's choice. Sent again within 24 hours, the same one "
+        "gets the first answer again, and another one 422: so it is safe to send again where its outcome is unknown.",
+        "schema": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 255,
+            "pattern": "^[!-~]([ -~]*[!-~])?$",
+            "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+        },
+    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
 
@@ -57,6 +68,11 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Only behind a read replica: send it with a GET that has to see this write.",
         "schema": {"type": "string"},
         "example": "0/16B3748",
+    },
+    "Idempotency-Replayed": {
+        "description": "`true` where this answer was given before, to the same Idempotency-Key.",
+        "schema": {"const": "true"},
+        "example": "true",
     },
     "Retry-After": {
         "description": "Seconds to wait before the next try.",

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.batching import Batcher, Limits
 from api.database import Database
 from api.errors import DatabaseUnavailableError, OverloadedError, Problem, StatementTimeoutError, describe
-from api.http import Resource, read_header, send_problem
+from api.http import read_header, send_problem
 from api.settings import Settings
 from api.statements import Statement, declare
 
@@ -156,16 +156,13 @@ async def _select_position(fetch: Any, calls: Sequence[None]) -> list[int]:
 
 
 def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
-    """The routes of `primary`, of which GET and HEAD are answered by those of `reads`, the same on the replica.
-
-    What asks nobody who they are holds no users, and stays as it is.
-    """
+    """The routes of `primary`; where `reads` has one of the same path, on the replica, that answers GET and HEAD."""
+    there = {route.path: route.app for route in reads if isinstance(route, Route)}
     return [
-        there
-        if isinstance(there.endpoint, Resource) and there.endpoint.is_open
-        else Route(there.path, _Replicated(there.app, here.app, replica))
-        for there, here in zip(primary, reads, strict=True)
-        if isinstance(there, Route) and isinstance(here, Route)
+        Route(route.path, _Replicated(route.app, there[route.path], replica))
+        if isinstance(route, Route) and route.path in there
+        else route
+        for route in primary
     ]
 
 

@@ -71,6 +71,12 @@ class Settings(BaseSettings):
     batch_max_waiting: int = Field(
         default=1000, ge=1, le=1000000, description="Requests of one kind that wait at most; more are refused with 503."
     )
+    bulk_max_requests: int = Field(
+        default=2, ge=1, le=100, description="Imports and exports at once, for each worker; more are refused with 503."
+    )
+    bulk_idle_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="Longest silence in an import or export, of the client or PostgreSQL."
+    )
     requests_max_under_way: int = Field(
         default=2000, ge=1, le=1000000, description="Requests under way in each worker; more are refused with 503."
     )

@@ -108,7 +108,9 @@ class SigningKeys:
 
     async def _fetch(self) -> None:
         try:
-            self._keys = await asyncio.to_thread(_fetch_keys, self._url)
+            # urllib's time-out is for each read: a host that sends a byte now and then must not hold up who waits.
+            async with asyncio.timeout(2 * _FETCH_SECONDS):
+                self._keys = await asyncio.to_thread(_fetch_keys, self._url)
             self._failed = False
         except Exception as error:  # Whatever the host sends, the keys that are known stay.
             self._failed = True

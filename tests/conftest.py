@@ -88,7 +88,7 @@ def anyio_backend() -> str:
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL of this session's own, as its superuser."""
     # Not pytest's temporary directory, which the system user that PostgreSQL runs as under root cannot enter.
-    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=_memory()))
+    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=in_memory()))
     try:
         url = embedded.start(directory)
         # What the tests write may be lost with the machine.
@@ -105,7 +105,7 @@ def _url_of(postgres: str, name: str) -> str:
     return postgres.replace("/postgres?", f"/{name}?")
 
 
-def _memory() -> str | None:
+def in_memory() -> str | None:
     """A file system in memory with room for the databases, where a clone takes a fifth of the time; None elsewhere."""
     shared = Path("/dev/shm")
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * 1024**3 else None

@@ -68,6 +68,7 @@ class Issuer:
     body: bytes | None = None
     asked: int = 0
     may_answer: threading.Event = field(default_factory=threading.Event)
+    drips: bool = False  # sends a byte now and then, until it may answer
 
 
 @contextmanager
@@ -75,6 +76,12 @@ def issuing() -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             made.asked += 1
+            if made.drips:
+                self.send_response(200)
+                self.end_headers()
+                while not made.may_answer.wait(0.02):
+                    self.wfile.write(b" ")
+                return
             made.may_answer.wait(30)
             self.send_response(made.status)
             if made.status == 302:
@@ -417,6 +424,17 @@ def test_the_issuer_is_down_at_the_start_and_comes_back(
         assert "JWT_JWKS_URL: the keys cannot be fetched, 0 known before are kept" in caplog.text
         issuer.status, issuer.body = 200, None
         assert_good(ask(client, token()))
+
+
+@pytest.mark.parametrize("drips", [False, True], ids=["silent", "drips"])
+def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drips: bool) -> None:
+    """Who waits for it is told in time that their token cannot be judged."""
+    monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
+    issuer.drips = drips
+    issuer.may_answer.clear()
+    with serving(issuer) as client:
+        assert ask(client, token()).status_code == 503
+        issuer.may_answer.set()
 
 
 def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:

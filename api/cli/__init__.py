@@ -8,6 +8,8 @@ import click
 from api.cli.check_sql import check_sql
 from api.cli.common import LOG_CONFIG
 from api.cli.doctor import doctor
+from api.cli.export_users import export_users
+from api.cli.import_users import import_users
 from api.cli.key import key
 from api.cli.migrate import migrate
 from api.cli.openapi import openapi
@@ -33,5 +35,5 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-for command in (serve, migrate, check_sql, doctor, key, openapi):
+for command in (serve, migrate, check_sql, doctor, key, openapi, import_users, export_users):
     main.add_command(command)
