@@ -25,7 +25,8 @@ class Database:
 
     def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
         self._settings = settings
-        self._answered = True
+        self.answers = True
+        """Whether the last statement was answered; a wait that is not over is no failure yet. True before the first."""
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
@@ -39,11 +40,6 @@ class Database:
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
         await self._pool.close()
-
-    @property
-    def answers(self) -> bool:
-        """Whether the database answered when it was last asked; True before the first time."""
-        return self._answered and not self._pool.fails
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
@@ -91,7 +87,12 @@ class Database:
         deadline = loop.time() + self._acquire_timeout
         sends = 0
         while True:
-            borrowed = await self._pool.borrow(deadline)
+            try:
+                borrowed = await self._pool.borrow(deadline)
+            except DatabaseUnavailableError as error:
+                # Without a cause every connection was busy, which says nothing of the database.
+                self.answers = self.answers and error.__cause__ is None
+                raise
             # Behind the proxy, which hides what is counted, and None where it ended between two hands.
             connection = borrowed._con  # type: ignore[attr-defined]
             # Counts up when a statement leaves to be executed; one that is new to a connection is prepared before.
@@ -103,7 +104,7 @@ class Database:
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
-                answered = self._answered = True
+                answered = self.answers = True
             except asyncio.CancelledError as error:
                 if statement.writes and connection._protocol.queries_count != executed:
                     raise OutcomeUnknownError from error
@@ -114,15 +115,18 @@ class Database:
                 step, fault = judge_statement(error, sent=sent, writes=statement.writes, closed=closed)
                 if closed and (fault.refusal or not executed):
                     self._pool.failed(error)
-                answered = self._answered = step is Next.RAISE
+                answered = step is Next.RAISE
                 sends += step is Next.RESEND
+                ends = step not in (Next.RETRY, Next.RESEND) or sends == _MOST_SENDS or loop.time() >= deadline
+                if ends:
+                    self.answers = answered
                 if step is Next.RAISE:
                     raise
                 if step is Next.UNKNOWN:
                     raise OutcomeUnknownError from error
                 if step is Next.TIMEOUT:
                     raise StatementTimeoutError from error
-                if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
+                if ends:
                     raise DatabaseUnavailableError(fault.remedy) from error
                 logger.info("sql/%s is tried again: %s", statement.name, describe(error))
             else:
