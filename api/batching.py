@@ -18,12 +18,15 @@ holds, and `tests/test_batching.py` pins:
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
 from operator import attrgetter
+from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import asyncpg
 
 from api.errors import DatabaseUnavailableError, OverloadedError
+from api.telemetry.context import RequestContext, serving, share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,6 +49,7 @@ class _Call(NamedTuple):
     key: Any
     future: asyncio.Future[Any]
     arrived: float
+    served: Sequence[RequestContext]
 
 
 class Batcher(Generic[Item, Result]):
@@ -87,7 +91,7 @@ class Batcher(Generic[Item, Result]):
             return await self._run_alone(item, key, limits)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append(_Call(item, key, future, loop.time()))
+        self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
         self._fill_slots(limits)
         return await future
 
@@ -130,7 +134,7 @@ class Batcher(Generic[Item, Result]):
         """The calls of the next batch, in order of arrival as far as their keys are free."""
         taken: list[_Call] = []
         held_back: list[_Call] = []
-        too_old = asyncio.get_running_loop().time() - limits.max_wait_seconds
+        too_old = perf_counter() - limits.max_wait_seconds
         while self._waiting and len(taken) < limits.max_size:
             call = self._waiting.popleft()
             if call.future.done():
@@ -150,7 +154,8 @@ class Batcher(Generic[Item, Result]):
         return taken
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # In a context of its own, not in that of the request that happens to start it: it serves others too.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -172,6 +177,7 @@ class Batcher(Generic[Item, Result]):
         self._fill_slots(limits)
 
     async def _carry(self, calls: list[_Call], limits: Limits) -> None:
+        share(calls)
         try:
             results = await self._run([call.item for call in calls])
         except asyncpg.PostgresError as error:
@@ -180,7 +186,7 @@ class Batcher(Generic[Item, Result]):
             else:
                 # It left nothing behind. Whose fault it was shows when each goes alone, outside the slots.
                 for call in calls:
-                    self._start(self._replay(call, limits))
+                    self._start(self._replay(call._replace(arrived=perf_counter()), limits))
                 return  # their keys stay busy
         except Exception as error:  # Whatever it is, the callers must hear of it.
             _fail(calls, error)

@@ -1,7 +1,8 @@
 """The one way to run a statement: a connection within a deadline, an answer within another; and what faults lead to."""
 
 import asyncio
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -10,6 +11,11 @@ from api.faults import DATABASE_ERRORS, Next, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
+from api.telemetry.context import serving
+from api.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from api.telemetry.tracing import Tracing
 
 _MOST_SENDS = 5
 """How often a read whose link breaks is sent: it may be what breaks it."""
@@ -18,12 +24,14 @@ _MOST_SENDS = 5
 class Database:
     """One PostgreSQL, opened and closed by the application's lifespan."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None, tracing: "Tracing | None" = None) -> None:
+        self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._pool = Pool(settings)
+        self._pool = Pool(settings, self._metrics)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
@@ -46,20 +54,29 @@ class Database:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._acquire_timeout
         sends = 0
+        served = serving.get()
         while True:
-            borrowed = await self._pool.borrow(deadline)
+            asked = perf_counter()
+            try:
+                borrowed = await self._pool.borrow(deadline)
+            except BaseException:
+                for request in served:
+                    request.spent += ((perf_counter() - asked, 0.0, len(served)),)
+                raise
+            begun = perf_counter()
             # Behind the proxy, which hides what is counted, and None where it ended between two hands.
             connection = borrowed._con  # type: ignore[attr-defined]
             # Counts up when a statement leaves to be executed; one that is new to a connection is prepared before.
             executed = connection._protocol.queries_count if connection else 0
             answered = False
+            outcome = "failed"
             try:
                 if connection is None:
                     continue
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
-                answered = True
+                answered, outcome = True, "ok"
             except DATABASE_ERRORS as error:
                 sent = connection._protocol.queries_count != executed
                 closed = connection.is_closed()
@@ -69,6 +86,7 @@ class Database:
                 answered = step is Next.RAISE
                 sends += step is Next.RESEND
                 if step is Next.RAISE:
+                    outcome = "refused"
                     raise
                 if step is Next.UNKNOWN:
                     raise OutcomeUnknownError from error
@@ -80,5 +98,11 @@ class Database:
                 return rows
             finally:
                 self._pool.give_back(borrowed, answered, first=not executed)
+                if connection is not None:
+                    seconds = perf_counter() - begun
+                    self._metrics.statement(statement, outcome, begun - asked, seconds, served)
+                    if self._tracing is not None:
+                        self._tracing.statement(statement, outcome, seconds, served)
+            self._metrics.retry()
             if step is Next.RESEND:
                 await asyncio.sleep(delay(sends))

@@ -13,6 +13,8 @@ import asyncpg
 import orjson
 from starlette.responses import Response
 
+from api.telemetry.context import serving
+
 logger = logging.getLogger("api")
 
 
@@ -117,7 +119,8 @@ _CONSTRAINTS: dict[str | None, Callable[[], Problem]] = {"users_email_key": emai
 
 def to_response(error: Exception) -> Response:
     """The answer to a request that ended in `error`; what is unknown is logged whole and told opaquely."""
-    request_id = secrets.token_hex(8)
+    served = serving.get()  # nobody, where the head of a request could not be read
+    request_id = served[0].id if served else secrets.token_hex(8)
     problem = _to_problem(error)
     if problem is None:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
@@ -125,6 +128,8 @@ def to_response(error: Exception) -> Response:
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
         logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
+    if served:
+        served[0].problem = problem.kind
     body = orjson.dumps(problem_body(problem, request_id))
     return Response(body, problem.status, problem.headers, "application/problem+json")
 

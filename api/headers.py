@@ -12,6 +12,9 @@ SECURITY_HEADERS = [
 ]
 """What every answer carries. Strict-Transport-Security is for whoever speaks TLS to the client."""
 
+REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
+"""What names a request. It is logged: without "@" it is no address and no URL with a password, and no API key fits."""
+
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
         "description": "Change the user only while its ETag is one of these (RFC 9110, section 13.1.1); else 412.",
@@ -21,6 +24,11 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
+    "X-Request-Id": {
+        "description": "A name for this request in the server's log: 1 to 64 of the characters `A-Za-z0-9._:/+=-`. "
+        "Without it, or where it is something else, the server makes one.",
+        "schema": {"type": "string", "examples": ["2b9ea715591e7aa5"]},
+    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
 
@@ -28,6 +36,12 @@ Examples are the schema's: Swagger UI would send one of the parameter itself wit
 """
 
 RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
+    "X-Request-Id": {
+        "description": "The name of the request in the server's log: its client's, or a new one.",
+        "schema": {"type": "string", "pattern": REQUEST_ID},
+        "example": "2b9ea715591e7aa5",
+        "required": True,
+    },
     "ETag": {
         "description": "The version of the user, a strong validator for If-Match and If-None-Match.",
         "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},

@@ -11,6 +11,7 @@ from asyncpg.pool import PoolConnectionProxy
 from api import faults
 from api.errors import DatabaseUnavailableError, describe
 from api.settings import Settings
+from api.telemetry.metrics import Metrics
 
 logger = logging.getLogger("api.database")
 
@@ -34,8 +35,9 @@ class Pool:
     attempt after the other is made for them, with growing delays. A reason that stays is told to all of them at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
         self._returning: set[asyncio.Task[None]] = set()
@@ -59,6 +61,16 @@ class Pool:
                 describe(error),
             )
             self._pool = await self._create_pool(0)
+        self._metrics.gauges = self._gauges
+
+    def _gauges(self) -> dict[str, float]:
+        most = self._settings.pool_max_size
+        return {
+            "max_connections": most,
+            "connections": self._pool.get_size(),
+            "in_use": most - self._free,
+            "waiting": sum(not waiter.done() for waiter in self._waiters),
+        }
 
     async def _create_pool(self, min_size: int) -> asyncpg.Pool:
         settings = self._settings
@@ -74,8 +86,12 @@ class Pool:
             statement_cache_size=settings.statement_cache_size,
             # Bounds the cancellation of a statement too: on a link that is stuck it would never be acknowledged.
             command_timeout=settings.statement_timeout_seconds,
+            init=self._count_connection,
             reset=_keep_session,
         )
+
+    async def _count_connection(self, connection: asyncpg.Connection) -> None:
+        self._metrics.opened()
 
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
@@ -123,6 +139,7 @@ class Pool:
             self._since = loop.time()
             logger.warning("no new connection to the database: %s", describe(error))
         self._failures += 1
+        self._metrics.failed_to_open()
         self._failure = error.with_traceback(None)
         if self._timer is None:
             self._timer = loop.call_later(delay(self._failures), self._try_again)

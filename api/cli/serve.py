@@ -9,8 +9,10 @@ import click
 import uvicorn
 
 from api import migrations
-from api.cli.common import LOG_CONFIG, explain_errors, settings_with_database
+from api.cli.common import explain_errors, settings_with_database
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
+from api.telemetry.logs import LOG_CONFIG
+from api.telemetry.setup import serve_metrics, shared_metrics
 
 
 @click.command()
@@ -46,6 +48,9 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         migrations.migrate(settings.direct, report=click.echo)
     for note in settings.pooled.notes:
         logging.getLogger("api").warning("DATABASE_URL: %s", note)
+    directory = click.get_current_context().with_resource(shared_metrics())
+    if settings.metrics_port is not None:
+        serve_metrics(directory, host, settings.metrics_port)
     # uvicorn ends by raising the signal that stopped it once more; a graceful stop is a success, and exits as one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     click.echo(f"users-api serves on http://{host}:{port}; try:")
