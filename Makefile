@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean neon-rig
+.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean neon-rig image torture
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -53,12 +53,21 @@ bench-full: install ## every system, workload, distance and concurrency: most of
 bench-scaling bench-overload bench-latency bench-profile: install ## one question each: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.$(@:bench-%=%) $(ARGS)
 
-lock: install ## renew both locks from pyproject.toml: newest releases, with hashes, for every platform
+torture: install ## everything fails at random for five minutes: nothing may be lost or invented (ARGS="--minutes 1")
+	.ci/pgbouncer >/dev/null
+	$(BIN)/python -m benchmarks.torture $(ARGS)
+
+image: ## build the container image with podman, as the tests do; with Docker: docker build --tag users-api .
+	.ci/image
+
+lock: install ## renew the locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra docs --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra dev --output-file requirements-dev.lock pyproject.toml
+	echo hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements-build.lock -
 
 clean: ## remove .venv, .data and every cache
 	rm -rf $(VENV) .data .hypothesis .mypy_cache .pytest_cache .ruff_cache dist

@@ -8,7 +8,7 @@ holds, and `tests/test_batching.py` pins:
 2. With a free slot a lone call leaves at once.
 3. An error belongs to its call: what PostgreSQL refuses as a whole is replayed one by one.
 4. A call is answered after the statement that carried it, never before.
-5. A caller that goes away drops its interest, never a statement that others share.
+5. A caller that is cancelled drops its interest, never a statement that others share; with the last one it ends.
 6. Keys are sorted, so that concurrent batches lock rows in one order; a key is in one batch at a time, and the next
    call for it waits for the next batch, in order of arrival.
 7. A slow batch gives its slot back after PATIENCE_SECONDS, and a batch of several waits no longer for a locked row.
@@ -25,7 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import asyncpg
 
-from api.errors import DatabaseUnavailableError, OverloadedError
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
 from api.telemetry.context import RequestContext, serving, share
 
 Item = TypeVar("Item")
@@ -52,6 +52,10 @@ class _Call(NamedTuple):
     served: Sequence[RequestContext]
 
 
+class _NothingChangedError(Exception):
+    """A statement that nobody waits for any more was cancelled: it was a read, or was never sent."""
+
+
 class Batcher(Generic[Item, Result]):
     """Runs a function of many items for callers that each have one.
 
@@ -72,6 +76,7 @@ class Batcher(Generic[Item, Result]):
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots: dict[asyncio.Task[Any], float] = {}  # each with the time at which its batch was sent
+        self._carried: dict[asyncio.Task[Any], list[_Call]] = {}  # what each task has on its way
         self._gathering = False  # a task has a slot and has not begun: what arrives meanwhile goes with it
         self._timer: asyncio.TimerHandle | None = None
 
@@ -79,7 +84,8 @@ class Batcher(Generic[Item, Result]):
         """The result for one item.
 
         Raises OverloadedError where too many wait already, DatabaseUnavailableError where none of the statements in
-        flight made room in time, and what `run` raises for this item.
+        flight made room in time, and what `run` raises for this item. A caller that is cancelled while a write of its
+        may happen gets OutcomeUnknownError.
         """
         limits = self._limits
         if limits is None:
@@ -93,7 +99,10 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
         self._fill_slots(limits)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            return await self._abandon(future)
 
     async def _run_alone(self, item: Item, key: Any, limits: Limits) -> Result:
         """Run a call that finds nobody else, in its caller's own task: a task, a future and a tick less.
@@ -111,6 +120,34 @@ class Batcher(Generic[Item, Result]):
             self._busy.discard(key)
             self._slots.pop(task, None)
             self._fill_slots(limits)
+
+    async def _abandon(self, future: asyncio.Future[Result]) -> Result:
+        """What becomes of a call whose caller is cancelled. Raises CancelledError where it changed nothing."""
+        if not future.cancelled():
+            return future.result()  # It came in the very tick.
+        carried = (
+            (task, calls, place)
+            for task, calls in self._carried.items()
+            for place, call in enumerate(calls)
+            if call.future is future
+        )
+        carrier, calls, place = next(carried, (None, [], 0))
+        if carrier is None:
+            raise asyncio.CancelledError  # It still waits, and is never sent.
+        if all(call.future.done() for call in calls):
+            # Nobody else shares the statement, so that it ends too; whether it was sent is known then.
+            verdict: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            calls[place] = calls[place]._replace(future=verdict)
+            carrier.cancel()
+            try:
+                return await verdict
+            except _NothingChangedError:
+                raise asyncio.CancelledError from None
+            except asyncio.CancelledError:
+                pass  # Cancelled once more: the verdict comes too late.
+        if self._key is None:
+            raise asyncio.CancelledError
+        raise OutcomeUnknownError
 
     def _fill_slots(self, limits: Limits) -> None:
         """Give a free slot to a task of its own, unless one is about to take what waits."""
@@ -177,6 +214,9 @@ class Batcher(Generic[Item, Result]):
         self._fill_slots(limits)
 
     async def _carry(self, calls: list[_Call], limits: Limits) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._carried[task] = calls
         share(calls)
         try:
             results = await self._run([call.item for call in calls])
@@ -190,14 +230,22 @@ class Batcher(Generic[Item, Result]):
                 return  # their keys stay busy
         except Exception as error:  # Whatever it is, the callers must hear of it.
             _fail(calls, error)
+        except asyncio.CancelledError:  # by _abandon: the task has other calls to carry
+            task.uncancel()
+            _fail(calls, _NothingChangedError())
         else:
             for call, result in zip(calls, results, strict=True):
                 if not call.future.done():  # done already: its caller went away
                     call.future.set_result(result)
+        finally:
+            del self._carried[task]
         self._busy.difference_update([call.key for call in calls])
 
     async def _replay(self, call: _Call, limits: Limits) -> None:
-        await self._carry([call], limits)
+        if call.future.done():
+            self._busy.discard(call.key)
+        else:
+            await self._carry([call], limits)
         self._fill_slots(limits)
 
 

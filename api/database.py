@@ -1,37 +1,51 @@
 """The one way to run a statement: a connection within a deadline, an answer within another; and what faults lead to."""
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
-from api.faults import DATABASE_ERRORS, Next, judge_statement
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
+from api.faults import DATABASE_ERRORS, Next, judge, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
 from api.telemetry.context import serving
-from api.telemetry.metrics import Metrics
+from api.telemetry.metrics import DatabaseMetrics, Metrics
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
+
+logger = logging.getLogger("api.database")
 
 _MOST_SENDS = 5
 """How often a read whose link breaks is sent: it may be what breaks it."""
 
 
 class Database:
-    """One PostgreSQL, opened and closed by the application's lifespan."""
+    """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None, tracing: "Tracing | None" = None) -> None:
-        self._metrics = metrics or Metrics()
+    def __init__(
+        self,
+        settings: Settings,
+        name: str = "DATABASE_URL",
+        *,
+        metrics: Metrics | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = DatabaseMetrics(metrics or Metrics(), name)
         self._tracing = tracing
+        self._answered = True
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._pool = Pool(settings, self._metrics)
+        self._pool = Pool(settings, name, self._metrics)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
@@ -41,6 +55,44 @@ class Database:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
         await self._pool.close()
 
+    @property
+    def answers(self) -> bool:
+        """Whether the database answered when it was last asked; True before the first time."""
+        return self._answered and not self._pool.fails
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of its own, outside the pool, for what takes as long as a client does.
+
+        Raises DatabaseUnavailableError where there is none to be had.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._acquire_timeout
+        failures = 0
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()},
+                    statement_cache_size=0,
+                )
+                self._metrics.opened()
+                break
+            except DATABASE_ERRORS as error:
+                self._metrics.failed_to_open()
+                failures += 1
+                fault = judge(error)
+                pause = delay(failures)
+                if not fault.transient or loop.time() + pause >= deadline:
+                    raise DatabaseUnavailableError(fault.remedy) from error
+            await asyncio.sleep(pause)
+        try:
+            yield connection
+            with suppress(*DATABASE_ERRORS):  # what it was for is done
+                await connection.close(timeout=self._statement_timeout)
+        finally:
+            # Where something is still on its way, the server ends it when nobody is there any more.
+            connection.terminate()
+
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
 
@@ -49,7 +101,8 @@ class Database:
 
         Raises DatabaseUnavailableError where nothing was changed; where it was sent and the answer is missing,
         OutcomeUnknownError for a write, StatementTimeoutError for a read that takes too long; and asyncpg.PostgresError
-        where PostgreSQL refused it, which leaves nothing behind.
+        where PostgreSQL refused it, which leaves nothing behind. Where the caller is cancelled, so is the statement, on
+        the server; a write that was sent by then raises OutcomeUnknownError.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._acquire_timeout
@@ -76,14 +129,19 @@ class Database:
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
-                answered, outcome = True, "ok"
+                answered = self._answered = True
+                outcome = "ok"
+            except asyncio.CancelledError as error:
+                if statement.writes and connection._protocol.queries_count != executed:
+                    raise OutcomeUnknownError from error
+                raise
             except DATABASE_ERRORS as error:
                 sent = connection._protocol.queries_count != executed
                 closed = connection.is_closed()
                 step, fault = judge_statement(error, sent=sent, writes=statement.writes, closed=closed)
                 if closed and (fault.refusal or not executed):
                     self._pool.failed(error)
-                answered = step is Next.RAISE
+                answered = self._answered = step is Next.RAISE
                 sends += step is Next.RESEND
                 if step is Next.RAISE:
                     outcome = "refused"
@@ -94,6 +152,7 @@ class Database:
                     raise StatementTimeoutError from error
                 if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
                     raise DatabaseUnavailableError(fault.remedy) from error
+                logger.info("sql/%s is tried again: %s", statement.name, describe(error))
             else:
                 return rows
             finally:
@@ -106,3 +165,17 @@ class Database:
             self._metrics.retry()
             if step is Next.RESEND:
                 await asyncio.sleep(delay(sends))
+
+
+@contextmanager
+def link_errors(*, writes: bool) -> Iterator[None]:
+    """Raise what breaks the link under a COPY as Database.fetch does under a statement."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        step, fault = judge_statement(error, sent=True, writes=writes, closed=True)
+        if step is Next.RAISE:
+            raise
+        if step is Next.UNKNOWN:
+            raise OutcomeUnknownError from error
+        raise DatabaseUnavailableError(fault.remedy) from error

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from api.errors import Problem
 from api.headers import SECURITY_HEADERS
 from api.http import Handler, JSONBody, Resource
-from api.openapi import describe
+from api.openapi import document
 
 _PAGE = b"""\
 <!doctype html>
@@ -52,10 +52,10 @@ _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"
 
 def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
     """The paths that document `routes`. The document is made once, here."""
-    document = orjson.dumps(describe(routes))
+    text = orjson.dumps(document(routes))
 
     async def get_document(request: Request) -> Response:
-        return JSONBody(document)
+        return JSONBody(text)
 
     async def get_page(request: Request) -> Response:
         if _assets() is None:

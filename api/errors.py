@@ -3,7 +3,7 @@ constraint names.
 """
 
 import logging
-import secrets
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -13,7 +13,7 @@ import asyncpg
 import orjson
 from starlette.responses import Response
 
-from api.telemetry.context import serving
+from api.telemetry.context import request_id, serving
 
 logger = logging.getLogger("api")
 
@@ -53,11 +53,19 @@ class OutcomeUnknownError(Exception):
 
 
 class OverloadedError(Exception):
-    """Too many requests wait for the database already: nothing was sent."""
+    """Too many requests are under way, or wait for the database, already: nothing was sent."""
 
 
 class StatementTimeoutError(Exception):
     """A read took longer than STATEMENT_TIMEOUT_SECONDS and was cancelled."""
+
+
+class DeadlineExceededError(Exception):
+    """The request's own deadline passed before a change was sent, or a read was answered."""
+
+
+class StoppingError(Exception):
+    """The server stops, and does not wait any longer for this request: nothing was changed."""
 
 
 # RFC 9110's names, which older Pythons do not have yet.
@@ -80,6 +88,10 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     asyncpg.LockNotAvailableError: _LOCKED,
     asyncpg.DeadlockDetectedError: _LOCKED,
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
+    DeadlineExceededError: Problem(
+        504, "Request-Timeout passed before there was an answer; nothing was changed", "deadline-exceeded"
+    ),
+    StoppingError: Problem(503, "The server is stopping; nothing was changed", "stopping", headers=_RETRY_AFTER),
 }
 _ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
 _ONLY_READS = (StatementTimeoutError,)
@@ -90,6 +102,11 @@ def database_refusals(*, writes: bool) -> list[Problem]:
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in others]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
+
+
+def problem_of(error: type[Exception]) -> Problem:
+    """What a client is told of an exception of the table: for the documentation, not to be raised."""
+    return _EXCEPTIONS[error]
 
 
 def internal_error() -> Problem:
@@ -112,26 +129,45 @@ def version_mismatch() -> Problem:
     return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
 
 
+def too_many_at_once() -> Problem:
+    """The problem of an import or export beside as many as BULK_MAX_REQUESTS allows."""
+    detail = "Other imports and exports are running: try again when one has ended"
+    return Problem(503, detail, "overloaded", headers={"Retry-After": "5"})
+
+
+def client_silent(seconds: float) -> Problem:
+    """The problem of a client that stops in the middle of what it sends."""
+    return Problem(408, f"Nothing has come for {seconds:g} seconds", headers={"Connection": "close"})
+
+
 # A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
 # than once would gather the tracebacks, and the frames, of every request that it refused.
-_CONSTRAINTS: dict[str | None, Callable[[], Problem]] = {"users_email_key": email_taken}
+_CONSTRAINTS: dict[str, Callable[[], Problem]] = {"users_email_key": email_taken}
+
+# An index that "reindex concurrently" rebuilds goes by such a name for a moment, and refuses as before.
+# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
+_REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def to_response(error: Exception) -> Response:
-    """The answer to a request that ended in `error`; what is unknown is logged whole and told opaquely."""
-    served = serving.get()  # nobody, where the head of a request could not be read
-    request_id = served[0].id if served else secrets.token_hex(8)
-    problem = _to_problem(error)
+    """The answer to a request that ended in `error`."""
+    name = request_id()
+    problem = to_problem(error, name)
+    for request in serving.get():
+        request.problem = problem.kind
+    body = orjson.dumps(problem_body(problem, name))
+    return Response(body, problem.status, problem.headers, "application/problem+json")
+
+
+def to_problem(error: Exception, request_id: str) -> Problem:
+    """What a client is told of `error`; what is unknown is logged whole, under `request_id`, and told opaquely."""
+    problem = _find_problem(error)
     if problem is None:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
-        problem = internal_error()
-    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        cause = describe(error.__cause__) if error.__cause__ else type(error).__name__
-        logger.warning("request %s: %s: %s", request_id, problem.detail, "; ".join(filter(None, (cause, str(error)))))
-    if served:
-        served[0].problem = problem.kind
-    body = orjson.dumps(problem_body(problem, request_id))
-    return Response(body, problem.status, problem.headers, "application/problem+json")
+        return internal_error()
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
+    return problem
 
 
 def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
@@ -148,11 +184,18 @@ def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
     return body
 
 
-def _to_problem(error: Exception) -> Problem | None:
+def _explain(error: Exception) -> str:
+    """Why the database failed, and what an operator can do about it where that is known."""
+    if isinstance(error, DatabaseUnavailableError) and error.__cause__ is not None:
+        return "; ".join(filter(None, (describe(error.__cause__), *error.args)))
+    return describe(error.__cause__ or error)
+
+
+def _find_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        refusal = _CONSTRAINTS.get(error.constraint_name)
+        refusal = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
         return refusal() if refusal else None
     return _EXCEPTIONS.get(type(error))
 

@@ -1,17 +1,19 @@
 """Between HTTP and Python: bytes to models, query strings to pages, ETags to versions, bodies to responses."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
 from api.headers import SECURITY_HEADERS
+from api.limits import Gate
 from api.operation import Operation
 
 MAX_BODY_BYTES = 64 * 1024
@@ -30,12 +32,20 @@ class Resource:
     """The ASGI application of one path: a handler for each method, and a problem for whatever goes wrong.
 
     GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` says that nobody is
-    asked who they are; `headers` go with every answer.
+    asked who they are; `headers` go with every answer; a `gate` bounds the requests.
     """
 
-    def __init__(self, *, is_open: bool = False, headers: Headers = SECURITY_HEADERS, **methods: Described) -> None:
+    def __init__(
+        self,
+        *,
+        is_open: bool = False,
+        headers: Headers = SECURITY_HEADERS,
+        gate: Gate | None = None,
+        **methods: Described,
+    ) -> None:
         self.is_open = is_open
         self._headers = headers
+        self._gate = gate
         self.methods = {method.upper(): described for method, described in methods.items()}
         self._handlers = {method: handler for method, (handler, _) in self.methods.items()}
         if "GET" in self._handlers:
@@ -45,8 +55,9 @@ class Resource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive, send)
+        handler = self._handlers.get(scope["method"], self._refuse)
         try:
-            response = await self._handlers.get(scope["method"], self._refuse)(request)
+            response = await (self._gate.admit(handler, request) if self._gate else handler(request))
         except ClientDisconnect:
             return
         except Exception as error:  # The boundary: whatever it is becomes a problem.
@@ -56,6 +67,13 @@ class Resource:
 
     async def _refuse(self, request: Request) -> Response:
         raise Problem(405, "Method Not Allowed", headers={"Allow": self._allow})
+
+
+def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
+    """The path and the Resource of each route that has one."""
+    for route in routes:
+        if isinstance(route, Route) and isinstance(route.endpoint, Resource):
+            yield route.path_format, route.endpoint
 
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:

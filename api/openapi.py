@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from api.credentials import (
     READ,
@@ -18,17 +18,17 @@ from api.credentials import (
 )
 from api.errors import Problem, database_refusals, internal_error, problem_body
 from api.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
-from api.http import Resource
+from api.http import resources
+from api.limits import malformed_timeout
 from api.operation import Answer, Content, Operation
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
-its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405. A \
-`traceparent` (W3C Trace Context) is taken.
+its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
+`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A `traceparent` (W3C Trace \
+Context) is taken.
 """
-
-
 _REQUEST_ID = "2b9ea715591e7aa5"
 _FAULT = {
     "type": "object",
@@ -72,21 +72,17 @@ _BEARER = {
 }
 
 
-def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     """Return the OpenAPI document of each Resource in `routes`: its operations, with the schemas that they name."""
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        # A path with a slash at its end is the one without it.
-        if (
-            isinstance(route, Route)
-            and not route.path.endswith("/")
-            and isinstance(resource := route.endpoint, Resource)
-        ):
-            for method, (handler, operation) in resource.methods.items():
-                if operation is not None:
-                    described = _describe_operation(handler.__name__, method, operation, resource.is_open, schemas)
-                    paths.setdefault(route.path, {})[method.lower()] = described
+    for path, resource in resources(routes):
+        if path.endswith("/"):  # the same as without it
+            continue
+        for method, (handler, operation) in resource.methods.items():
+            if operation is not None:
+                described = _operation(handler.__name__, method, operation, resource.is_open, schemas)
+                paths.setdefault(path, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",
         "info": {
@@ -108,16 +104,15 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def _describe_operation(
-    name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]
-) -> dict[str, Any]:
+def _operation(name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]) -> dict[str, Any]:
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
+    headers = [*operation.headers, *(["Request-Timeout"] if operation.uses_database else []), _ALWAYS]
     if not is_open:
         refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
         refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
     if operation.uses_database:
-        refusals += database_refusals(writes=writes)
+        refusals += [malformed_timeout(), *database_refusals(writes=writes)]
     described: dict[str, Any] = {
         "operationId": name,
         "summary": operation.summary,
@@ -127,7 +122,7 @@ def _describe_operation(
         "parameters": [
             *_parameters(operation.path, "path"),
             *_parameters(operation.query, "query"),
-            *({"$ref": f"#/components/parameters/{header}"} for header in (*operation.headers, _ALWAYS)),
+            *({"$ref": f"#/components/parameters/{header}"} for header in headers),
         ],
     }
     if operation.body:

@@ -37,7 +37,7 @@ class Operation:
 
     `path` and `query` are models whose fields are the parameters; `headers` are names of api.headers.REQUEST_HEADERS;
     `refusals` are the problems that the handler can raise. What any operation can meet (no credentials, a missing
-    scope, no database, a bug) is added by `describe`.
+    scope, no database, a bug) is added by api/openapi.py.
     """
 
     summary: str

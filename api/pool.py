@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 
@@ -11,7 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 from api import faults
 from api.errors import DatabaseUnavailableError, describe
 from api.settings import Settings
-from api.telemetry.metrics import Metrics
+from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
@@ -24,7 +25,7 @@ def delay(failures: int) -> float:
 
     The longest is short: it is what a request may wait after the database is back.
     """
-    longest: float = min(_FIRST_DELAY * 2 ** (failures - 1), _LONGEST_DELAY)
+    longest: float = min(_FIRST_DELAY * 2 ** min(failures - 1, 10), _LONGEST_DELAY)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
 
 
@@ -35,9 +36,11 @@ class Pool:
     attempt after the other is made for them, with growing delays. A reason that stays is told to all of them at once.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, name: str, metrics: DatabaseMetrics) -> None:
         self._settings = settings
+        self._name = name
         self._metrics = metrics
+        self.opened = 0  # connections so far
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
         self._returning: set[asyncio.Task[None]] = set()
@@ -50,26 +53,33 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._hopeless = False
 
+    @property
+    def fails(self) -> bool:
+        """Whether no connection could be had the last time, or none that served anybody."""
+        return bool(self._failures)
+
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
         try:
             self._pool = await self._create_pool(self._settings.pool_min_size)
         except faults.DATABASE_ERRORS as error:
             logger.warning(
-                "POOL_MIN_SIZE=%d: the database does not answer yet, so connections are opened on demand: %s",
+                "%s: the database does not answer yet, so POOL_MIN_SIZE=%d connections are opened on demand: %s",
+                self._name,
                 self._settings.pool_min_size,
                 describe(error),
             )
             self._pool = await self._create_pool(0)
-        self._metrics.gauges = self._gauges
+        self._metrics.watch(self._state)
 
-    def _gauges(self) -> dict[str, float]:
+    def _state(self) -> dict[str, float]:
         most = self._settings.pool_max_size
+        waiting = sum(not waiter.done() for waiter in self._waiters)
         return {
             "max_connections": most,
             "connections": self._pool.get_size(),
             "in_use": most - self._free,
-            "waiting": sum(not waiter.done() for waiter in self._waiters),
+            "waiting": waiting,
         }
 
     async def _create_pool(self, min_size: int) -> asyncpg.Pool:
@@ -86,11 +96,12 @@ class Pool:
             statement_cache_size=settings.statement_cache_size,
             # Bounds the cancellation of a statement too: on a link that is stuck it would never be acknowledged.
             command_timeout=settings.statement_timeout_seconds,
-            init=self._count_connection,
+            init=self._count,
             reset=_keep_session,
         )
 
-    async def _count_connection(self, connection: asyncpg.Connection) -> None:
+    async def _count(self, connection: asyncpg.Connection) -> None:
+        self.opened += 1
         self._metrics.opened()
 
     async def close(self) -> None:
@@ -111,14 +122,21 @@ class Pool:
 
         `deadline` is a time of the event loop. Raises DatabaseUnavailableError.
         """
-        connection = None
         ahead = False
         if self._free and not self._failures:
             self._free -= 1
-            connection = await self._acquire(None)
+            try:
+                # Never waits: a place in the pool is ours. Connecting has a time-out of its own, below the deadline.
+                return await self._pool.acquire()
+            except BaseException as error:
+                self._give_up_place(error, math.inf)
             ahead = True
-        while connection is None:
-            connection = await self._wait_turn(deadline, ahead) or await self._acquire(deadline)
+        while (connection := await self._wait_turn(deadline, ahead)) is None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._pool.acquire()
+            except BaseException as error:
+                self._give_up_place(error, deadline)
             ahead = True
         return connection
 
@@ -137,7 +155,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         if not self._failures:
             self._since = loop.time()
-            logger.warning("no new connection to the database: %s", describe(error))
+            logger.warning("%s: no new connection: %s", self._name, describe(error))
         self._failures += 1
         self._metrics.failed_to_open()
         self._failure = error.with_traceback(None)
@@ -152,7 +170,7 @@ class Pool:
     def _end_outage(self) -> None:
         # What an older connection answers proves nothing: those that are open may be all that the server has room for.
         seconds = asyncio.get_running_loop().time() - self._since
-        logger.info("new connections to the database again, after %d failures in %.1f s", self._failures, seconds)
+        logger.info("%s: connected again, after %d failures in %.1f s", self._name, self._failures, seconds)
         self._failures = 0
         self._failure = None
         if self._timer is not None:
@@ -166,35 +184,20 @@ class Pool:
 
     def _admit(self) -> None:
         """Let those who wait have the free places. In an outage one does, to try, unless a connection lies idle."""
-        while self._free and self._waiters:
-            if self._failures:
-                if self._timer is not None and not self._pool.get_idle_size():
-                    return
-                self._timer = self._timer or asyncio.get_running_loop().call_later(
-                    delay(self._failures), self._try_again
-                )
+        while self._free and self._waiters and not self._failures:
             self._free -= self._hand_over(None)
-            if self._failures:
-                return
+        if self._free and self._waiters and (self._timer is None or self._pool.get_idle_size()):
+            loop = asyncio.get_running_loop()
+            self._timer = self._timer or loop.call_later(delay(self._failures), self._try_again)
+            self._free -= self._hand_over(None)
 
-    async def _acquire(self, deadline: float | None) -> PoolConnectionProxy | None:
-        """The pool's connection for a place that is ours; None where there is none, and the place is given up.
-
-        Never waits for anything but connecting, which has a time-out of its own below the deadline.
-        """
-        try:
-            if deadline is None:
-                return await self._pool.acquire()
-            async with asyncio.timeout_at(deadline):
-                return await self._pool.acquire()
-        except faults.DATABASE_ERRORS as error:
-            if deadline is None or asyncio.get_running_loop().time() < deadline:
-                self.failed(error)
-            self._pass_on_place()
-            return None
-        except BaseException:
-            self._pass_on_place()
-            raise
+    def _give_up_place(self, error: BaseException, deadline: float) -> None:
+        """Pass on a place in the pool that brought no connection. Raises what is not the database's failure."""
+        if isinstance(error, faults.DATABASE_ERRORS) and asyncio.get_running_loop().time() < deadline:
+            self.failed(error)
+        self._pass_on_place()
+        if not isinstance(error, faults.DATABASE_ERRORS):
+            raise error
 
     async def _wait_turn(self, deadline: float, ahead: bool) -> PoolConnectionProxy | None:
         """What another statement leaves: its connection, or None for a place in the pool."""
@@ -212,7 +215,7 @@ class Pool:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed over in the very tick in which the caller was cancelled: it must not be lost.
                 handed = waiter.result()
                 if handed is None:

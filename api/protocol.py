@@ -46,7 +46,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._read = 0  # those of them that came until the last head or piece of a body was complete
         self._deaf = False  # nothing more is read: the connection ends after the answers that are due
         self._refusal: Problem | None = None
-        self._large = False  # the head under way may be too large: it must be measured
+        self._chunk = 0  # those that came last
         self._seen: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent when last looked at
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,15 +66,19 @@ class HTTPProtocol(HttpToolsProtocol):
         """Feed the parser, and refuse what does not end."""
         if self._deaf:
             return
-        self._received += len(data)
-        self._large = max(self._received - self._read, len(data)) > MAX_HEAD_BYTES
+        self._chunk = len(data)
+        self._received += self._chunk
         super().data_received(data)
         if self._received - self._read > MAX_HEAD_BYTES and not self._deaf:
             self._refuse(_too_large())
 
     def on_headers_complete(self) -> None:
         """Take the request, unless its head is too large or too many are queued."""
-        if len(self.headers) > MAX_HEADERS or (self._large and self._head_bytes() > MAX_HEAD_BYTES):
+        # The head is measured only where so much came, at once or since the one before, that it may be too large.
+        if len(self.headers) > MAX_HEADERS or (
+            (self._chunk > MAX_HEAD_BYTES or self._received - self._read > MAX_HEAD_BYTES)
+            and self._head_bytes() > MAX_HEAD_BYTES
+        ):
             self._refusal = _too_large()
             raise ValueError("the head is too large")
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -94,6 +98,13 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: to go on in HTTP/1.1 is the answer to `Upgrade: h2c`, which some clients always ask for."""
+
+    def shutdown(self) -> None:
+        """End the connection: as uvicorn does, but behind a request whose head has begun to come, which it forgets."""
+        if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):
+            super().shutdown()
+        else:
+            self.timeout_keep_alive = 0
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

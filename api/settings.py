@@ -36,6 +36,13 @@ class Settings(BaseSettings):
     direct_url: SecretStr | None = Field(
         default=None, description="Direct connection URL (the same host without `-pooler`): migrations go over it."
     )
+    read_database_url: SecretStr | None = Field(
+        default=None,
+        description="Connection URL of a read replica, which then answers GETs; the primary where it cannot.",
+    )
+    replica_wait_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="Longest wait for the replica, or for what a client wrote to reach it."
+    )
     pool_min_size: int = Field(
         default=0, ge=0, le=1000, description="Connections kept open while idle. 0 lets a Neon compute fall asleep."
     )
@@ -46,7 +53,7 @@ class Settings(BaseSettings):
         default=120.0, gt=0, le=86400, description="An idle connection is closed after this; below Neon's 300."
     )
     acquire_timeout_seconds: float = Field(
-        default=15.0, gt=0, le=300, description="Longest wait for a connection, waking a sleeping compute included."
+        default=15.0, gt=0, le=300, description="Longest wait for a connection: waking a compute, restarts and retries."
     )
     statement_timeout_seconds: float = Field(
         default=10.0, gt=0, le=300, description="Longest run of one statement; it is cancelled on the server then."
@@ -63,6 +70,33 @@ class Settings(BaseSettings):
     batch_max_size: int = Field(default=128, ge=1, le=10000, description="Requests in one statement at most.")
     batch_max_waiting: int = Field(
         default=1000, ge=1, le=1000000, description="Requests of one kind that wait at most; more are refused with 503."
+    )
+    bulk_max_requests: int = Field(
+        default=2, ge=1, le=100, description="Imports and exports at once, for each worker; more are refused with 503."
+    )
+    bulk_idle_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="Longest silence in an import or export, of the client or PostgreSQL."
+    )
+    requests_max_under_way: int = Field(
+        default=2000, ge=1, le=1000000, description="Requests under way in each worker; more are refused with 503."
+    )
+    readiness_probe_seconds: float | None = Field(
+        default=None,
+        ge=1,
+        le=86400,
+        description="/ready asks the database itself, at most this often: a compute that is asked never sleeps.",
+    )
+    drain_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        le=300,
+        description="From SIGTERM on /ready says no for this long, while everything is still served.",
+    )
+    grace_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        le=3600,
+        description="From SIGTERM to the exit at most; below what the orchestrator waits: Kubernetes 30, Docker 10.",
     )
     auth: Literal["required", "off"] = Field(
         default="required", description="`off` lets everybody in: only where something in front asks who they are."
@@ -94,11 +128,18 @@ class Settings(BaseSettings):
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
 
-    @field_validator("database_url", "direct_url")
+    @field_validator("database_url", "direct_url", "read_database_url")
     @classmethod
     def _url_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             parse_url(value.get_secret_value())
+        return value
+
+    @field_validator("read_database_url")
+    @classmethod
+    def _one_replica(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(parse_url(value.get_secret_value()).hosts) > 1:
+            raise ValueError("it names several hosts, but what one replica has says nothing of another: name one")
         return value
 
     @field_validator("api_keys")
@@ -148,10 +189,23 @@ class Settings(BaseSettings):
                 f"{missing} is not set, but {present} is: set both (Neon's console shows both, "
                 "without a pooler they are the same), or neither to use the embedded development database"
             )
+        if self.read_database_url is not None and self.database_url is None:
+            raise ValueError(
+                "DATABASE_URL is not set, but READ_DATABASE_URL is: set DATABASE_URL and DIRECT_URL to its primary"
+            )
         if self.pool_min_size > self.pool_max_size:
             raise ValueError(
                 f"POOL_MIN_SIZE is {self.pool_min_size}, above POOL_MAX_SIZE, which is {self.pool_max_size}: "
                 "lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draining_ends_in_time(self) -> Self:
+        if self.drain_seconds >= self.grace_seconds:
+            raise ValueError(
+                f"DRAIN_SECONDS is {self.drain_seconds:g}, which leaves nothing of GRACE_SECONDS, which is "
+                f"{self.grace_seconds:g}, for the requests under way: lower the one or raise the other"
             )
         return self
 
@@ -179,6 +233,11 @@ class Settings(BaseSettings):
     def direct(self) -> DatabaseURL:
         """The parsed DIRECT_URL: what migrations use. Raises SettingsError where it is not set."""
         return _parse(self.direct_url, "DIRECT_URL")
+
+    @property
+    def replica(self) -> DatabaseURL | None:
+        """The parsed READ_DATABASE_URL: what reads use. None where it is not set."""
+        return None if self.read_database_url is None else parse_url(self.read_database_url.get_secret_value())
 
 
 def load_settings() -> Settings:

@@ -22,7 +22,7 @@ MAX_TOKEN_BYTES = 8 * 1024
 
 _REQUIRED = ["exp", "iss", "aud", "sub"]
 _LEEWAY_SECONDS = 30  # how far the issuer's clock may be from ours
-_MAX_AGE_SECONDS = 600  # after which the keys are fetched again, to learn of one that was withdrawn
+_MAX_AGE_SECONDS = 600  # after which the keys are fetched again
 _MIN_AGE_SECONDS = 10  # within which no unknown `kid` makes us fetch: anybody can make one up
 _FETCH_SECONDS = 5
 _MAX_JWKS_BYTES = 256 * 1024
@@ -86,24 +86,31 @@ class SigningKeys:
 
     async def find(self, kid: str) -> jwt.PyJWK | None:
         """The key, None where the issuer has none of that name. Raises Problem where that cannot be known."""
+        if kid not in self._keys and (self._fetching or monotonic() - self._fetched_at > _MIN_AGE_SECONDS):
+            await self._fetch_once()
         key = self._keys.get(kid)
-        if self._fetching is None and monotonic() - self._fetched_at > (_MAX_AGE_SECONDS if key else _MIN_AGE_SECONDS):
-            self.fetch()
-        if key is None and self._fetching is not None:
-            await asyncio.shield(self._fetching)
-            key = self._keys.get(kid)
         if key is None and self._failed:
             raise keys_unavailable()
         return key
 
-    def fetch(self) -> None:
-        """Begin to fetch the keys."""
-        self._fetched_at = monotonic()
-        self._fetching = asyncio.get_running_loop().create_task(self._fetch())
+    async def keep_fresh(self) -> None:
+        """Fetch the keys every now and then, until cancelled: one that was withdrawn is forgotten so."""
+        while True:
+            await self._fetch_once()
+            await asyncio.sleep(_MAX_AGE_SECONDS)
+
+    async def _fetch_once(self) -> None:
+        """Wait for the fetch under way, else for a new one, which goes on when who waits for it goes away."""
+        if self._fetching is None:
+            self._fetched_at = monotonic()
+            self._fetching = asyncio.create_task(self._fetch())
+        await asyncio.shield(self._fetching)
 
     async def _fetch(self) -> None:
         try:
-            self._keys = await asyncio.to_thread(_fetch_keys, self._url)
+            # urllib's time-out is for each read: a host that sends a byte now and then must not hold up who waits.
+            async with asyncio.timeout(2 * _FETCH_SECONDS):
+                self._keys = await asyncio.to_thread(_fetch_keys, self._url)
             self._failed = False
         except Exception as error:  # Whatever the host sends, the keys that are known stay.
             self._failed = True

@@ -32,7 +32,7 @@ class Database:
     def __init__(self, url: str, postmaster: psutil.Process) -> None:
         self.url = url
         self.rows = 0
-        self._postmaster = postmaster
+        self.postmaster = postmaster
         self._index: str | None = None
         self._is_dirty = True
 
@@ -45,7 +45,7 @@ class Database:
     @property
     def version(self) -> str:
         """PostgreSQL's version, such as `18.1`."""
-        return str(self._execute("show server_version")[0][0])
+        return str(execute(self.url, "show server_version")[0][0])
 
     def prepare(self, rows: int, index: str | None = None) -> None:
         """Fill the table with `user1@example.com` to `user{rows}@example.com`, ids 1 to rows, where it is not so yet.
@@ -53,17 +53,18 @@ class Database:
         `index` is the column of one more unique index, for a system whose statements cannot do without it.
         """
         if self._is_dirty or rows != self.rows or index != self._index:
-            self._execute("drop index if exists benchmark_extra")
-            self._execute("truncate users restart identity")
-            self._execute(
+            execute(self.url, "drop index if exists benchmark_extra")
+            execute(self.url, "truncate users restart identity")
+            execute(
+                self.url,
                 "insert into users (email, name) "
-                f"select 'user' || n || '@example.com', 'User ' || n from generate_series(1, {rows}) as n"
+                f"select 'user' || n || '@example.com', 'User ' || n from generate_series(1, {rows}) as n",
             )
             if index:
-                self._execute(f"create unique index benchmark_extra on users ({index})")
-            self._execute("vacuum (analyze, freeze) users")
+                execute(self.url, f"create unique index benchmark_extra on users ({index})")
+            execute(self.url, "vacuum (analyze, freeze) users")
             self.rows, self._index, self._is_dirty = rows, index, False
-        self._execute("checkpoint")
+        execute(self.url, "checkpoint")
 
     def soil(self) -> None:
         """Note that a workload wrote: the next system needs a fresh table."""
@@ -71,12 +72,14 @@ class Database:
 
     def cpu_seconds(self) -> float:
         """CPU seconds that PostgreSQL has used, with every process that it started."""
-        return cpu_seconds(self._postmaster)
+        return cpu_seconds(self.postmaster)
 
-    def _execute(self, sql: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(**parse_url(self.url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
-            cursor = connection.execute(sql.encode())
-            return cursor.fetchall() if cursor.description else []
+
+def execute(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run SQL over a connection of its own; the rows of the last statement, if it has any."""
+    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
@@ -86,9 +89,8 @@ def new_database() -> Iterator[Database]:
     directory = Path(tempfile.mkdtemp(prefix="users-api-bench-"))
     try:
         url = embedded.start(directory)
-        with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
-            for name, value in SETTINGS.items():
-                connection.execute(f"alter system set {name} = '{value}'".encode())
+        for name, value in SETTINGS.items():
+            execute(url, f"alter system set {name} = '{value}'")
         embedded.stop(directory)  # max_connections needs a restart
         url = embedded.start(directory)
         migrations.migrate(parse_url(url), report=lambda line: None)

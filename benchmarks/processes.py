@@ -54,11 +54,13 @@ def running(
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
-    # Whatever is left of the group, the workers of a server that died included.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+    finally:
+        # Whatever is left of the group, the workers of a server that died included; also where Ctrl-C ends the waiting.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_serves(process: psutil.Process, port: int, path: str, log: Path, seconds: float = 30.0) -> None:

@@ -15,13 +15,14 @@ from benchmarks.targets import describe
 from benchmarks.wrk import WrkError, find_wrk
 
 
-def run_with_database(measure: Callable[[Database], None]) -> None:
+def run_with_database(measure: Callable[[Database], None], *, needs_wrk: bool = True) -> None:
     """Call a function with a fresh database; end the process with one message where something is missing or fails."""
     # A termination leaves as an exception does, so that every server that was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _allow_many_files()
     try:
-        find_wrk()
+        if needs_wrk:
+            find_wrk()
     except WrkError as error:
         click.echo(f"benchmarks: {error}", err=True)
         sys.exit(2)

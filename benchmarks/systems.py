@@ -40,6 +40,7 @@ class Server:
 
     url: str
     process: psutil.Process
+    log: Path  # what it has printed
 
 
 def _peer(name: str) -> tuple[str, ...]:
@@ -80,8 +81,8 @@ def parse_system(text: str) -> System:
 
 
 @contextmanager
-def serving(system: System, workers: int, database_url: str) -> Iterator[Server]:
-    """Start a system on a free port and wait until it answers. Raises processes.StartError."""
+def serving(system: System, workers: int, database_url: str, path: str = "/api/v1/users/1") -> Iterator[Server]:
+    """Start a system on a free port and wait until it answers GET `path` with 200. Raises processes.StartError."""
     port = free_port()
     command = [part.replace("{port}", str(port)).replace("{workers}", str(workers)) for part in system.command]
     # What the shell has set for the service under development must not leak into a measurement.
@@ -101,5 +102,5 @@ def serving(system: System, workers: int, database_url: str) -> Iterator[Server]
             log.open("wb") as output,
             running(command, environment=environment, directory=directory, log=output) as process,
         ):
-            wait_until_serves(process, port, "/api/v1/users/1", log)
-            yield Server(f"http://127.0.0.1:{port}", process)
+            wait_until_serves(process, port, path, log)
+            yield Server(f"http://127.0.0.1:{port}", process, log)

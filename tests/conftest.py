@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -40,6 +41,12 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return when a thread, a process or a server has come to what a test expects of it; pytest's time-out ends it."""
+    while not condition():
+        time.sleep(0.001)
+
+
 def settings_for(url: str, **overrides: object) -> Settings:
     """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
@@ -47,12 +54,18 @@ def settings_for(url: str, **overrides: object) -> Settings:
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once why tests were skipped, and what to do about it."""
+    for reason in sorted({report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}):
+        terminalreporter.write_line(reason)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _log_is_scanned() -> Iterator[None]:
     """What the service logs is searched as it comes, also what LOG_LEVEL=debug alone would show."""
     scan = leaks.LogScan()
     logging.getLogger().addHandler(scan)
-    for name in ("api", "asyncpg", "uvicorn", "yoyo"):
+    for name in ("api", "asyncpg", "uvicorn.error", "yoyo"):
         logging.getLogger(name).setLevel(logging.DEBUG)
     yield
     logging.getLogger().removeHandler(scan)
@@ -75,7 +88,7 @@ def anyio_backend() -> str:
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL of this session's own, as its superuser."""
     # Not pytest's temporary directory, which the system user that PostgreSQL runs as under root cannot enter.
-    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=_memory()))
+    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=in_memory()))
     try:
         url = embedded.start(directory)
         # What the tests write may be lost with the machine.
@@ -92,7 +105,7 @@ def _url_of(postgres: str, name: str) -> str:
     return postgres.replace("/postgres?", f"/{name}?")
 
 
-def _memory() -> str | None:
+def in_memory() -> str | None:
     """A file system in memory with room for the databases, where a clone takes a fifth of the time; None elsewhere."""
     shared = Path("/dev/shm")
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * 1024**3 else None

@@ -70,7 +70,7 @@ class Operation:
     if_match: int | None = None
     seen: Seen | None = None
     client: int = 0
-    problem: str = ""
+    problem: str = ""  # the problem's kind, or why no answer came
 
     @property
     def fate(self) -> Fate:
@@ -126,10 +126,13 @@ def check(history: Iterable[Operation]) -> list[Violation]:
     Names tell the writes apart, so each that a history writes must be written once: ValueError where one is not. And
     an id must be known from an answer that shows the user as it was created, as an id that the server chose is.
     """
+    history = list(history)
     operations = [operation for operation in history if operation.fate is not Fate.VOID]
     users, violations = _identify(operations)
+    # Those without effect included: it is what they must not have had.
+    writers = {operation.name: operation for operation in history if operation.name is not None}
     for address, cell in _by_address(operations, users).items():
-        if (violation := _judge(address, cell)) is not None:
+        if (violation := _judge(address, cell, writers)) is not None:
             violations.append(violation)
     return violations
 
@@ -439,7 +442,7 @@ def _lowest_clear_bit(bits: int) -> int:
 _SHOWN = 40
 
 
-def _judge(address: str, entries: list[_Entry]) -> Violation | None:
+def _judge(address: str, entries: list[_Entry], writers: Mapping[str, Operation]) -> Violation | None:
     if _Search(entries).succeeds():
         return None
     ends = sorted(entry.operation.returned for entry in entries if entry.operation.fate is Fate.ANSWERED)
@@ -452,6 +455,11 @@ def _judge(address: str, entries: list[_Entry]) -> Violation | None:
         # Where the fault is about one user, those who had the address before or after it are none of its business.
         if culprit.operation.kind is Kind.CREATE or culprit.token in (None, entry.token)
     ]
+    # What wrote the name that was seen changed nothing, as its client was told; and that may be what went wrong.
+    seen = culprit.operation.seen
+    writer = writers.get(seen.name) if seen is not None and seen.name is not None else None
+    if writer is not None and writer.name not in {operation.name for operation in operations}:
+        operations.append(writer)
     operations.sort(key=lambda operation: min(operation.returned, end))
     hidden = f" (the last {_SHOWN} of {len(operations)})" if len(operations) > _SHOWN else ""
     reason = f"{address}: up to this answer some order explains every answer, with it none does{hidden}:"
@@ -506,6 +514,13 @@ class Answer(NamedTuple):
     body: bytes
 
 
+PATIENCE_SECONDS = 60
+"""How long a client waits for an answer: longer than the service takes for one with its default settings."""
+
+TIMED_OUT = "timed out"
+"""Why no answer came, where the connection stayed."""
+
+
 class Connection:
     """One keep-alive HTTP/1.1 connection: no more than the recorder needs, and several times as fast as httpx."""
 
@@ -517,7 +532,12 @@ class Connection:
     async def request(
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, hang_up: bool = False
     ) -> Answer:
-        """Send a request and read its answer, or hang up before it. Raises OSError or EOFError where none came."""
+        """Send a request and read its answer, or hang up before it. Raises OSError or EOFError where none came.
+
+        TimeoutError, which is an OSError, where none came within PATIENCE_SECONDS.
+        """
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # It was idle, and the server has closed it.
         reader, writer = self._streams = self._streams or await asyncio.open_connection(self._host, self._port)
         lines = [f"{method} {target} HTTP/1.1", "host: test", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -526,10 +546,14 @@ class Connection:
             if hang_up:
                 await writer.drain()
                 raise ConnectionAbortedError
-            return await _read_answer(reader)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                answer = await _read_answer(reader)
         except (OSError, EOFError):
             self.close()
             raise
+        if answer.headers.get("connection") == "close":
+            self.close()
+        return answer
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -557,7 +581,15 @@ class Recorder:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.operations: list[Operation] = []
+        self.slowest: tuple[float, Operation | None] = 0.0, None
+        """The operation that took longest, and its seconds, whether or not an answer came."""
         self.clock = clock
+
+    def add(self, operation: Operation, seconds: float) -> None:
+        """Keep an operation that took so long."""
+        self.operations.append(operation)
+        if seconds > self.slowest[0]:
+            self.slowest = seconds, operation
 
     @asynccontextmanager
     async def client(self, base_url: str, number: int) -> AsyncIterator["Client"]:
@@ -616,12 +648,14 @@ class Client:
         invoked = self._recorder.clock()
         try:
             answer = await self._connection.request(method, target, body, headers, hang_up=hang_up)
-        except (OSError, EOFError):
-            done = replace(asked, invoked=invoked, returned=math.inf, client=self._number)
+        except (OSError, EOFError) as error:
+            reason = TIMED_OUT if isinstance(error, TimeoutError) else "hung up" if hang_up else "connection lost"
+            done = replace(asked, invoked=invoked, returned=math.inf, client=self._number, problem=reason)
+            returned = self._recorder.clock()
         else:
             returned = self._recorder.clock()
             done = replace(_read(asked, answer), invoked=invoked, returned=returned, client=self._number)
-        self._recorder.operations.append(done)
+        self._recorder.add(done, returned - invoked)
         return done
 
 
@@ -633,6 +667,8 @@ def _read(asked: Operation, answer: Answer) -> Operation:
     """The operation with what its answer shows."""
     version = int(answer.headers["etag"].strip('"')) if "etag" in answer.headers else None
     if answer.status >= 400:
+        if answer.headers.get("content-type") != "application/problem+json":
+            return replace(asked, status=answer.status, problem="not a problem+json")
         kind = orjson.loads(answer.body)["type"].rpartition(":")[2]
         return replace(asked, status=answer.status, problem=kind)
     if answer.status == 304:

@@ -196,6 +196,107 @@ async def test_a_caller_that_goes_away_leaves_the_others_their_answers() -> None
     assert [await alone, await waiting[1]] == ["-", "D"]
 
 
+async def cancelled(task: asyncio.Task[str]) -> BaseException | None:
+    """What a caller that is cancelled ends in; None stands for plain cancellation."""
+    task.cancel()
+    await asyncio.wait([task])
+    return None if task.cancelled() else task.exception()
+
+
+async def test_a_caller_that_is_cancelled_hears_whether_its_write_may_have_happened() -> None:
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(), key=str)
+    alone, *waiting = start(batcher, *"-ab")
+    await ticks()
+    assert await cancelled(waiting[1]) is None  # It was never sent.
+    sharing = start(batcher, "c")
+    carrier.answer(0)
+    await ticks()
+    assert carrier.sent == [["-"], ["a", "c"]]
+    assert isinstance(await cancelled(waiting[0]), OutcomeUnknownError)
+    carrier.answer(1)
+    assert [await alone, await sharing[0]] == ["-", "C"]
+
+
+async def test_a_read_that_is_cancelled_is_nothing_but_cancelled() -> None:
+    carrier = Carrier()
+    alone, *tasks = start(Batcher(carrier, limits(in_flight=2)), *"-ab")
+    await ticks()
+    assert await cancelled(tasks[0]) is None
+    carrier.answer(1)
+    carrier.answer(0)
+    assert [await alone, await tasks[1]] == ["-", "B"]
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_with_the_last_caller_the_statement_ends(sent: bool) -> None:
+    """And the last one hears what it left behind: Database.fetch says so. The batcher goes on."""
+    carrier = Carrier()
+    ended = 0
+
+    async def run(items: Sequence[str]) -> list[str]:
+        nonlocal ended
+        try:
+            return await carrier(items)
+        except asyncio.CancelledError as error:
+            ended += 1
+            if sent:
+                raise OutcomeUnknownError from error
+            raise
+
+    batcher = Batcher(run, limits(in_flight=2, max_size=2), key=str)
+    alone, *tasks = start(batcher, *"-abc")
+    await ticks()
+    assert carrier.sent == [["-"], ["a", "b"]]
+    assert isinstance(await cancelled(tasks[0]), OutcomeUnknownError)
+    assert ended == 0
+    assert isinstance(await cancelled(tasks[1]), OutcomeUnknownError if sent else type(None))
+    assert ended == 1
+    await ticks()
+    tasks += start(batcher, *"ab")  # Their keys are free again.
+    await ticks()
+    assert carrier.sent[2:] == [["c"]]
+    carrier.answer(2)
+    await ticks()
+    assert carrier.sent[3:] == [["a", "b"]]
+    carrier.answer(3)
+    carrier.answer(0)
+    assert await asyncio.gather(alone, *tasks[2:]) == list("-CAB")
+
+
+async def test_a_result_that_is_there_is_not_lost_to_a_cancellation() -> None:
+    carrier = Carrier()
+    alone, task = start(Batcher(carrier, limits(in_flight=2), key=str), *"-a")
+    await ticks()
+    carrier.answer(1)
+    while not task._fut_waiter.done():  # type: ignore[attr-defined] # its result is there, and it has not run since
+        await ticks(1)
+    task.cancel()
+    assert await task == "A"
+    carrier.answer(0)
+    await alone
+
+
+async def test_whoever_is_cancelled_before_its_replay_is_not_replayed() -> None:
+    sent: list[list[str]] = []
+    tasks: list[asyncio.Task[str]] = []
+
+    async def run(items: Sequence[str]) -> list[str]:
+        sent.append(list(items))
+        await ticks()
+        if len(items) > 1:
+            asyncio.get_running_loop().call_soon(tasks[1].cancel)  # before the replays, which are started next
+            raise asyncpg.UniqueViolationError("taken")
+        return list(items)
+
+    batcher = Batcher(run, limits(in_flight=2), key=str)
+    tasks += start(batcher, *"-ab")
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sent == [["-"], ["a", "b"], ["b"]]
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert await asyncio.gather(*start(batcher, "a")) == ["a"]
+
+
 async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() -> None:
     carrier = Carrier()
     batcher = Batcher(carrier, limits(in_flight=6), key=lambda item: item[0])

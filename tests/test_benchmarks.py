@@ -17,6 +17,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
+from api.credentials import make_api_key
 from benchmarks import latency, overload, plan, profile, scaling
 from benchmarks.charts import draw
 from benchmarks.delay import new_loop, start_proxy
@@ -344,7 +345,8 @@ def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
 
 def test_the_locustfile_runs_without_a_failure_and_sends_its_key(database: str) -> None:
     keys: set[bytes] = set()
-    service = create_app(settings_for(database))
+    key, entry = make_api_key("locust", read_only=False)
+    service = create_app(settings_for(database, api_keys=entry))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         keys.update(value for name, value in scope.get("headers", ()) if name == b"authorization")
@@ -354,11 +356,11 @@ def test_the_locustfile_runs_without_a_failure_and_sends_its_key(database: str) 
         command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless", "--host", url]
         run = subprocess.run(
             [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "2s", "--only-summary"],
-            cwd=ROOT, env={**os.environ, "API_KEY": "secret"}, capture_output=True, text=True, check=False,
+            cwd=ROOT, env={**os.environ, "API_KEY": key}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert run.returncode == 0, run.stderr  # locust's exit code says whether a request failed
     assert "/api/v1/users/[id]" in run.stderr
-    assert keys == {b"Bearer secret"}
+    assert keys == {f"Bearer {key}".encode()}
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

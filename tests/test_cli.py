@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,17 +20,20 @@ from tests import leaks
 from tests.conftest import execute
 
 ROOT = Path(__file__).parent.parent
+STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
 USERS_API = Path(sys.executable).with_name("users-api")
 
 
 def environment(**variables: str) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {**inherited, **variables}
+    return {**inherited, "DRAIN_SECONDS": "0", **variables}
 
 
-def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
+) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
-        [USERS_API, *arguments],
+        [*program, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
         input=stdin,
@@ -50,7 +53,7 @@ def on(database: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "teaches"),
     [
-        ([], ["serve", "migrate", "check-sql", "doctor", "key", "openapi", "First steps", ".env.example"]),
+        ([], ["serve", "migrate", "doctor", "key", "openapi", "import", "export", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
         (["migrate"], ["status", "rollback", "DIRECT_URL"]),
         (["migrate", "status"], ["pending"]),
@@ -59,6 +62,8 @@ def on(database: str) -> dict[str, str]:
         (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
         (["key"], ["--read-only", "API_KEYS", "Examples"]),
         (["openapi"], ["/openapi.json", "Example"]),
+        (["import"], ["--on-conflict", "refused", "Examples", "DIRECT_URL", "Exit code 1"]),
+        (["export"], ["--format", "snapshot", "Examples", "DIRECT_URL"]),
     ],
 )
 def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
@@ -103,20 +108,22 @@ def test_flags_that_do_not_fit() -> None:
 
 def test_migrating_there_and_back(empty_database: str) -> None:
     urls = on(empty_database)
+    ids = sorted(path.stem for path in (ROOT / "migrations").glob("*.sql") if not path.stem.endswith(".rollback"))
     assert re.search(r"0001\.create-users +pending +-", run("migrate", "status", **urls).stdout)
     assert "0001.create-users" in run("migrate", **urls).stdout
     assert re.search(r"0001\.create-users +applied +\d{4}-", run("migrate", "status", **urls).stdout)
     assert "up to date" in run("migrate", **urls).stdout
     declined = run("migrate", "rollback", stdin="n\n", **urls)
-    assert (declined.returncode, "Undo 0001.create-users?" in declined.stdout) == (1, True)
+    assert (declined.returncode, f"Undo {ids[-1]}?" in declined.stdout) == (1, True)
     assert execute(empty_database, "select to_regclass('users') is null") == [(False,)]
-    assert run("migrate", "rollback", "--yes", **urls).returncode == 0
+    for id in reversed(ids):
+        assert id in run("migrate", "rollback", "--yes", **urls).stdout
     assert execute(empty_database, "select to_regclass('users') is null") == [(True,)]
     assert "nothing to roll back" in run("migrate", "rollback", **urls).stdout
 
 
 def test_check_sql(database: str) -> None:
-    assert run("check-sql", **on(database)).stdout == "7 statements fit the database\n"
+    assert run("check-sql", **on(database)).stdout == f"{STATEMENTS} statements fit the database\n"
     execute(database, "alter table users rename column name to label")
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
@@ -125,13 +132,18 @@ def test_check_sql(database: str) -> None:
 
 @contextmanager
 def served(
-    *arguments: str, cwd: Path, ends_with: int = 0, says: str = "", **variables: str
+    *arguments: str,
+    cwd: Path,
+    ends_with: int = 0,
+    says: str = "",
+    program: Sequence[str | Path] = (USERS_API,),
+    **variables: str,
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(USERS_API), "serve", "--port", str(port), *arguments]
+    command = [*program, "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -151,7 +163,7 @@ def served(
     assert process.returncode == ends_with, err
     assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
     assert says in err
-    leaks.search(out + err, " ".join(command))
+    leaks.search(out + err, " ".join(map(str, command)))
     assert "Traceback" not in err
 
 
@@ -208,4 +220,4 @@ def test_the_wheel_brings_its_sql_and_migrations(empty_database: str, directory:
         )
 
     assert "0001.create-users" in run_installed("migrate").stdout
-    assert "7 statements fit" in run_installed("check-sql").stdout
+    assert f"{STATEMENTS} statements fit" in run_installed("check-sql").stdout

@@ -31,11 +31,15 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
     assert body["title"] == {
         404: "Not Found",
         405: "Method Not Allowed",
+        406: "Not Acceptable",
+        408: "Request Timeout",
         409: "Conflict",
         412: "Precondition Failed",
         413: "Content Too Large",
         415: "Unsupported Media Type",
         422: "Unprocessable Content",
+        500: "Internal Server Error",
+        503: "Service Unavailable",
     }.get(status)
     assert re.fullmatch("[0-9a-f]{16}", body["request_id"])
     if detail is not None:

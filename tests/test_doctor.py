@@ -22,6 +22,7 @@ from api.doctor.findings import Status, Step
 from api.doctor.network import Route
 from api.doctor.session import Session
 from api.settings import Settings
+from api.statements import declared_statements
 from api.url import parse_url
 from tests.conftest import execute, settings_for
 from tests.rig import (
@@ -115,7 +116,7 @@ def test_all_is_well(rig: Rig, neon: NeonDatabase) -> None:
     assert report["DIRECT_URL", "pooling"].detail == "direct: each connection keeps its own backend"
     assert "2 replicas x 3 workers x POOL_MAX_SIZE 10 = 60" in report["DATABASE_URL", "connections"].detail
     assert report["DIRECT_URL", "migrations"].detail == "1 applied, none pending"
-    assert report["DIRECT_URL", "statements"].detail == "7 fit the database"
+    assert report["DIRECT_URL", "statements"].detail == f"{len(declared_statements())} fit the database"
     assert rig.counts.cancels == 0
 
 

@@ -7,7 +7,7 @@ the real application with faults put in, which must be found.
 import asyncio
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -20,8 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.app import create_app
 from api.url import parse_url
 from tests.conftest import KILL_ALL, execute, settings_for
-from tests.history import USERS, Client, Fate, Kind, Operation, Recorder, Seen, check
+from tests.history import USERS, Fate, Kind, Operation, Recorder, Seen, check
+from tests.rig import NEON_TRANSIENT, POOLER_FULL, SERVER_FULL, SHUTDOWN, Cut, Farewell, NeonDatabase, Point, Rig
+from tests.rig import Fault as RigFault
+from tests.rig.faults import STATEMENT_POINTS
 from tests.serving import serve
+from tests.workload import USERS_LEFT, Workload, final_reads
 
 # --- The checker, on histories written by hand ------------------------------------------------------------------------
 
@@ -195,6 +199,12 @@ def test_a_report_shows_what_went_wrong_and_nothing_that_came_later() -> None:
     assert last == "4000.000 to 5000.000 ms client 0 GET user 1 -> 200 user 1 v1 name=n1"
 
 
+def test_a_report_shows_the_refused_write_whose_effect_was_seen() -> None:
+    refused = Operation(Kind.PATCH, 2, 3, 503, user_id=1, name="n2", problem="unavailable")
+    (violation,) = check([created(0, 1), refused, got(4, 5, 2, "n2")])
+    assert refused in violation.operations
+
+
 def test_a_history_must_write_each_name_once() -> None:
     with pytest.raises(ValueError, match="write each name once"):
         check([created(0, 1), patched(2, 3, 2, "n1")])
@@ -329,122 +339,30 @@ def test_the_checker_agrees_with_an_exhaustive_search(seed: int) -> None:
     assert min(verdicts[True], verdicts[False]) >= 10
 
 
-# --- The workload -----------------------------------------------------------------------------------------------------
-
-ADDRESSES = [f"user{number}@example.com" for number in range(8)]
-CLIENTS = 32
+# --- The application --------------------------------------------------------------------------------------------------
 
 
-class World:
-    """What the clients know together: the last user that was seen at each address, older ones, and versions."""
+async def run(
+    workload: Workload, operations: int, meanwhile: Callable[[], Awaitable[object]] | None = None, times: int = 0
+) -> None:
+    """Run until so many operations were answered (a 503 is no answer) and `meanwhile` was awaited so many times."""
+    left = times
 
-    def __init__(self) -> None:
-        self.current: dict[str, int] = {}
-        self.former: deque[int] = deque([1], maxlen=8)
-        self.versions: dict[int, int] = {}
+    async def interfere() -> None:
+        nonlocal left
+        while left and meanwhile is not None:
+            await asyncio.sleep(0.1)
+            await meanwhile()
+            left -= 1
 
-    def learn(self, operation: Operation) -> None:
-        """Take in an answer."""
-        seen = operation.seen
-        if seen is not None:
-            if seen.email is not None and seen.id >= self.current.get(seen.email, 0):
-                self.current[seen.email] = seen.id
-            self.versions[seen.id] = max(seen.version or 1, self.versions.get(seen.id, 1))
-        elif operation.user_id is not None and operation.status in (204, 404):
-            self.former.append(operation.user_id)
-            gone = [address for address, user_id in self.current.items() if user_id == operation.user_id]
-            for address in gone:
-                del self.current[address]
-
-
-class Workload:
-    """Random operations of many clients on the users of a few addresses."""
-
-    def __init__(self, url: str, operations: int) -> None:
-        self.recorder = Recorder()
-        self._url = url
-        self._operations = operations
-        self._answered = 0
-        self._world = World()
-        self._names = count(1)
-
-    async def run(self, meanwhile: Callable[[], Awaitable[object]] | None = None, times: int = 0) -> None:
-        """Run until so many operations were answered (a 503 is no answer) and `meanwhile` was awaited so many times."""
-        left = times
-
-        async def act(number: int) -> None:
-            chance = random.Random(number)
-            async with self.recorder.client(self._url, number) as client:
-                while left or self._answered < self._operations:
-                    done = await self._one(client, chance)
-                    self._learn(done)
-                    # Nothing shows a stale read like the one that follows one's own write.
-                    if done.status in (200, 204) and done.kind in (Kind.PATCH, Kind.DELETE) and chance.random() < 0.3:
-                        assert done.user_id is not None
-                        self._learn(await client.get(done.user_id))
-
-        async with asyncio.TaskGroup() as group:
-            for number in range(CLIENTS):
-                group.create_task(act(number))
-            while left and meanwhile is not None:
-                await asyncio.sleep(0.1)
-                await meanwhile()
-                left -= 1
-
-    def _learn(self, done: Operation) -> None:
-        self._answered += done.fate is Fate.ANSWERED
-        self._world.learn(done)
-
-    async def _one(self, client: Client, chance: random.Random) -> Operation:
-        address = chance.choice(ADDRESSES)
-        user_id = self._world.current.get(address)
-        if user_id is None or chance.random() < 0.25:
-            if chance.random() < 0.5:
-                return await client.find(address)
-            return await client.create(address, self._name(), hang_up=chance.random() < 0.02)
-        if chance.random() < 0.03:
-            user_id = chance.choice(self._world.former)
-        return await self._change_or_get(client, chance, user_id)
-
-    async def _change_or_get(self, client: Client, chance: random.Random, user_id: int) -> Operation:
-        version: int | None = max(1, self._world.versions.get(user_id, 1) - chance.choice([0, 0, 0, 1]))
-        conditional = version if chance.random() < 0.3 else None
-        hang_up = chance.random() < 0.02
-        choice = chance.random()
-        if choice < 0.4:
-            return await client.get(user_id, conditional)
-        if choice < 0.93:
-            return await client.patch(user_id, self._name(), conditional, hang_up=hang_up)
-        return await client.delete(user_id, conditional, hang_up=hang_up)
-
-    def _name(self) -> str:
-        return f"name{next(self._names)}"
-
-
-def final_reads(database: str, history: Sequence[Operation], now: float) -> list[Operation]:
-    """The database's rows, as answers to questions that come after every other: by address, and by each known id."""
-    rows = execute(database, "select id, version, name, email from users")
-    users = [Seen(int(str(row[0])), int(str(row[1])), str(row[2]), str(row[3])) for row in rows]
-    by_id = {user.id: user for user in users}
-    by_address = {user.email: user for user in users}
-    known = {operation.seen.id for operation in history if operation.seen is not None}
-    finds = [
-        Operation(Kind.FIND, now, now, 200, address=address, seen=by_address.get(address))
-        for address in {*ADDRESSES, *(user.email for user in users if user.email is not None)}
-    ]
-    gets = [
-        Operation(Kind.GET, now, now, 200 if user_id in by_id else 404, user_id=user_id, seen=by_id.get(user_id))
-        for user_id in known | set(by_id)
-    ]
-    return finds + gets
+    async with asyncio.TaskGroup() as group:
+        group.create_task(interfere())
+        group.create_task(workload.run(lambda: left or workload.answered < operations))
 
 
 def assert_linearizable(history: Sequence[Operation]) -> None:
     violations = check(history)
     assert not violations, "\n\n".join(["", *map(str, violations)])
-
-
-# --- The application --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[True, False], ids=["batching", "no batching"])
@@ -460,14 +378,14 @@ class Distance:
     """
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
         self._chance = random.Random(0)
         self._ends: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
     async def between(self, directory: Path) -> AsyncIterator[None]:
         """Stand at `directory` for the PostgreSQL of the socket."""
-        async with await asyncio.start_unix_server(self._connect, directory / self._socket.name):
+        async with await asyncio.start_unix_server(self._connect, directory / self.socket.name):
             yield
             await self.cut()
 
@@ -477,7 +395,7 @@ class Distance:
             end.transport.abort()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
+        far_reader, far_writer = await asyncio.open_unix_connection(self.socket)
         ends = {writer, far_writer}
         self._ends |= ends
         await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
@@ -496,9 +414,9 @@ async def run_application(
 ) -> Recorder:
     """What the clients of the application on a database saw, once all is over."""
     server = serve(create_app(settings_for(url, batching=batching, batch_in_flight=2)))
-    workload = Workload(server.__enter__(), 4000)
+    workload = Workload(server.__enter__())
     try:
-        await workload.run(meanwhile, times)
+        await run(workload, 4000, meanwhile, times)
     finally:
         # In a thread, since what the server waits for may come through this one.
         await asyncio.to_thread(server.__exit__, None, None, None)
@@ -508,7 +426,7 @@ async def run_application(
 def assert_linearizable_to_the_end(recorder: Recorder, database: str) -> None:
     """Every answer fits one order, and so do the rows that are left."""
     history = recorder.operations
-    assert_linearizable(history + final_reads(database, history, recorder.clock()))
+    assert_linearizable(history + final_reads(execute(database, USERS_LEFT), history, recorder.clock()))
 
 
 def assert_fair(history: Sequence[Operation]) -> None:
@@ -554,6 +472,28 @@ async def test_every_history_is_linearizable_over_a_network_that_breaks(
     assert_linearizable_to_the_end(recorder, database)
     assert server_errors(recorder) <= {503}
     assert_fair(recorder.operations)
+
+
+async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: NeonDatabase, batching: bool) -> None:
+    """Statements refused before they arrive, cut off after their commit, and all between; computes that sleep."""
+    chance = random.Random(0)
+    rig.wake_seconds = 0.1
+    faults = [RigFault(point, action) for point in STATEMENT_POINTS for action in (Cut.RESET, Cut.CLOSE, SHUTDOWN)]
+    faults += [RigFault(Point.REQUEST, said) for said in (SERVER_FULL, Farewell("08P01", "query_wait_timeout"))]
+    faults += [RigFault(Point.CONNECT, said) for said in (*NEON_TRANSIENT, POOLER_FULL, Cut.RESET)]
+
+    async def fail() -> None:
+        for fault in chance.sample(faults, 4):
+            rig.inject(fault)
+        if chance.random() < 0.3:
+            await asyncio.to_thread(rig.suspend)
+
+    recorder = await run_application(neon.pooled, batching=batching, meanwhile=fail, times=10)
+    assert rig.counts.faults.total() > 20
+    assert_linearizable_to_the_end(recorder, neon.superuser)
+    assert_fair(recorder.operations)
+    # What passes is latency, but for the writes of which nobody knows.
+    assert {each.problem for each in recorder.operations if each.status >= 500} <= {"outcome-unknown"}
 
 
 # --- The application with faults --------------------------------------------------------------------------------------
@@ -663,7 +603,7 @@ def _replay(request: Message) -> Receive:
 async def test_a_fault_in_the_application_is_found(database: str, batching: bool, fault: type[Fault]) -> None:
     app = create_app(settings_for(database, batching=batching))
     with serve(fault(app)) as url:
-        workload = Workload(url, 1000)
-        await workload.run()
+        workload = Workload(url)
+        await run(workload, 1000)
     with pytest.raises(AssertionError, match="with it none does"):
         assert_linearizable(workload.recorder.operations)

@@ -239,6 +239,11 @@ def test_disabled_channel_binding_is_honoured_without_a_note() -> None:
         (f"{NEON}?sslrootcert=/tmp", "sslrootcert: "),
         (f"{NEON}?sslrootcert={quote(__file__)}", "sslrootcert: "),
         (f"{NEON}?sslmode=disable", "clear text"),
+        (f"{NEON}?sslmode=disable&hostaddr=127.0.0.1", "clear text"),
+        (f"{LOCAL}?sslmode=disable&hostaddr=8.8.8.8", "clear text"),
+        (f"{LOCAL}?hostaddr=localhost{SECRET}", "hostaddr must be one IP address"),
+        (f"postgresql://u:{SECRET}@a,b/d?hostaddr=127.0.0.1", "hostaddr must be one IP address"),
+        (f"postgresql://u:{SECRET}@%2Ftmp/d?hostaddr=127.0.0.1", "hostaddr must be one IP address"),
     ],
 )
 def test_refusals_name_the_fault_and_no_secret(url: str, message: str) -> None:
@@ -396,6 +401,25 @@ def test_handshakes(connect: Connect, negotiation: str, authority: trustme.CA, a
         assert not reached(server, rootcert)
         assert not reached(server, f"sslmode=verify-ca&{rootcert}")
         assert reached(server, "sslmode=no-verify")
+
+
+@both_drivers
+@pytest.mark.parametrize("negotiation", ["postgres", "direct"])
+def test_an_address_takes_the_place_of_dns_and_the_name_is_verified(
+    connect: Connect, negotiation: str, authority: trustme.CA, authority_file: Path
+) -> None:
+    """What a tunnel to the database needs: hostaddr says where it begins, the name whom it must lead to."""
+    query = f"hostaddr=127.0.0.1&sslnegotiation={negotiation}&sslrootcert={quote(str(authority_file))}"
+    with serving(authority.issue_cert("db.example.com")) as server:
+        asked_for: list[str | None] = []
+        server.context.sni_callback = lambda _, name, __: asked_for.append(name)
+        connect(parse_url(f"postgresql://owner@db.example.com:{server.port}/d?{query}"))
+        assert (len(server.startups), asked_for) == (1, ["db.example.com"])
+        connect(parse_url(f"postgresql://owner@other.example.com:{server.port}/d?{query}"))
+        assert len(server.startups) == 1
+    with serving(authority.issue_cert("127.0.0.1")) as server:
+        connect(parse_url(f"postgresql://owner@db.example.com:{server.port}/d?{query}"))
+        assert not server.startups
 
 
 @both_drivers

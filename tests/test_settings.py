@@ -82,6 +82,17 @@ def test_a_value_out_of_range_names_its_variable(monkeypatch: pytest.MonkeyPatch
     assert refusal(monkeypatch, **{name: value}).startswith(f"{name}: ")
 
 
+def test_a_replica_without_its_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, READ_DATABASE_URL=DIRECT)
+    assert message.startswith("DATABASE_URL is not set, but READ_DATABASE_URL is")
+
+
+@pytest.mark.parametrize("url", ["mysql://ada:sesame@host/db", DIRECT.replace("@", "@another,", 1)])
+def test_a_replica_that_cannot_be_used_names_its_variable(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    message = refusal(monkeypatch, DATABASE_URL=DIRECT, DIRECT_URL=DIRECT, READ_DATABASE_URL=url)
+    assert message.startswith("READ_DATABASE_URL: ")
+
+
 def test_every_fault_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = refusal(monkeypatch, POOL_MAX_SIZE="0", LOG_LEVEL="x").splitlines()
     assert [line.partition(":")[0] for line in lines] == ["POOL_MAX_SIZE", "LOG_LEVEL"]

@@ -1,11 +1,14 @@
 """The command line: a file for each command, thin, each calls one function elsewhere."""
 
 import logging.config
+import signal
 
 import click
 
 from api.cli.check_sql import check_sql
 from api.cli.doctor import doctor
+from api.cli.export_users import export_users
+from api.cli.import_users import import_users
 from api.cli.key import key
 from api.cli.migrate import migrate
 from api.cli.openapi import openapi
@@ -27,7 +30,10 @@ def main() -> None:
       curl localhost:8000/api/v1/users    list the users
     """
     logging.config.dictConfig(LOG_CONFIG)
+    # As Ctrl-C does: what is under way is undone, and the command ends. Process 1, which a command is in a container,
+    # never sees a SIGTERM that it does not handle.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-for command in (serve, migrate, check_sql, doctor, key, openapi):
+for command in (serve, migrate, check_sql, doctor, key, openapi, import_users, export_users):
     main.add_command(command)

@@ -6,7 +6,7 @@ import sys
 import asyncpg
 import click
 
-import api.users.queries  # noqa: F401 - declares the statements that check-sql checks
+import api.app  # noqa: F401 - declares the statements that check-sql checks
 from api import migrations, statements
 from api.cli.common import explain_errors, settings_with_database
 from api.errors import describe

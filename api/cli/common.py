@@ -3,13 +3,15 @@
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec
 
+import asyncpg
 import click
 from pydantic import SecretStr
 
 from api import embedded, migrations
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, Problem, describe
 from api.settings import Settings, SettingsError, load_settings
 
 P = ParamSpec("P")
@@ -25,8 +27,11 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (SettingsError, embedded.EmbeddedUnavailableError) as error:
             click.echo(f"users-api: {error}", err=True)
             sys.exit(2)
-        except migrations.MigrationError as error:
+        except (migrations.MigrationError, Problem) as error:
             click.echo(f"users-api: {error}", err=True)
+            sys.exit(1)
+        except (DatabaseUnavailableError, OutcomeUnknownError, asyncpg.PostgresError) as error:
+            click.echo(f"users-api: the database failed: {describe(error.__cause__ or error)}", err=True)
             sys.exit(1)
 
     return run
@@ -41,3 +46,13 @@ def settings_with_database() -> tuple[Settings, bool]:
     # Workers are processes of their own and read the environment again.
     os.environ["DATABASE_URL"] = os.environ["DIRECT_URL"] = url
     return settings.model_copy(update={"database_url": SecretStr(url), "direct_url": SecretStr(url)}), True
+
+
+def direct_settings() -> Settings:
+    """The settings with DIRECT_URL for every connection; the embedded database is migrated first."""
+    settings, is_embedded = settings_with_database()
+    if is_embedded:
+        migrations.migrate(settings.direct, report=partial(click.echo, err=True))
+    if settings.direct.pooled:
+        raise SettingsError("DIRECT_URL is that of a transaction pooler: set it to the same URL without -pooler")
+    return settings.model_copy(update={"database_url": settings.direct_url})

@@ -20,7 +20,7 @@ def openapi() -> None:
     # Only here: no other command needs the whole application.
     from api.app import routes
     from api.database import Database
-    from api.openapi import describe
+    from api.openapi import document
 
     settings = load_settings()
-    click.echo(json.dumps(describe(routes(settings, Database(settings))), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(document(routes(settings, Database(settings))), indent=2, ensure_ascii=False))

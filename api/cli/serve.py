@@ -2,22 +2,34 @@
 
 import logging
 import os
-import signal
 import sys
 
 import click
 import uvicorn
+from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from api import migrations
 from api.cli.common import explain_errors, settings_with_database
+from api.lifecycle import Server
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
+from api.supervisor import Supervisor
 from api.telemetry.logs import LOG_CONFIG
 from api.telemetry.setup import serve_metrics, shared_metrics
+
+_WINDOWS = sys.platform == "win32"
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option(
+    "--port",
+    envvar="PORT",
+    show_envvar=True,
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on.",
+)
 @click.option(
     "--workers",
     default=1,
@@ -46,17 +58,16 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     settings, is_embedded = settings_with_database()
     if is_embedded:
         migrations.migrate(settings.direct, report=click.echo)
-    for note in settings.pooled.notes:
-        logging.getLogger("api").warning("DATABASE_URL: %s", note)
+    for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
+        for note in url.notes if url else ():
+            logging.getLogger("api").warning("%s: %s", variable, note)
     directory = click.get_current_context().with_resource(shared_metrics())
     if settings.metrics_port is not None:
         serve_metrics(directory, host, settings.metrics_port)
-    # uvicorn ends by raising the signal that stopped it once more; a graceful stop is a success, and exits as one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
-    uvicorn.run(
+    config = uvicorn.Config(
         "api.app:app_from_environment",
         factory=True,
         host=host,
@@ -64,8 +75,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         workers=workers,
         reload=reload,
         # Named, since uvicorn falls back to slower ones in silence where they are missing.
-        loop="auto" if sys.platform == "win32" else "uvloop",
-        http="auto" if sys.platform == "win32" else "api.protocol:HTTPProtocol",
+        loop="auto" if _WINDOWS else "uvloop",
+        http="auto" if _WINDOWS else "api.protocol:HTTPProtocol",
         lifespan="on",
         log_config={**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": settings.log_level.upper()}},
         ws="none",
@@ -74,9 +85,23 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         server_header=False,
         # Above the idle time of the usual load balancers (60 s), which would see a reset as a 502 otherwise.
         timeout_keep_alive=75,
-        # uvicorn's default waits for ever.
-        timeout_graceful_shutdown=30,
     )
+    sys.exit(_run(config, settings))
+
+
+def _run(config: uvicorn.Config, settings: Settings) -> int:
+    """Serve until a signal ends it. Returns the exit code."""
+    drain, grace = settings.drain_seconds, settings.grace_seconds
+    server = Server(config, drain_seconds=drain, grace_seconds=grace)
+    if config.reload:
+        ChangeReload(config, target=server.run, sockets=[config.bind_socket()]).run()
+    elif config.workers == 1:
+        server.run()
+    elif _WINDOWS:  # which lacks the signals of our own supervisor
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
+    else:
+        return Supervisor(config, drain_seconds=drain, grace_seconds=grace).run()
+    return 0
 
 
 def _check_who_can_come_in(settings: Settings, host: str) -> None:

@@ -1,5 +1,6 @@
 """The requests that the running code serves: what a log line belongs to, and whom a statement's time is counted for."""
 
+import secrets
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from time import perf_counter
@@ -91,3 +92,9 @@ def share(calls: Iterable[Waiting]) -> None:
             request.batch += waited
             batch.append(request)
     serving.set(batch)
+
+
+def request_id() -> str:
+    """The id of the request under way, a new one outside of any."""
+    served = serving.get()
+    return served[0].id if served else secrets.token_hex(8)

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.headers import REQUEST_ID
 from api.settings import Settings
 from api.telemetry.context import RequestContext, serving
-from api.telemetry.metrics import SECONDS, SUM, Metrics
+from api.telemetry.families import SECONDS, SUM
+from api.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing

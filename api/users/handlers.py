@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from asyncpg import Record
 from pydantic import TypeAdapter, ValidationError
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -21,9 +22,13 @@ from api.http import (
     read_if_match,
     read_query,
 )
+from api.limits import Gate
 from api.users import operations, queries
+from api.users.cursors import MAX_ID
 from api.users.emails import Email
-from api.users.schemas import MAX_ID, ListQuery, UserCreate, UserUpdate
+from api.users.idempotency import create_once, read_key
+from api.users.schemas import ListQuery, UserCreate, UserUpdate
+from api.users.search import read_page
 
 PATH = "/api/v1/users"
 
@@ -32,18 +37,32 @@ _FIRST_PAGE = ListQuery()
 _EMAIL = TypeAdapter(Email)
 _MAX_ID_DIGITS = len(str(MAX_ID))
 
+
+class _UserConvertor(StringConvertor):
+    """A user's place in a path: whatever is not the name of another resource there."""
+
+    regex = "(?!(?:import|export)$)[^/]+"
+
+
+register_url_convertor("user", _UserConvertor())
+
 Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
 
 class Users:
-    """The handlers of users on one database."""
+    """The handlers of users on one database, behind a gate."""
 
-    def __init__(self, database: Database, limits: Limits | None) -> None:
+    def __init__(self, database: Database, limits: Limits | None, gate: Gate) -> None:
         self._database = database
+        self._gate = gate
         self._list = Batcher(partial(queries.list_users_after, database), limits)
+        self._list_backwards = Batcher(partial(queries.list_users_before, database), limits)
         self._select = Batcher(partial(queries.select_users, database), limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
         self._insert = Batcher(partial(queries.insert_users, database), limits, key=_address_of)
+        self._insert_once: Batcher[queries.KeyedUser, Record] = Batcher(
+            partial(queries.insert_users_once, database), limits, key=_address_of
+        )
         self._update: Batcher[queries.UserChange, Record | None] = Batcher(
             partial(queries.update_users, database), limits, key=_id_of
         )
@@ -56,14 +75,22 @@ class Users:
         query = read_query(request, ListQuery) if request.scope["query_string"] else _FIRST_PAGE
         if query.email is not None:
             return await self._find_user(query.email)
+        if query.is_search:
+            body, next_query = await read_page(self._database, query)
+            return JSONBody(body, headers=_link(next_query))
+        backwards = query.order == "-id"
         if query.after is None and query.skip:
             page = await queries.list_users_skip(self._database, query.skip, query.limit)
+        elif backwards:
+            page = await self._list_backwards(
+                queries.Page(MAX_ID if query.after is None else query.after - 1, query.limit)
+            )
         else:
             page = await self._list(queries.Page(query.after or 0, query.limit))
-        headers: tuple[tuple[bytes, bytes], ...] = ()
+        next_query = None
         if page["size"] == query.limit:
-            headers = ((b"link", b'<%s?after=%d&limit=%d>; rel="next"' % (_PATH, page["last_id"], query.limit)),)
-        return JSONBody(page["body"].encode(), headers=headers)
+            next_query = b"after=%d&limit=%d%s" % (page["last_id"], query.limit, b"&order=-id" if backwards else b"")
+        return JSONBody(page["body"].encode(), headers=_link(next_query))
 
     async def _find_user(self, address: str) -> Response:
         try:
@@ -75,11 +102,14 @@ class Users:
 
     async def create_user(self, request: Request) -> Response:
         """POST /api/v1/users."""
+        key = read_key(request)
         sent = await read_body(request, UserCreate)
+        if key is not None:
+            return _kept_response(await create_once(self._insert_once, request, key, sent))
         user = await self._insert(queries.NewUser(sent.email, sent.name))
         if user is None:
             raise email_taken()
-        return _user_response(user, 201, (b"location", b"%s/%d" % (_PATH, user["id"])))
+        return _user_response(user, 201, _location(user["id"]))
 
     async def get_user(self, request: Request) -> Response:
         """GET /api/v1/users/{id}."""
@@ -105,15 +135,17 @@ class Users:
     def routes(self) -> list[BaseRoute]:
         """The paths of the resource: with and without a slash at the end they are one, and neither redirects."""
         many = Resource(
+            gate=self._gate,
             get=(self.list_users, operations.LIST_USERS),
             post=(self.create_user, operations.CREATE_USER),
         )
         one = Resource(
+            gate=self._gate,
             get=(self.get_user, operations.GET_USER),
             patch=(self.update_user, operations.UPDATE_USER),
             delete=(self.delete_user, operations.DELETE_USER),
         )
-        return [Route(f"{PATH}/{{id}}", one), Route(PATH, many), Route(f"{PATH}/", many)]
+        return [Route(f"{PATH}/{{id:user}}", one), Route(PATH, many), Route(f"{PATH}/", many)]
 
 
 def _read_id(request: Request) -> int:
@@ -138,12 +170,30 @@ async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record
         # that one left, a newer version or no user at all, the next statement sees.
 
 
-def _address_of(user: queries.NewUser) -> str:
+def _address_of(user: queries.NewUser | queries.KeyedUser) -> str:
     return user.email.lower()
 
 
 def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
     return write.id
+
+
+def _kept_response(answer: Record) -> Response:
+    """The answer to a creation with an Idempotency-Key, the first time and each time after it."""
+    if answer["user_id"] is None:
+        headers = {"Idempotency-Replayed": "true"} if answer["is_replayed"] else None
+        return Response(answer["body"], 409, headers, "application/problem+json")
+    replayed = ((b"idempotency-replayed", b"true"),) if answer["is_replayed"] else ()
+    # Whatever became of the user since: it was created with the first version.
+    return JSONBody(answer["body"].encode(), 201, ((b"etag", etag(1)), _location(answer["user_id"]), *replayed))
+
+
+def _link(next_query: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
+    return () if next_query is None else ((b"link", b'<%s?%s>; rel="next"' % (_PATH, next_query)),)
+
+
+def _location(user_id: int) -> tuple[bytes, bytes]:
+    return b"location", b"%s/%d" % (_PATH, user_id)
 
 
 def _user_response(user: Record, status: int = 200, *headers: tuple[bytes, bytes]) -> JSONBody:

@@ -4,16 +4,21 @@ Each takes many keys at once. One statement serves a single request and a whole 
 
 Every array travels as text[]: it is the one array that asyncpg can encode without asking the server for the type first
 (asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
+
+Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections,
+where it fails for ever once a migration changes its result types ("cached plan must not change result type").
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from asyncpg import Record
 
 from api.batching import PATIENCE_SECONDS
 from api.database import Database
-from api.statements import declare
+from api.statements import Statement, declare
+from api.users.cursors import Position
 
 _USER = {"id": "int8", "version": "int8", "body": "text"}
 _PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
@@ -21,22 +26,62 @@ _PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
 _SELECT_USERS = declare("users/select_users.sql", ["text[]"], _USER)
 _SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], {"n": "int8", **_USER})
 _INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {**_USER, "email": "text"}, writes=True)
+_INSERT_USERS_ONCE = declare(
+    "users/insert_users_once.sql",
+    [*["text[]"] * 6, "text"],
+    {"n": "int8", "user_id": "int8", "body": "text", "is_replayed": "bool", "is_reused": "bool"},
+    writes=True,
+)
 _UPDATE_USERS = declare("users/update_users.sql", [*["text[]"] * 5, "text"], _USER, writes=True)
 _DELETE_USERS = declare("users/delete_users.sql", ["text[]", "text[]", "text"], _USER, writes=True)
 _LIST_USERS_AFTER = declare("users/list_users_after.sql", ["text[]", "text[]"], {"n": "int8", **_PAGE})
+_LIST_USERS_BEFORE = declare("users/list_users_before.sql", ["text[]", "text[]"], {"n": "int8", **_PAGE})
 _LIST_USERS_SKIP = declare("users/list_users_skip.sql", ["int8", "int8"], _PAGE)
+_PAGE_BY_CREATION = {"last_created_at": "timestamptz", **_PAGE}
+_LIST_USERS_OLDEST = declare("users/list_users_oldest.sql", ["text", "int8", "text", "int8"], _PAGE_BY_CREATION)
+_LIST_USERS_NEWEST = declare("users/list_users_newest.sql", ["text", "int8", "text", "int8"], _PAGE_BY_CREATION)
+_SEARCH_USERS = declare(
+    "users/search_users.sql",
+    ["text", "text", "int8", "int8"],
+    {"last_key": "text", "last_id": "int8", "has_more": "bool", "body": "text"},
+)
+_IMPORT_USERS = declare("users/import_users.sql", ["text[]", "text[]", "text"], {"n": "int8"}, writes=True)
+_IMPORT_USERS_UPDATE = declare(
+    "users/import_users_update.sql",
+    ["text[]", "text[]", "bool", "text"],
+    {"created": "int8", "updated": "int8"},
+    writes=True,
+)
+ESTIMATE_USERS = declare("users/estimate_users.sql", [], {"users": "int8"})
+EXPORT_USERS = declare("users/export_users.sql", [], {"body": "text"})
+EXPORT_USERS_CSV = declare(
+    "users/export_users_csv.sql",
+    [],
+    {"id": "int8", **dict.fromkeys(("email", "name", "created_at", "updated_at"), "text")},
+)
 
 
 class Page(NamedTuple):
-    """At most `limit` users, those that follow the id `after`."""
+    """At most `limit` users, from the id `bound` on: behind it, or backwards up to it."""
 
-    after: int
+    bound: int
     limit: int
 
 
 class NewUser(NamedTuple):
     """A user to be created."""
 
+    email: str
+    name: str | None
+
+
+class KeyedUser(NamedTuple):
+    """A user to be created once for a caller's key; `refusal` is the answer where the address is taken."""
+
+    caller: str
+    key: str
+    fingerprint: str
+    refusal: str
     email: str
     name: str | None
 
@@ -75,15 +120,19 @@ async def select_users_by_email(database: Database, emails: Sequence[str]) -> li
 
 async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
     """Create users: for each its row (id, version, body, email), None where its address is taken."""
-    rows = await database.fetch(
-        _INSERT_USERS,
-        [user.email for user in users],
-        [user.name for user in users],
-        _patience(database, users),
-    )
+    rows = await database.fetch(_INSERT_USERS, *_columns(users), _patience(database, users))
     # Of two that ask for one address the first has it: taking the row out leaves the second without.
     created = {row["email"]: row for row in rows}
     return [created.pop(user.email, None) for user in users]
+
+
+async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> list[Record]:
+    """Create users, or find their keys' answers: for each its row (n, user_id, body, is_replayed, is_reused).
+
+    Raises asyncpg.UniqueViolationError, and creates none, where another session has used one of the keys meanwhile.
+    """
+    rows = await database.fetch(_INSERT_USERS_ONCE, *_columns(users), _patience(database, users))
+    return sorted(rows, key=itemgetter("n"))
 
 
 async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record | None]:
@@ -116,10 +165,20 @@ async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> l
 
 
 async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Record]:
-    """For each page its row: n, last_id, size, body (a JSON array). Pages that are the same are read once."""
+    """For each page the users behind its bound: n, last_id, size, body (a JSON array)."""
+    return await _list_pages(database, _LIST_USERS_AFTER, pages)
+
+
+async def list_users_before(database: Database, pages: Sequence[Page]) -> list[Record]:
+    """For each page the users up to its bound, the largest id first: rows as those of list_users_after."""
+    return await _list_pages(database, _LIST_USERS_BEFORE, pages)
+
+
+async def _list_pages(database: Database, statement: Statement, pages: Sequence[Page]) -> list[Record]:
+    # Pages that are the same are read once.
     distinct = list(dict.fromkeys(pages))
     rows = await database.fetch(
-        _LIST_USERS_AFTER, [str(page.after) for page in distinct], [str(page.limit) for page in distinct]
+        statement, [str(page.bound) for page in distinct], [str(page.limit) for page in distinct]
     )
     found = {distinct[row["n"] - 1]: row for row in rows}
     return [found[page] for page in pages]
@@ -130,10 +189,48 @@ async def list_users_skip(database: Database, skip: int, limit: int) -> Record:
     return (await database.fetch(_LIST_USERS_SKIP, skip, limit))[0]
 
 
+async def list_users_oldest(database: Database, after: Position, before: str, limit: int) -> Record:
+    """The users that were created after a position and before a time: last_created_at, last_id, size, body.
+
+    A time is RFC 3339, "infinity" or "-infinity".
+    """
+    return (await database.fetch(_LIST_USERS_OLDEST, after.key, after.id, before, limit))[0]
+
+
+async def list_users_newest(database: Database, before: Position, after: str, limit: int) -> Record:
+    """The users that were created before a position and after a time, the newest first: as list_users_oldest."""
+    return (await database.fetch(_LIST_USERS_NEWEST, before.key, before.id, after, limit))[0]
+
+
+async def search_users(database: Database, text: str, after: Position, limit: int) -> Record:
+    """The users behind a position whose address or name begins with a text: last_key, last_id, has_more, body."""
+    return (await database.fetch(_SEARCH_USERS, text, after.key, after.id, limit))[0]
+
+
+async def import_users(database: Database, users: Sequence[NewUser]) -> list[int]:
+    """Create users, no two of one address; return the places in `users`, from 0, of those whose address is taken."""
+    rows = await database.fetch(_IMPORT_USERS, *_columns(users), _patience(database, users))
+    return [row["n"] - 1 for row in rows]
+
+
+async def import_users_update(database: Database, users: Sequence[NewUser], *, set_name: bool) -> tuple[int, int]:
+    """Create users or change those of the same address, their names where `set_name`; no two of one address.
+
+    Returns how many were created and how many changed: the others were so already.
+    """
+    (row,) = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _patience(database, users))
+    return row["created"], row["updated"]
+
+
 def _in_order(rows: Sequence[Record], column: str, wanted: Iterable[int]) -> list[Record | None]:
     """The row of each that was asked for, by its number in `column`; None where it has none."""
     found = {row[column]: row for row in rows}
     return [found.get(number) for number in wanted]
+
+
+def _columns(records: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Records as the arrays that unnest puts side by side again."""
+    return list(zip(*records, strict=True))
 
 
 def _patience(database: Database, writes: Sequence[object]) -> str:

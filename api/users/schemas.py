@@ -1,22 +1,24 @@
 """What a client may send, and the user that it gets."""
 
-from datetime import datetime
-from typing import Annotated, Any, Self
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from api.users.cursors import MAX_ID, Cursor
 from api.users.emails import Email
 
-MAX_ID = 2**63 - 1
-"""PostgreSQL's largest bigint."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 
 def _without_nul(text: str) -> str:
@@ -24,6 +26,16 @@ def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain NUL characters")
     return text
+
+
+def _read_time(text: str) -> datetime:
+    """A time as RFC 3339 has it, in UTC. A plus that a client did not escape in a query string has become a blank."""
+    if not _TIME.fullmatch(text):
+        raise ValueError("must be a time such as 2026-01-31T09:30:00Z (RFC 3339, with Z or an offset)")
+    try:
+        return datetime.fromisoformat(text[:-6] + text[-6:].replace(" ", "+").upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("is no time of the years 1 to 9999") from None
 
 
 def _without_default(schema: dict[str, Any]) -> None:
@@ -43,6 +55,13 @@ Name = Annotated[
     WithJsonSchema({"type": "string", "maxLength": 255, "pattern": r"^[^\u0000]*$"}),
 ]
 Address = Annotated[Email, WithJsonSchema({"type": "string", "format": "idn-email", "maxLength": 254})]
+SearchText = Annotated[
+    str,
+    Field(min_length=1, max_length=255),
+    AfterValidator(_without_nul),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000]*$"}),
+]
+Time = Annotated[datetime, PlainValidator(_read_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
@@ -86,15 +105,80 @@ class UserUpdate(BaseModel):
 
 
 class ListQuery(BaseModel):
-    """The query string of GET /api/v1/users."""
+    """The query string of GET /api/v1/users: one of four ways to the users, with parameters of its own."""
 
     limit: int = Field(default=100, ge=1, le=1000, description="Users of a page at most.")
     skip: ID = Field(default=0, description="Users to pass over: costs more the deeper the page. Excludes `after`.")
-    after: ID | None = Field(default=None, description="Only users with greater ids: `0`, then the last id of a page.")
+    after: ID | None = Field(
+        default=None, description="Only users behind this id: the last one of the page before, `0` at first."
+    )
     email: str | None = Field(default=None, description="Only the user with this address, whatever its case.")
+    q: SearchText | None = Field(
+        default=None, description="Only users whose address or name begins with this, whatever the case; in that order."
+    )
+    order: Literal["id", "-id", "created_at", "-created_at"] | None = Field(
+        default=None, description="What pages are in the order of; with - backwards."
+    )
+    created_after: Time | None = Field(default=None, description="Only users created later than this.")
+    created_before: Time | None = Field(default=None, description="Only users created earlier than this.")
+    cursor: Cursor | None = Field(default=None, description="Where the page before ended, as its header Link says.")
+
+    @property
+    def is_search(self) -> bool:
+        """Whether pages are in the order of what matched or of creation, and go on from a cursor."""
+        return self.q is not None or self.is_by_creation
+
+    @property
+    def is_by_creation(self) -> bool:
+        """Whether pages are in the order of creation."""
+        return bool(
+            self.created_after or self.created_before or (self.order is not None and self.order.endswith("created_at"))
+        )
 
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
-        if self.after is not None and "skip" in self.model_fields_set:
+        sent = self.model_fields_set
+        if self.after is not None and "skip" in sent:
             raise ValueError("skip and after cannot be used together")
+        if not sent <= _PLAIN:
+            way, fitting = self._way()
+            if misfits := [name for name in type(self).model_fields if name in sent - fitting - {"limit"}]:
+                raise ValueError(f"{misfits[0]} cannot be used together with {way}")
+            if self.cursor is not None and self.is_by_creation:
+                self.cursor = self.cursor._replace(key=_read_time(self.cursor.key).isoformat())
         return self
+
+    def _way(self) -> tuple[str, set[str]]:
+        """What decides how users are found, and the parameters that fit it."""
+        if self.email is not None:
+            return "email", {"email"}
+        if self.q is not None:
+            return "q", {"q", "cursor"}
+        if self.order in ("id", "-id"):
+            return f"order={self.order}", {"order", "after", *(["skip"] if self.order == "id" else [])}
+        if self.is_by_creation:
+            return "the order of creation", {"order", "created_after", "created_before", "cursor"}
+        return "the order of ids", {"after", "skip"}
+
+
+_PLAIN = {"limit", "skip", "after", "email"}
+
+
+OnConflict = Literal["error", "skip", "update"]
+"""What becomes of a line of an import whose address is taken."""
+
+
+class ImportQuery(BaseModel):
+    """The query string of POST /api/v1/users/import."""
+
+    on_conflict: OnConflict = Field(
+        default="error",
+        description="Where an address is taken: refuse the line, skip it, or update the user to what it says. A name "
+        "that the line does not have is left alone; null, in CSV an empty one, clears it.",
+    )
+
+
+class ExportQuery(BaseModel):
+    """The query string of GET /api/v1/users/export."""
+
+    format: Literal["ndjson", "csv"] | None = Field(default=None, description="Goes before the header Accept.")

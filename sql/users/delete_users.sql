@@ -12,9 +12,9 @@ with patience as materialized (
     where users.id = doomed.id and (doomed.if_match is null or users.version = any(doomed.if_match::bigint[]))
     returning users.id, users.version, users.body
 )
-select id, version, body from deleted
+select id::bigint, version::bigint, body::text from deleted
 union all
-select users.id, users.version, null
+select users.id::bigint, users.version::bigint, null
 from doomed
 join users on users.id = doomed.id
 where doomed.if_match is not null and not exists (select from deleted where deleted.id = users.id)

@@ -5,4 +5,4 @@ insert into users (email, name)
 select new.email, new.name
 from patience, unnest($1::text[], $2::text[]) as new (email, name)
 on conflict (lower(email collate pg_c_utf8)) do nothing
-returning id, version, body, email
+returning id::bigint, version::bigint, body::text, email::text

@@ -2,6 +2,7 @@
 select wanted.n, page.last_id, page.size, page.body
 from unnest($1::text[]::bigint[], $2::text[]::bigint[]) with ordinality as wanted (after, size, n)
 cross join lateral (
-    select max(id) as last_id, count(*) as size, '[' || coalesce(string_agg(body, ',' order by id), '') || ']' as body
+    select max(id)::bigint as last_id, count(*) as size,
+           '[' || coalesce(string_agg(body, ',' order by id), '') || ']' as body
     from (select id, body from users where id > wanted.after order by id limit wanted.size) as users
 ) as page

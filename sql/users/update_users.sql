@@ -25,9 +25,9 @@ with patience as materialized (
     where users.id = change.id and (change.if_match is null or users.version = any(change.if_match::bigint[]))
     returning users.id, users.version, users.body
 )
-select id, version, body from updated
+select id::bigint, version::bigint, body::text from updated
 union all
-select users.id, users.version, null
+select users.id::bigint, users.version::bigint, null
 from change
 join users on users.id = change.id
 where change.if_match is not null and not exists (select from updated where updated.id = users.id)

@@ -18,6 +18,7 @@ from tests.rig.faults import (
     Point,
 )
 from tests.rig.pgbouncer import SCRIPT, find
+from tests.rig.proxy import Counts
 from tests.rig.rig import HOSTS, PASSWORD, ROLE, NeonDatabase, Rig, running
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "SCRIPT",
     "SERVER_FULL",
     "SHUTDOWN",
+    "Counts",
     "Cut",
     "Farewell",
     "Fault",

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import ssl
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from tests.rig.faults import (
     Point,
     Route,
 )
+from tests.rig.handshake import TLSFailedError, accept
 
 if TYPE_CHECKING:
     from tests.rig.proxy import Proxy
@@ -93,9 +93,14 @@ class Link:
         """Negotiate TLS, read the startup packet, wake the compute, and connect to the server."""
         proxy = self._proxy
         self._strike(Point.ACCEPT)
-        packet = await self._start()
-        (code,) = struct.unpack_from("!I", packet, 4)
-        if code == wire.CANCEL_REQUEST:
+        try:
+            self._reader, self._writer, packet = await accept(self._socket, proxy.tls)
+        except TLSFailedError:
+            proxy.counts.tls_failures += 1
+            raise
+        if proxy.tls is not None and self._writer.get_extra_info("ssl_object") is None:
+            raise _Ended(INSECURE)
+        if wire.code(packet) == wire.CANCEL_REQUEST:
             proxy.counts.cancels += 1
         else:
             self._strike(Point.CONNECT)
@@ -109,61 +114,6 @@ class Link:
         reader, self._server = await asyncio.open_unix_connection(str(proxy.targets[self._route]), limit=_CHUNK)
         self._server.write(packet)
         return reader
-
-    async def _start(self) -> bytes:
-        """Return the startup packet, read over TLS where the proxy has it. The client chooses how TLS begins."""
-        loop = asyncio.get_running_loop()
-        context = self._proxy.tls
-        while not await self._begins_with_tls():
-            packet = await self._receive(4)
-            packet += await self._receive(struct.unpack("!I", packet)[0] - 4)
-            (code,) = struct.unpack_from("!I", packet, 4)
-            if code not in (wire.SSL_REQUEST, wire.GSS_REQUEST):
-                await self._take_over(None)
-                if context is not None:
-                    raise _Ended(INSECURE)
-                return packet
-            accepted = code == wire.SSL_REQUEST and context is not None
-            await loop.sock_sendall(self._socket, b"S" if accepted else b"N")
-        if context is None:
-            raise _Ended(Cut.CLOSE)
-        try:
-            await self._take_over(context)
-        except OSError:
-            self._proxy.counts.tls_failures += 1
-            raise
-        length = await self._reader.readexactly(4)
-        return length + await self._reader.readexactly(struct.unpack("!I", length)[0] - 4)
-
-    async def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = await asyncio.get_running_loop().sock_recv(self._socket, size - len(data))
-            if not more:
-                raise _Ended(Cut.CLOSE)
-            data += more
-        return data
-
-    async def _begins_with_tls(self) -> bool:
-        """Whether the next byte is that of a TLS handshake rather than of a packet's length."""
-        loop = asyncio.get_running_loop()
-        readable = loop.create_future()
-        loop.add_reader(self._socket, _set, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(self._socket)
-        first = self._socket.recv(1, socket.MSG_PEEK)
-        if not first:
-            raise _Ended(Cut.CLOSE)
-        return first == b"\x16"
-
-    async def _take_over(self, context: ssl.SSLContext | None) -> None:
-        loop = asyncio.get_running_loop()
-        self._reader = asyncio.StreamReader(limit=_CHUNK)
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, self._socket, ssl=context)
-        self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
     def _strike(self, point: Point) -> None:
         if fault := self._proxy.take(self._route, (point,)):
@@ -241,11 +191,6 @@ class Link:
     async def _read_to_end(self) -> None:
         while await asyncio.get_running_loop().sock_recv(self._socket, _CHUNK):
             pass
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def _flush(transport: asyncio.WriteTransport) -> None:

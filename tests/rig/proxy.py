@@ -108,7 +108,10 @@ class Proxy:
         return len(self._faults)
 
     def suspend(self, action: Action = SHUTDOWN) -> None:
-        """Put the compute to sleep: end every connection by `action`. The next one wakes it in `wake_seconds`."""
+        """Put the compute to sleep: end every connection by `action`. The next one wakes it in `wake_seconds`.
+
+        PostgreSQL itself goes on: a statement that is on its way may still commit, as the client must fear anyway.
+        """
 
         async def suspend() -> None:
             self.asleep = True
@@ -121,10 +124,8 @@ class Proxy:
         """End every connection by `action`, whatever it is doing; the compute stays awake."""
         self._run(self._end_all(action))
 
-    # What a Link asks, in the proxy's own thread.
-
     def take(self, route: Route, points: tuple[Point, ...]) -> Fault | None:
-        """The injected fault that strikes now, if one does."""
+        """The injected fault that strikes now, if one does: what a Link asks, in the proxy's thread."""
         for fault in self._faults:
             if fault.point in points and fault.via in (None, route):
                 self._faults.remove(fault)
@@ -133,7 +134,7 @@ class Proxy:
         return None
 
     async def awake(self) -> None:
-        """Return when the compute is awake; the first who asks wakes it, and the others wait with it."""
+        """Return when the compute is awake; the first Link that asks wakes it, and the others wait with it."""
         if self.asleep:
             if self._waking is None:
                 self._waking = asyncio.create_task(self._wake())

@@ -34,7 +34,7 @@ class NeonDatabase(NamedTuple):
 
     def settings(self, **overrides: object) -> Settings:
         """Settings of an application on this database, whatever this machine's environment says."""
-        return Settings(database_url=self.pooled, direct_url=self.direct, **overrides)  # type: ignore[arg-type]
+        return Settings(**{"database_url": self.pooled, "direct_url": self.direct, "auth": "off", **overrides})  # type: ignore[arg-type]
 
     def environment(self) -> dict[str, str]:
         """The variables that put a `users-api` of its own process on this database."""

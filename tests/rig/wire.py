@@ -19,6 +19,11 @@ _FORWARDED = ("user", "database", "application_name", "replication", "options")
 _HEADER = struct.Struct("!BI")
 
 
+def code(packet: bytes) -> int:
+    """Return what kind of startup packet this is; the protocol's version, where it is one that starts a session."""
+    return int.from_bytes(packet[4:8])
+
+
 def split(data: bytes) -> tuple[int, list[int]]:
     """Return how many bytes of `data` are whole messages, and the type of each."""
     end, kinds = 0, []

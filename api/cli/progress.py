@@ -1,0 +1,58 @@
+"""How far an import or export has come: a bar on a terminal, a line now and then elsewhere, on standard error."""
+
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import click
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts users, and the steps up to `length`, None where that is unknown, from which the time left is guessed."""
+
+    def __init__(self, label: str, length: int | None) -> None:
+        self.users = 0
+        self._label = label
+        self._started = self._shown = time.monotonic()
+        steps: Iterator[int] = count()  # where the length is unknown, click asks for something to count
+        self._bar = click.progressbar(
+            steps,
+            length=length,
+            label=label,
+            width=24,
+            item_show_func=lambda _: str(self),
+            file=sys.stderr,
+            hidden=not sys.stderr.isatty(),
+        )
+
+    def __str__(self) -> str:
+        """The users so far, and how many a second."""
+        seconds = max(time.monotonic() - self._started, 0.001)
+        return f"{self.users:,} users, {self.users / seconds:,.0f} users/s"
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, traceback)
+
+    def update(self, steps: int, users: int) -> None:
+        """So many steps more, and so many users in all."""
+        self.users = users
+        self._bar.update(steps)
+        if self._bar.hidden and time.monotonic() - self._shown >= _LINE_SECONDS:
+            self._shown = time.monotonic()
+            click.echo(f"{self._label}: {self}", err=True)
+
+    def clear(self) -> None:
+        """Wipe the bar, for a line of standard output that may go to the same terminal."""
+        if not self._bar.hidden:
+            click.echo("\r\033[K", nl=False, err=True)

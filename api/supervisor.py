@@ -1,0 +1,185 @@
+"""Workers on one listening socket: kept alive, replaced one by one on SIGHUP, and stopped within a bound.
+
+uvicorn has a supervisor too. It cannot be stopped while it replaces workers, which takes as long as the slowest request
+of each; it waits for ever for one that hangs; it tells a worker that is replaced what it tells one that stops, which
+then says that the service is not ready; and workers whose supervisor was killed go on by themselves.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from socket import socket
+
+import uvicorn
+
+from api.lifecycle import Server
+from api.settings import SettingsError
+
+logger = logging.getLogger("api.supervisor")
+
+_spawn = multiprocessing.get_context("spawn")
+
+_START_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
+_MARGIN_SECONDS = 2.0
+
+
+class Supervisor:
+    """Runs `config.workers` processes.
+
+    A worker that has not ended 2 s after its `grace_seconds` is killed, so that the whole ends within that time too.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, drain_seconds: float, grace_seconds: float) -> None:
+        self._config = config
+        self._make_server = partial(Server, config, drain_seconds=drain_seconds, grace_seconds=grace_seconds)
+        self._longest_end = grace_seconds + _MARGIN_SECONDS
+        self._listener: socket
+        self._workers: list[_Worker] = []  # one for each place
+        self._living: set[_Worker] = set()  # these, the next that starts, and those that finish what they have
+
+    def run(self) -> int:
+        """Serve until a signal ends it. The exit code: 0, but where no worker starts or one had to be killed."""
+        with self._config.bind_socket() as self._listener:
+            return asyncio.run(self._run())
+
+    async def _run(self) -> int:
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[int] = loop.create_future()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._stop, end, sig)
+        hang_up = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+        self._workers = [self._start() for _ in range(self._config.workers)]
+        tasks = [loop.create_task(self._keep(place, end)) for place in range(self._config.workers)]
+        tasks.append(loop.create_task(self._replace_on(hang_up)))
+        code = await end
+        # While this process had it, clients would be let in that no worker turns to any more.
+        self._listener.close()
+        for task in tasks:
+            task.cancel()
+        return code if await self._see_off(self._living) else 1
+
+    def _start(self) -> "_Worker":
+        worker = _Worker(self._make_server, self._listener)
+        self._living.add(worker)
+        worker.ended.add_done_callback(lambda _: self._living.discard(worker))
+        return worker
+
+    def _stop(self, end: asyncio.Future[int], sig: signal.Signals, code: int = 0) -> None:
+        for worker in self._living:
+            worker.tell(sig)
+        if not end.done():
+            end.set_result(code)
+
+    async def _see_off(self, workers: Collection["_Worker"]) -> bool:
+        """Wait for the end of workers that were told to stop. False where that had to be forced."""
+        if not workers:
+            return True
+        _, late = await asyncio.wait([worker.ended for worker in workers], timeout=self._longest_end)
+        for worker in [worker for worker in workers if worker.ended in late]:
+            logger.error("worker %d does not end: it is killed", worker.pid)
+            worker.kill()
+        if late:
+            await asyncio.wait(late)
+        return not late
+
+    async def _keep(self, place: int, end: asyncio.Future[int]) -> None:
+        """See to it that somebody serves in a place."""
+        while True:
+            worker = self._workers[place]
+            await asyncio.wait([worker.ended])
+            if self._workers[place] is not worker:
+                continue
+            logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
+            if not worker.has_served:
+                if not any(each.has_served for each in self._workers):
+                    self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
+                    return
+                await asyncio.sleep(_PAUSE_SECONDS)
+                if self._workers[place] is not worker:
+                    continue
+            self._workers[place] = self._start()
+
+    async def _replace_on(self, hang_up: asyncio.Event) -> None:
+        while True:
+            await hang_up.wait()
+            hang_up.clear()
+            logger.info("SIGHUP: the workers are replaced one by one")
+            for place in range(len(self._workers)):
+                if not await self._replace(place):
+                    logger.error("a new worker does not start: the others stay as they are")
+                    break
+            else:
+                logger.info("the workers are replaced")
+
+    async def _replace(self, place: int) -> bool:
+        """Put a new worker into a place, and let the old one finish. False, and nothing changes, where it cannot."""
+        successor = self._start()
+        await asyncio.wait([successor.serves], timeout=_START_SECONDS)
+        if not successor.has_served:
+            successor.kill()
+            return False
+        old, self._workers[place] = self._workers[place], successor
+        old.tell(signal.SIGHUP)
+        # The next has to wait: each of those that finish holds connections to the database beyond the budget.
+        await self._see_off([old])
+        return True
+
+
+class _Worker:
+    """A process, and what is known of it: that it serves, or did, and its exit code when it has ended."""
+
+    def __init__(self, make_server: Callable[..., Server], listener: socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.serves: asyncio.Future[bool] = self._loop.create_future()
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        self._pipe, its_end = _spawn.Pipe()
+        self._process = _spawn.Process(target=_work, args=(make_server, listener, its_end), daemon=True)
+        self._process.start()
+        its_end.close()
+        self.pid: int = self._process.pid  # type: ignore[assignment] # it has one from its start on
+        self._loop.add_reader(self._pipe.fileno(), self._hear)
+        self._loop.add_reader(self._process.sentinel, self._bury)
+
+    @property
+    def has_served(self) -> bool:
+        return self.serves.done() and self.serves.result()
+
+    def tell(self, sig: signal.Signals) -> None:
+        """Send a signal the way that a terminal and a process manager do not, which send theirs to every process."""
+        with suppress(OSError):  # It has ended.
+            self._pipe.send_bytes(bytes([sig]))
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _hear(self) -> None:
+        self._loop.remove_reader(self._pipe.fileno())
+        with suppress(EOFError, OSError):
+            self._pipe.recv_bytes()
+            self.serves.set_result(True)
+
+    def _bury(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        self._loop.remove_reader(self._pipe.fileno())
+        self._pipe.close()
+        self._process.join()
+        if not self.serves.done():
+            self.serves.set_result(False)
+        self.ended.set_result(self._process.exitcode or 0)
+
+
+def _work(make_server: Callable[..., Server], listener: socket, parent: Connection) -> None:
+    server = make_server(parent=parent)
+    server.config.configure_logging()
+    try:
+        server.run([listener])
+    except SettingsError as error:  # What they say now is not what they said when the supervisor started.
+        sys.exit(f"users-api: {error}")

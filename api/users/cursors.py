@@ -1,0 +1,37 @@
+"""Where a page ended, as a client carries it from the header Link to the parameter `cursor`: opaque, and not secret."""
+
+import binascii
+from base64 import b64decode, urlsafe_b64encode
+from typing import Annotated, NamedTuple
+
+import orjson
+from pydantic import PlainValidator, WithJsonSchema
+
+MAX_ID = 2**63 - 1
+"""PostgreSQL's largest bigint."""
+
+
+class Position(NamedTuple):
+    """A place between two users, in the order of a text (a time, an address or a name) and an id."""
+
+    key: str
+    id: int
+
+
+def write_cursor(position: Position) -> str:
+    """The position in characters that need no escape in a URL."""
+    return urlsafe_b64encode(orjson.dumps(list(position))).decode().rstrip("=")
+
+
+def read_cursor(text: str) -> Position:
+    """The position that `write_cursor` wrote. Raises ValueError: a client can send anything."""
+    try:
+        key, id = orjson.loads(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+    except (ValueError, TypeError, binascii.Error):
+        key = id = None
+    if not (isinstance(key, str) and "\0" not in key and type(id) is int and 0 <= id <= MAX_ID):
+        raise ValueError("is none that a header Link has named")
+    return Position(key, id)
+
+
+Cursor = Annotated[Position, PlainValidator(read_cursor), WithJsonSchema({"type": "string"})]

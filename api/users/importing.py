@@ -1,0 +1,157 @@
+"""Imports users in chunks: while PostgreSQL writes one, the next is parsed.
+
+A chunk is written as a whole or not at all, so what an import that ends in the middle leaves behind is whole chunks.
+Users of one address are written one after the other, as if each line were a request of its own.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from typing import Any
+
+from api.errors import client_silent, problem_body, to_problem
+from api.users.parsing import Parser, Refusal, Row
+from api.users.writing import WriteRows
+
+# A third of a millisecond of parsing, after which others get their turn.
+_ROWS_A_TURN = 100
+_FLUSH_SECONDS = 1.0
+_PROGRESS_SECONDS = 1.0
+
+
+@dataclass
+class Counts:
+    """What an import has come to: the last line that is done with, and what became of the users up to there."""
+
+    lines: int = 0
+    created: int = 0
+    updated: int = 0
+    skipped: int = 0  # they exist, and were left as they are
+    refused: int = 0
+
+    @property
+    def users(self) -> int:
+        """All of them."""
+        return self.created + self.updated + self.skipped + self.refused
+
+
+class Import:
+    """One import. `write` writes a chunk of `chunk_rows` lines; `report` gets the lines of the answer as they come up.
+
+    A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts, which
+    are kept in `counts`.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        write: WriteRows,
+        report: Callable[[dict[str, Any]], None],
+        *,
+        counts: Counts,
+        chunk_rows: int,
+        request_id: str,
+    ) -> None:
+        self.counts = counts
+        self._parser = parser
+        self._write = write
+        self._report = report
+        self._chunk_rows = chunk_rows
+        self._request_id = request_id
+        self._rows: list[Row] = []
+        self._refusals: list[Refusal] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._reported = self._started = time.monotonic()
+
+    async def run(self, pieces: AsyncIterator[bytes], idle_seconds: float | None = None) -> None:
+        """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
+
+        Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
+        raises, and what writing a chunk raised. `counts` says then what was written before.
+        """
+        try:
+            while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
+                await self._take(self._parser.feed(piece))
+            await self._take(self._parser.end())
+            await self._flush()
+            await self._settle()
+        except BaseException:
+            if self._writing is not None:
+                # A chunk that nobody waits for any more: written whole, or not at all.
+                self._writing.cancel()
+                await asyncio.wait({self._writing})
+            raise
+        self.counts.lines = self._parser.line
+
+    async def _wait_for(self, pieces: AsyncIterator[bytes], idle_seconds: float | None) -> bytes | None:
+        """The next piece, None at the end."""
+        coming = asyncio.ensure_future(anext(pieces, None))
+        silent = 0.0
+        try:
+            while True:
+                awaited = {coming} if self._writing is None else {coming, self._writing}
+                await asyncio.wait(awaited, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if self._writing is not None and self._writing.done():
+                    await self._settle()
+                elif coming.done():
+                    return coming.result()
+                else:
+                    await self._flush()
+                    silent += _FLUSH_SECONDS
+                    if idle_seconds is not None and silent >= idle_seconds:
+                        raise client_silent(idle_seconds)
+        finally:
+            coming.cancel()
+
+    async def _flush(self) -> None:
+        if self._rows or self._refusals:
+            await self._send()
+
+    def summarise(self, error: Exception | None = None) -> dict[str, Any]:
+        """The last line of the answer; `error` is what ended the import."""
+        seconds = round(time.monotonic() - self._started, 3)
+        summary = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        if error is not None:
+            summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
+        return {"summary": summary}
+
+    async def _take(self, events: Iterable[Row | Refusal]) -> None:
+        for event in events:
+            if isinstance(event, Row):
+                self._rows.append(event)
+            else:
+                self._refusals.append(event)
+            taken = len(self._rows) + len(self._refusals)
+            if taken >= self._chunk_rows:
+                await self._send()
+            elif taken % _ROWS_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _send(self) -> None:
+        rows, refusals, last_line = self._rows, self._refusals, self._parser.line
+        self._rows, self._refusals = [], []
+        await self._settle()
+        self._writing = asyncio.create_task(self._write_chunk(rows, refusals, last_line))
+
+    async def _settle(self) -> None:
+        if self._writing is not None:
+            await self._writing
+            self._writing = None
+
+    async def _write_chunk(self, rows: list[Row], refusals: list[Refusal], last_line: int) -> None:
+        counts = self.counts
+        if rows:
+            written = await self._write(rows)
+            counts.created += written.created
+            counts.updated += written.updated
+            counts.skipped += written.skipped
+            refusals = refusals + written.refusals
+        for line, problem in sorted(refusals, key=attrgetter("line")):
+            self._report({"line": line, "problem": problem_body(problem, self._request_id)})
+        counts.refused += len(refusals)
+        counts.lines = last_line
+        if time.monotonic() - self._reported >= _PROGRESS_SECONDS:
+            self._reported = time.monotonic()
+            self._report({"progress": asdict(counts)})

@@ -1,0 +1,189 @@
+"""Everything that can go wrong between a client and the disk, at random: what `torture.py` does to the service."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+
+import psutil
+import psycopg
+
+from api.url import parse_url
+from tests.rig import NEON_PERMANENT, NEON_TRANSIENT, ROLE, SHUTDOWN, Cut, Farewell, Fault, NeonDatabase, Point, Rig
+from tests.rig.faults import Action
+
+_STARTING = Farewell("57P03", "the database system is starting up")
+# What PgBouncer says to a client for whose statement it has no server, and to one whose server went away meanwhile.
+_QUEUED = Farewell("08P01", "query_wait_timeout")
+_CRASHED = Farewell("08P01", "server conn crashed?")
+
+# Who is not let in hears why. Later on only what ends a connection that was fine is said, and never in the middle of an
+# answer. What the proxies say of themselves means that a statement did not reach the compute: it must be true.
+_FAREWELLS: dict[Point, tuple[Farewell, ...]] = {
+    Point.ACCEPT: (),
+    Point.CONNECT: (SHUTDOWN, _STARTING, *NEON_TRANSIENT, *NEON_PERMANENT),
+    Point.REQUEST: (SHUTDOWN, _CRASHED, _QUEUED, *NEON_TRANSIENT),
+    Point.TORN_REQUEST: (SHUTDOWN, _CRASHED),
+    Point.ANSWER: (SHUTDOWN, _CRASHED),
+    Point.TORN_ANSWER: (),
+    Point.ANSWERED: (SHUTDOWN,),
+}
+_CUTS: dict[str, Action] = {**{cut.value: cut for cut in Cut}, SHUTDOWN.sqlstate: SHUTDOWN}
+
+_BACKENDS = (
+    f"select pid from pg_stat_activity where usename = '{ROLE}' order by state = 'active' desc, random() limit 3"
+)
+# The newest users are those that the clients are busy with.
+_LOCK_ROWS = "select from users order by id desc limit 5 for update"
+
+
+def faults() -> dict[str, list[Fault]]:
+    """What the fault proxy can do to one connection or statement, by name; those of one name differ in their text."""
+    kinds: dict[str, list[Fault]] = {}
+    for point in Point:
+        for action in (*Cut, *_FAREWELLS[point]):
+            fault = Fault(point, action)
+            kinds.setdefault(str(fault), []).append(fault)
+    return kinds
+
+
+class Chaos:
+    """Does one thing after the other, each kind once before any comes again; several may last at the same time.
+
+    `server` is the supervisor of the workers, `postmaster` PostgreSQL's. `only` keeps the kinds whose name has it, and
+    raises ValueError where none has.
+    """
+
+    def __init__(
+        self, rig: Rig, database: NeonDatabase, server: psutil.Process, postmaster: psutil.Process, only: str = ""
+    ) -> None:
+        self._rig = rig
+        self._database = database
+        self._server = server
+        self._postmaster = postmaster
+        self._chance = random.Random()
+        self._counts: Counter[str] = Counter()
+        self._missed: list[str] = []
+        # Each returns how often it struck, None where the proxy counts that, under the same name.
+        kinds: dict[str, Callable[[], Awaitable[int | None]]] = {
+            **{name: partial(self._inject, choices) for name, choices in faults().items()},
+            "suspend": self._suspend,
+            "full 08P01": self._fill_pooler,
+            **{f"cut {name}": partial(self._cut, action) for name, action in _CUTS.items()},
+            "latency": self._slow_down,
+            "rows locked": self._lock_rows,
+            "backend terminated": self._terminate_backends,
+            "PostgreSQL crash": self._crash,
+            "worker SIGKILL": self._kill_workers,
+        }
+        self._kinds = {name: strike for name, strike in kinds.items() if only in name}
+        if not self._kinds:
+            raise ValueError(f"no fault has {only!r} in its name; there are: {', '.join(kinds)}")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each kind has struck."""
+        struck = self._counts + self._rig.counts.faults
+        return {name: struck[name] for name in self._kinds}
+
+    async def run(self, per_second: float, end: asyncio.Event) -> None:
+        """Let so many things happen a second, at random moments, until `end` is set; return when all are over.
+
+        The more faults still wait for somebody to strike, the slower come others: in an outage each attempt to connect
+        meets one, and would never be the last.
+        """
+        # PgBouncer turns clients away for so long after a failed login. Its default, 15 s, would be most of a torture.
+        await asyncio.to_thread(self._rig.pgbouncer.run, "set server_login_retry = '0.2'")
+        async with asyncio.TaskGroup() as group:
+            for name in self._shuffled():
+                group.create_task(self._strike(name))
+                pause = self._chance.expovariate(per_second) * (1 + self._rig.pending / 3)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(end.wait(), pause)
+                    break
+
+    def _shuffled(self) -> Iterator[str]:
+        while True:
+            for name in self._chance.sample(list(self._kinds), len(self._kinds)):
+                while self._missed:
+                    yield self._missed.pop()
+                yield name
+
+    async def _strike(self, name: str) -> None:
+        # A process may have ended by itself, and PostgreSQL be recovering: then it is this kind's turn once more.
+        times: int | None = 0
+        with suppress(psutil.NoSuchProcess, psycopg.OperationalError, psycopg.InterfaceError):
+            times = await self._kinds[name]()
+        if times == 0:
+            self._missed.append(name)
+        elif times is not None:
+            self._counts[name] += times
+
+    async def _inject(self, choices: Sequence[Fault]) -> None:
+        await asyncio.to_thread(self._rig.inject, self._chance.choice(choices))
+
+    async def _suspend(self) -> None:
+        action: Action = self._chance.choice((SHUTDOWN, Cut.RESET))
+        self._rig.wake_seconds = self._chance.uniform(0.1, 0.5)
+        await asyncio.to_thread(self._rig.suspend, action)
+
+    async def _fill_pooler(self) -> None:
+        self._rig.max_client_conn = 1
+        await self._last()
+        self._rig.max_client_conn = None
+
+    async def _cut(self, action: Action) -> int:
+        await asyncio.to_thread(self._rig.cut, action)
+        return 1
+
+    async def _slow_down(self) -> int:
+        self._rig.latency = self._chance.uniform(0.02, 0.2)
+        await self._last()
+        self._rig.latency = 0.0
+        return 1
+
+    async def _lock_rows(self) -> int:
+        """Hold rows that the service wants to write: for longer than it waits for them, or not."""
+        async with await _connect(self._database.superuser) as connection, connection.transaction():
+            await connection.execute(_LOCK_ROWS)
+            await asyncio.sleep(self._chance.uniform(0.1, 1.5))
+        return 1
+
+    async def _terminate_backends(self) -> int:
+        async with await _connect(self._database.superuser) as connection:
+            ended = await connection.execute(f"select pg_terminate_backend(pid) from ({_BACKENDS})".encode())
+            return min(ended.rowcount, 1)
+
+    async def _crash(self) -> int:
+        """SIGKILL a backend: PostgreSQL then ends all others, and replays what was committed."""
+        async with await _connect(self._database.superuser) as connection:
+            rows = await (await connection.execute(_BACKENDS.encode())).fetchall()
+        pids = {pid for (pid,) in rows}
+        for backend in [child for child in self._postmaster.children() if child.pid in pids][:1]:
+            backend.kill()
+            return 1
+        return 0
+
+    async def _kill_workers(self) -> int:
+        workers = [child for child in self._server.children() if _is_worker(child)]
+        victims = workers if self._chance.random() < 0.1 else workers and [self._chance.choice(workers)]
+        for worker in victims:
+            worker.kill()
+        return len(victims)
+
+    async def _last(self) -> None:
+        await asyncio.sleep(self._chance.uniform(0.2, 0.6))
+
+
+async def _connect(url: str) -> psycopg.AsyncConnection:
+    return await psycopg.AsyncConnection.connect(**parse_url(url).psycopg_arguments(), autocommit=True)  # type: ignore[arg-type]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether a child of uvicorn's supervisor serves: another one is multiprocessing's resource tracker."""
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie, until the supervisor sees that it is dead
+        return False

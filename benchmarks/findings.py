@@ -1,0 +1,161 @@
+"""What a torture came to: what it found, as JSON, Markdown and a chart."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.machine import summarise
+from benchmarks.svg import line_chart
+from benchmarks.tables import table
+from tests.history import PATIENCE_SECONDS, TIMED_OUT, Fate, Kind, Operation, Violation
+
+# 100,000 operations and every kind of fault 20 times in five minutes.
+OPERATIONS_A_MINUTE = 20_000
+FAULTS_A_MINUTE = 4
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A run: the history from `start` (seconds of its clock) on, how often each fault struck, and what is wrong."""
+
+    start: float
+    seconds: float
+    history: list[Operation]
+    faults: dict[str, int]
+    violations: list[Violation]
+    slowest: tuple[float, Operation | None]  # seconds and what took them
+    errors: list[str]  # what the service logged as such
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was violated, and no fault became a bug of ours."""
+        return not self.violations and not self.failed
+
+    @property
+    def failed(self) -> int:
+        """How many operations were answered with a 500, or not at all on a connection that stayed."""
+        return sum(operation.status == 500 or operation.problem == TIMED_OUT for operation in self.history)
+
+    @property
+    def unknown(self) -> list[Operation]:
+        """The writes of which the client does not know whether they happened."""
+        return [operation for operation in self.history if operation.fate is Fate.UNKNOWN]
+
+    @property
+    def refused(self) -> int:
+        """How many operations were certainly without effect, and showed nothing."""
+        return sum(operation.fate is Fate.VOID for operation in self.history)
+
+    @property
+    def happened(self) -> int:
+        """How many of the unknown writes somebody saw the effect of; those of deletes are not told apart."""
+        seen = {operation.seen.name for operation in self.history if operation.seen is not None}
+        return sum(operation.name in seen for operation in self.unknown if operation.name is not None)
+
+    @property
+    def silence(self) -> float:
+        """The longest time in seconds in which nobody was answered but by a refusal."""
+        answers = sorted(o.returned - self.start for o in self.history if o.fate is Fate.ANSWERED)
+        return max(after - before for before, after in pairwise([0.0, *answers, self.seconds]))
+
+    def answers(self) -> dict[str, dict[str, int]]:
+        """How often each answer came to each kind of operation."""
+        counts: dict[str, Counter[str]] = {}
+        for operation in self.history:
+            answer = f"{operation.status or 'none'} {operation.problem.removeprefix('blank')}".strip()
+            counts.setdefault(answer, Counter())[operation.kind.value] += 1
+        return {answer: dict(counts[answer]) for answer in sorted(counts)}
+
+    def over_time(self) -> dict[str, list[tuple[float, float]]]:
+        """Operations for each second, by what came of them."""
+        length = math.ceil(self.seconds)
+        names = {Fate.ANSWERED: "answered", Fate.VOID: "refused", Fate.UNKNOWN: "unknown"}
+        lines = {name: [0] * length for name in names.values()}
+        for operation in self.history:
+            at = operation.invoked if math.isinf(operation.returned) else operation.returned
+            lines[names[operation.fate]][min(int(at - self.start), length - 1)] += 1
+        return {name: [(float(n), float(count)) for n, count in enumerate(counts)] for name, counts in lines.items()}
+
+
+def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[str, str]:
+    """Return torture.json, torture.md and the chart, by file name."""
+    longest, slowest = findings.slowest
+    document: dict[str, Any] = {
+        "machine": machine,
+        "method": method,
+        "seconds": round(findings.seconds, 1),
+        "operations": len(findings.history),
+        "faults": findings.faults,
+        "refused": findings.refused,
+        "unknown": len(findings.unknown),
+        "unknown_that_happened": findings.happened,
+        "violations": [str(violation) for violation in findings.violations],
+        "failed": findings.failed,
+        "longest_stall_seconds": round(longest, 3),
+        "longest_silence_seconds": round(findings.silence, 3),
+        "answers": findings.answers(),
+        "errors_logged": findings.errors,
+    }
+    chart = line_chart(
+        "Torture: operations a second",
+        f"{sum(findings.faults.values()):,} faults of {len(findings.faults)} kinds in {findings.seconds:.0f} s",
+        "seconds",
+        findings.over_time(),
+        ["answered"],
+        is_log=False,
+        unit="/s",
+    )
+    kinds = [kind.value for kind in Kind]
+    answers = [(name, *(f"{counts.get(kind, 0):,}" for kind in kinds)) for name, counts in document["answers"].items()]
+    faults = [(name, f"{count:,}") for name, count in findings.faults.items()]
+    parts = [
+        "# Torture\n",
+        f"{summarise(machine)}\n",
+        f"{method}\n",
+        table(("what", "found", "target", "verdict"), _verdicts(findings)) + "\n",
+        f"The longest stall was this: {slowest}\n",
+        "![operations a second](torture.svg)\n",
+        "## Answers\n",
+        table(("answer", *kinds), answers) + "\n",
+        "## Faults\n",
+        table(("fault", "times"), faults) + "\n",
+        *_complaints(findings),
+    ]
+    return {"torture.json": json.dumps(document, indent=1) + "\n", "torture.md": "\n".join(parts), "torture.svg": chart}
+
+
+def _verdicts(findings: Findings) -> Iterator[tuple[str, str, str, str]]:
+    total, struck, minutes = len(findings.history), findings.faults.values(), findings.seconds / 60
+    counts = f"{sum(struck):,} of {len(struck)} kinds, each at least {min(struck)} times"
+    happened = f"{findings.happened:,} of them seen to have happened"
+    silent = f"answers 500, or none in {PATIENCE_SECONDS} s"
+    done = f"{total:,} ({total / minutes:,.0f} a minute)"
+    are_many, are_all = total >= OPERATIONS_A_MINUTE * minutes, min(struck) >= FAULTS_A_MINUTE * minutes
+    yield "operations", done, f">= {OPERATIONS_A_MINUTE:,} a minute", _verdict(are_many)
+    yield "faults", counts, f">= {FAULTS_A_MINUTE} a minute", _verdict(are_all)
+    yield "violations", f"{len(findings.violations):,}", "0", _verdict(not findings.violations)
+    yield silent, f"{findings.failed:,}", "0", _verdict(not findings.failed)
+    yield "refused, without effect", f"{findings.refused:,}", "", ""
+    yield "unknown outcomes", f"{len(findings.unknown):,}, {happened}", "", ""
+    yield "longest stall of one client", f"{findings.slowest[0]:.2f} s", "", ""
+    yield "longest time that nobody was served", f"{findings.silence:.2f} s", "", ""
+
+
+def _verdict(is_met: bool) -> str:
+    return "met" if is_met else "NOT met"
+
+
+def _complaints(findings: Findings) -> Iterator[str]:
+    if findings.violations:
+        yield "## Violations\n"
+    for violation in findings.violations[:_SHOWN]:
+        yield f"```\n{violation}\n```\n"
+    if findings.errors:
+        yield f"## Errors in the service's log: {len(findings.errors):,}\n"
+    for error in findings.errors[:_SHOWN]:
+        yield f"```\n{error}\n```\n"

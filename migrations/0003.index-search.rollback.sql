@@ -1,0 +1,3 @@
+-- transactional: false
+drop index concurrently if exists users_created_at;
+drop index concurrently if exists users_lower_name;

