@@ -54,6 +54,7 @@ def _formatter(*renderers: structlog.types.Processor) -> logging.Formatter:
 
 def _add_request(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Say which request a line is about, where it is about a single one."""
+    event.pop("color_message", None)  # uvicorn's, the same once more with escape sequences
     served = serving.get()
     if len(served) == 1:
         event["request_id"] = served[0].id

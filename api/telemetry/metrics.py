@@ -108,12 +108,13 @@ class DatabaseMetrics:
         duration[bisect_left(SECONDS, seconds)] += 1
         duration[SUM] += seconds
         number = len(served)
-        size[bisect_left(REQUESTS, number)] += 1
         size[SUM] += number
         if isinstance(served, Batch):
+            size[bisect_left(REQUESTS, number)] += 1
             wait[bisect_left(SECONDS, served.waited)] += 1
             wait[SUM] += served.waited
-        else:
+        else:  # one that found nobody else, and did not wait
+            size[0] += 1
             wait[0] += 1
         spent = ((queue, seconds, number),)
         for request in served:

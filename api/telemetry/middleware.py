@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("api.requests")
 
 _REQUEST_ID = re.compile(REQUEST_ID.encode())
-# https://www.w3.org/TR/trace-context/#traceparent-header: later versions may have more behind it; ff is none.
-_TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+# https://www.w3.org/TR/trace-context/#traceparent-header: versions after 00 may have more behind it; ff is none.
+_TRACEPARENT = re.compile(rb"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 _IDENTIFYING = frozenset({b"x-request-id", b"traceparent"})
 
@@ -80,7 +80,7 @@ class Telemetry:
         for name, value in [header for header in scope["headers"] if header[0] in _IDENTIFYING]:
             if name == b"traceparent":
                 if parent := _TRACEPARENT.fullmatch(value):
-                    request.trace_id = parent[2].decode()
+                    request.trace_id = parent[1].decode()
             elif _REQUEST_ID.fullmatch(value):
                 request.name = value
         if self._tracing is not None:
@@ -113,7 +113,7 @@ class Telemetry:
 def _template(scope: Scope) -> str | None:
     """The path of the route, such as /api/v1/users/{id}; None where the request reached none."""
     route = scope.get("route")
-    return None if route is None else route.path
+    return None if route is None else route.path_format
 
 
 def _path(scope: Scope) -> str | None:
@@ -125,13 +125,14 @@ def _path(scope: Scope) -> str | None:
 
 def _describe(request: RequestContext, scope: Scope, seconds: float) -> dict[str, Any]:
     """What the log says of a request; times in seconds."""
-    # A token's subject may be an address.
-    caller = scope.get("caller", "")
+    described: dict[str, Any] = {"method": scope["method"], "status": request.status}
+    if path := _path(scope):
+        described["path"] = path
+    if caller := scope.get("caller"):
+        # A token's subject may be an address.
+        described["caller"] = caller if caller.startswith("key:") else "token"
     return {
-        "method": scope["method"],
-        "path": _path(scope),
-        "status": request.status,
-        "caller": caller if caller.startswith("key:") else caller.partition(":")[0],
+        **described,
         "batch_seconds": round(request.batch, 6),
         "queue_seconds": round(request.queue, 6),
         "database_seconds": round(request.database, 6),
