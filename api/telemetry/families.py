@@ -72,7 +72,7 @@ _GAUGES = (
     Family("users_api_pool_in_use", "Places of the pools that statements have.", ("url",), is_gauge=True),
     Family("users_api_pool_waiting", "Statements that wait for a connection.", ("url",), is_gauge=True),
 )
-_FAMILIES = {
+FAMILIES = {
     family.name: family
     for family in (DURATION, PROBLEMS, STATEMENT, BATCH_SIZE, BATCH_WAIT, RETRIES, OPENED, FAILED, *_GAUGES)
 }
@@ -95,16 +95,16 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Add up what the processes have counted."""
-        sums: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in _FAMILIES}
+        sums: dict[str, dict[tuple[str, ...], list[float]]] = {name: {} for name in FAMILIES}
         for lives, rows in self._read():
             for (name, *labels), values in rows.items():
-                family = _FAMILIES.get(name)
+                family = FAMILIES.get(name)
                 # A worker of another release may count what this one does not know.
                 if family is not None and (lives or not family.is_gauge):
                     found = sums[name].setdefault(tuple(labels), [0.0] * VALUES)
                     found[:] = map(sum, zip(found, values, strict=True))
         for name, by_labels in sums.items():
-            yield _metric(_FAMILIES[name], by_labels)
+            yield _metric(FAMILIES[name], by_labels)
         build = {"version": version("users-api"), "python": platform.python_version()}
         yield InfoMetricFamily("users_api_build", "What serves.", build)
 
