@@ -22,7 +22,7 @@ from benchmarks import latency, overload, plan, profile, scaling
 from benchmarks.charts import draw
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
-from benchmarks.openloop import Outcome, Phase, Trace, run_phases
+from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
 from benchmarks.report import keep, render
@@ -299,12 +299,12 @@ def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
 
     with serve(refuse) as url:
         port = int(url.rpartition(":")[2])
-        trace = asyncio.run(run_phases(port, [Phase("one", 200, 0.5), Phase("two", 800, 0.25)], rows=100))
+        trace = asyncio.run(run_phases(port, [Phase("one", 200, 0.5), Phase("two", 800, 0.25)], gets(100)))
     assert 250 <= len(trace.outcomes) <= 300
     assert {(each.status, each.has_retry_after) for each in trace.outcomes} == {(200, False), (503, True)}
     assert trace.unsent == 0
     # Nobody listens any more: a request without an answer is an outcome too.
-    trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], rows=100))
+    trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], gets(100)))
     assert {each.status for each in trace.outcomes} == {0}
 
 
