@@ -113,8 +113,9 @@ def _draw(rate: float, trace: Trace, samples: Sequence[Sample]) -> str:
     for number, outcomes in sorted(by_sample.items()):
         minute = round(number * SAMPLE_SECONDS / 60, 2)
         good = [outcome.seconds * 1000 for outcome in outcomes if not is_error(outcome)]
-        for name, percent in (("p50", 50), ("p99", 99)):
-            latency[name].append((minute, _percentile(good, percent)))
+        if len(good) > 1:
+            latency["p50"].append((minute, _percentile(good, 50)))
+            latency["p99"].append((minute, _percentile(good, 99)))
         answers["2xx a second"].append((minute, len(good) / SAMPLE_SECONDS))
         answers["errors a second"].append((minute, (len(outcomes) - len(good)) / SAMPLE_SECONDS))
     offered = f"{rate:,.0f} requests a second, of every kind"
