@@ -24,7 +24,6 @@ logger = logging.getLogger("api.requests")
 _REQUEST_ID = re.compile(REQUEST_ID.encode())
 # https://www.w3.org/TR/trace-context/#traceparent-header: versions after 00 may have more behind it; ff is none.
 _TRACEPARENT = re.compile(rb"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-
 _IDENTIFYING = frozenset({b"x-request-id", b"traceparent"})
 
 
@@ -62,7 +61,7 @@ class Telemetry:
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: "Tracing | None") -> None:
-        self._app = app
+        self.app = app
         self._metrics = metrics
         self._rows = metrics.requests
         self._tracing = tracing
@@ -74,7 +73,7 @@ class Telemetry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note what becomes of it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         request = self._make_context(next(self._new_ids), send)
         for name, value in [header for header in scope["headers"] if header[0] in _IDENTIFYING]:
@@ -87,7 +86,7 @@ class Telemetry:
             self._tracing.begin(request, scope)
         serving.set((request,))
         try:
-            await self._app(scope, receive, request.send)
+            await self.app(scope, receive, request.send)
         except Exception:  # Ours: uvicorn logs it, and answers.
             request.status = 500
             raise
@@ -100,7 +99,8 @@ class Telemetry:
                 )
             row[bisect_left(SECONDS, seconds)] += 1
             row[SUM] += seconds
-            if request.problem is not None:
+            # One that a replica had is no problem where the primary answered after it.
+            if request.problem is not None and request.status >= 400:
                 self._metrics.problem(request.problem)
             if seconds >= self._slow:
                 logger.warning("slow request", extra=_describe(request, scope, seconds))
