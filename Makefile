@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile install lock clean neon-rig image torture soak
+.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture soak
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -50,7 +50,7 @@ bench: install ## compare with the peers: the table of targets, in less than ten
 bench-full: install ## every system, workload, distance and concurrency: most of an hour
 	$(BIN)/python -m benchmarks.run --full $(ARGS)
 
-bench-scaling bench-overload bench-latency bench-profile: install ## one question each: see benchmarks/README.md
+bench-scaling bench-overload bench-latency bench-profile bench-bulk: install ## one question each: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.$(@:bench-%=%) $(ARGS)
 
 soak: install ## a mixed load for 20 minutes: no memory may grow, nothing may fail (ARGS="--minutes 2")

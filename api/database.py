@@ -40,7 +40,8 @@ class Database:
         self._settings = settings
         self._metrics = DatabaseMetrics(metrics or Metrics(), name)
         self._tracing = tracing
-        self._answered = True
+        self.answers = True
+        """Whether the last statement was answered; a wait that is not over is no failure yet. True before the first."""
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
@@ -54,11 +55,6 @@ class Database:
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
         await self._pool.close()
-
-    @property
-    def answers(self) -> bool:
-        """Whether the database answered when it was last asked; True before the first time."""
-        return self._answered and not self._pool.fails
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
@@ -112,9 +108,12 @@ class Database:
             asked = perf_counter()
             try:
                 borrowed = await self._pool.borrow(deadline)
-            except BaseException:
+            except BaseException as error:
                 for request in served:
                     request.spent += ((perf_counter() - asked, 0.0, len(served)),)
+                if isinstance(error, DatabaseUnavailableError):
+                    # Without a cause every connection was busy, which says nothing of the database.
+                    self.answers = self.answers and error.__cause__ is None
                 raise
             begun = perf_counter()
             # Behind the proxy, which hides what is counted, and None where it ended between two hands.
@@ -129,7 +128,7 @@ class Database:
                 rows: list[asyncpg.Record] = await connection.fetch(
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
-                answered = self._answered = True
+                answered = self.answers = True
                 outcome = "ok"
             except asyncio.CancelledError as error:
                 if statement.writes and connection._protocol.queries_count != executed:
@@ -141,8 +140,11 @@ class Database:
                 step, fault = judge_statement(error, sent=sent, writes=statement.writes, closed=closed)
                 if closed and (fault.refusal or not executed):
                     self._pool.failed(error)
-                answered = self._answered = step is Next.RAISE
+                answered = step is Next.RAISE
                 sends += step is Next.RESEND
+                ends = step not in (Next.RETRY, Next.RESEND) or sends == _MOST_SENDS or loop.time() >= deadline
+                if ends:
+                    self.answers = answered
                 if step is Next.RAISE:
                     outcome = "refused"
                     raise
@@ -150,7 +152,7 @@ class Database:
                     raise OutcomeUnknownError from error
                 if step is Next.TIMEOUT:
                     raise StatementTimeoutError from error
-                if step is Next.UNAVAILABLE or sends == _MOST_SENDS or loop.time() >= deadline:
+                if ends:
                     raise DatabaseUnavailableError(fault.remedy) from error
                 logger.info("sql/%s is tried again: %s", statement.name, describe(error))
             else:

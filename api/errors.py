@@ -98,9 +98,9 @@ _ONLY_READS = (StatementTimeoutError,)
 
 
 def database_refusals(*, writes: bool) -> list[Problem]:
-    """What any statement, a read or a write, can end in."""
+    """What any statement, a read or a write, can end in; what api.limits adds is there."""
     others = _ONLY_READS if writes else _ONLY_WRITES
-    never = [_EXCEPTIONS[each] for each in others]
+    never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
 
 

@@ -24,8 +24,8 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "Request-Timeout": {
-        "description": "Seconds after which an answer is of no use: then 504, and the statement is cancelled. Shortens "
-        "the server's own time-outs, and never lengthens them.",
+        "description": "Seconds, above 0, after which no answer is of use: then 504, and the statement is cancelled. "
+        "Shortens the server's own time-outs, and never lengthens them.",
         "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["2.5"]},
     },
     "Read-After": {

@@ -45,7 +45,7 @@ class Resource:
     ) -> None:
         self.is_open = is_open
         self._headers = headers
-        self._gate = gate
+        self.gate = gate
         self.methods = {method.upper(): described for method, described in methods.items()}
         self._handlers = {method: handler for method, (handler, _) in self.methods.items()}
         if "GET" in self._handlers:
@@ -57,7 +57,7 @@ class Resource:
         request = Request(scope, receive, send)
         handler = self._handlers.get(scope["method"], self._refuse)
         try:
-            response = await (self._gate.admit(handler, request) if self._gate else handler(request))
+            response = await (self.gate.admit(handler, request) if self.gate else handler(request))
         except ClientDisconnect:
             return
         except Exception as error:  # The boundary: whatever it is becomes a problem.

@@ -112,6 +112,8 @@ class Server(uvicorn.Server):
                     server.close()
             else:
                 self.lifespan.state[DRAINING] = True
+                if not self._hurried:
+                    logger.info("everything is served on for %g s, while /ready says no", self._drain_seconds)
         return self._draining_since
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.errors import DeadlineExceededError, OverloadedError, Problem, StoppingError
+from api.errors import DeadlineExceededError, OverloadedError, Problem, StoppingError, problem_of
 
 Result = TypeVar("Result")
 
@@ -47,14 +47,24 @@ class Gate:
             self.under_way -= 1
 
 
-def malformed_timeout() -> Problem:
-    """The problem of a Request-Timeout that cannot be read: who set one must know that it does not hold."""
-    return Problem(400, "Request-Timeout must be a number of seconds above 0, such as 2.5", "invalid-request")
+def gate_refusals() -> list[Problem]:
+    """What a gate adds to the refusals of an operation."""
+    return [_malformed_timeout(), problem_of(OverloadedError), *map(problem_of, (DeadlineExceededError, StoppingError))]
+
+
+def _malformed_timeout() -> Problem:
+    # Not ignored: who sets a deadline must know that it does not hold.
+    fault = {
+        "loc": ["header", "request-timeout"],
+        "msg": "must be a number of seconds above 0, such as 2.5",
+        "type": "request_timeout",
+    }
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])
 
 
 def _read_seconds(value: bytes) -> float:
     if not _SECONDS.fullmatch(value) or not (seconds := float(value)):
-        raise malformed_timeout()
+        raise _malformed_timeout()
     return seconds
 
 

@@ -18,8 +18,8 @@ from api.credentials import (
 )
 from api.errors import Problem, database_refusals, internal_error, problem_body
 from api.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
-from api.http import resources
-from api.limits import malformed_timeout
+from api.http import Resource, resources
+from api.limits import gate_refusals
 from api.operation import Answer, Content, Operation
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -81,7 +81,7 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             continue
         for method, (handler, operation) in resource.methods.items():
             if operation is not None:
-                described = _operation(handler.__name__, method, operation, resource.is_open, schemas)
+                described = _operation(handler.__name__, method, operation, resource, schemas)
                 paths.setdefault(path, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",
@@ -104,21 +104,26 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def _operation(name: str, method: str, operation: Operation, is_open: bool, schemas: dict[str, Any]) -> dict[str, Any]:
+def _operation(
+    name: str, method: str, operation: Operation, resource: Resource, schemas: dict[str, Any]
+) -> dict[str, Any]:
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
-    headers = [*operation.headers, *(["Request-Timeout"] if operation.uses_database else []), _ALWAYS]
-    if not is_open:
+    headers = [*operation.headers, _ALWAYS]
+    if resource.gate:
+        headers.append("Request-Timeout")
+        refusals += gate_refusals()
+    if not resource.is_open:
         refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
         refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
     if operation.uses_database:
-        refusals += [malformed_timeout(), *database_refusals(writes=writes)]
+        refusals += database_refusals(writes=writes)
     described: dict[str, Any] = {
         "operationId": name,
         "summary": operation.summary,
         "description": operation.description,
         "tags": [operation.tag],
-        "security": [] if is_open else [{"bearer": [WRITE if writes else READ]}],
+        "security": [] if resource.is_open else [{"bearer": [WRITE if writes else READ]}],
         "parameters": [
             *_parameters(operation.path, "path"),
             *_parameters(operation.query, "query"),

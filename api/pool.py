@@ -53,11 +53,6 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._hopeless = False
 
-    @property
-    def fails(self) -> bool:
-        """Whether no connection could be had the last time, or none that served anybody."""
-        return bool(self._failures)
-
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
         try:

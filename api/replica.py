@@ -9,7 +9,7 @@ the replica once that has replayed the log up to it.
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ _ANSWERS = frozenset({200, 201, 204, 404, 409, 412})
 
 _REST_SECONDS = 1.0
 _POLL_SECONDS = 0.005
-_UNANSWERED = (DatabaseUnavailableError, StatementTimeoutError, OverloadedError)
+_UNANSWERED = (DatabaseUnavailableError, StatementTimeoutError)
 
 
 class Replica(Database):
@@ -91,7 +91,7 @@ class Replica(Database):
             try:
                 return await super().fetch(statement, *arguments)
             except _UNANSWERED as error:
-                self._leave_alone(error)
+                self._leave_alone(error.__cause__)
             except asyncpg.PostgresError as error:
                 # Such as a conflict with what is replayed: it says nothing about the next read.
                 logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
@@ -102,7 +102,7 @@ class Replica(Database):
         try:
             async with asyncio.timeout(self._wait):
                 return b"%X/%X" % divmod(await self._ask_primary(None), 2**32)
-        except (TimeoutError, asyncio.CancelledError, *_UNANSWERED, asyncpg.PostgresError):
+        except (TimeoutError, asyncio.CancelledError, OverloadedError, *_UNANSWERED, asyncpg.PostgresError):
             return _BEYOND  # The write has happened, and is acknowledged.
 
     async def reaches(self, position: int) -> int | None:
@@ -132,8 +132,8 @@ class Replica(Database):
             else:
                 self._leave_alone(error)
         except _UNANSWERED as error:
-            self._leave_alone(error)
-        except asyncpg.PostgresError as error:
+            self._leave_alone(error.__cause__)
+        except (OverloadedError, asyncpg.PostgresError) as error:
             logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
         return None
 
@@ -145,16 +145,18 @@ class Replica(Database):
             self._trial = loop.create_task(self._try(), context=Context())  # of no request
         return True
 
-    def _leave_alone(self, error: Exception) -> None:
+    def _leave_alone(self, cause: BaseException | None) -> None:
+        if cause is None:
+            return  # It is busy: every connection that it may have was in use.
         if not self._rests_until:
-            logger.warning("READ_DATABASE_URL: the primary answers instead: %s", describe(error.__cause__ or error))
+            logger.warning("READ_DATABASE_URL: the primary answers instead: %s", describe(cause))
         self._rests_until = asyncio.get_running_loop().time() + _REST_SECONDS
 
     async def _try(self) -> None:
         try:
             await super().fetch(_SELECT_POSITION)
         except (*_UNANSWERED, asyncpg.PostgresError) as error:
-            self._leave_alone(error)
+            self._leave_alone(error.__cause__ or error)
         else:
             self._rests_until = 0.0
             logger.info("READ_DATABASE_URL: the replica answers again")
@@ -162,7 +164,9 @@ class Replica(Database):
             self._trial = None
 
 
-async def _select_position(fetch: Any, calls: Sequence[None]) -> list[int]:
+async def _select_position(
+    fetch: Callable[[Statement], Awaitable[list[asyncpg.Record]]], calls: Sequence[None]
+) -> list[int]:
     rows = await fetch(_SELECT_POSITION)
     return [rows[0]["position"]] * len(calls)
 

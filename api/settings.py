@@ -84,19 +84,19 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=86400,
-        description="/ready asks the database itself, at most this often: a compute that is asked never sleeps.",
+        description="/ready asks the database, at most this often: a compute that is asked never sleeps.",
     )
     drain_seconds: float = Field(
         default=5.0,
         ge=0,
         le=300,
-        description="From SIGTERM on /ready says no for this long, while everything is still served.",
+        description="After SIGTERM everything is still served for this long, while /ready says no.",
     )
     grace_seconds: float = Field(
         default=25.0,
         gt=0,
         le=3600,
-        description="From SIGTERM to the exit at most; below what the orchestrator waits: Kubernetes 30, Docker 10.",
+        description="From SIGTERM to the exit at most; below what the orchestrator waits (Kubernetes 30).",
     )
     auth: Literal["required", "off"] = Field(
         default="required", description="`off` lets everybody in: only where something in front asks who they are."

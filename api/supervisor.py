@@ -29,6 +29,9 @@ _START_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _MARGIN_SECONDS = 2.0
 
+_End = asyncio.Future[tuple[signal.Signals, int]]
+"""What ends it: the signal that the workers get, and the exit code."""
+
 
 class Supervisor:
     """Runs `config.workers` processes.
@@ -51,19 +54,20 @@ class Supervisor:
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
-        end: asyncio.Future[int] = loop.create_future()
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, self._stop, end, sig)
+        end: _End = loop.create_future()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self._stop, end, each)
         hang_up = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
         self._workers = [self._start() for _ in range(self._config.workers)]
         tasks = [loop.create_task(self._keep(place, end)) for place in range(self._config.workers)]
         tasks.append(loop.create_task(self._replace_on(hang_up)))
-        code = await end
+        sig, code = await end
         # While this process had it, clients would be let in that no worker turns to any more.
         self._listener.close()
         for task in tasks:
-            task.cancel()
+            task.cancel()  # Nobody is started from here on, so that all are told.
+        self._tell(sig)
         return code if await self._see_off(self._living) else 1
 
     def _start(self) -> "_Worker":
@@ -72,11 +76,15 @@ class Supervisor:
         worker.ended.add_done_callback(lambda _: self._living.discard(worker))
         return worker
 
-    def _stop(self, end: asyncio.Future[int], sig: signal.Signals, code: int = 0) -> None:
+    def _stop(self, end: _End, sig: signal.Signals, code: int = 0) -> None:
+        if end.done():
+            self._tell(sig)
+        else:
+            end.set_result((sig, code))
+
+    def _tell(self, sig: signal.Signals) -> None:
         for worker in self._living:
             worker.tell(sig)
-        if not end.done():
-            end.set_result(code)
 
     async def _see_off(self, workers: Collection["_Worker"]) -> bool:
         """Wait for the end of workers that were told to stop. False where that had to be forced."""
@@ -90,7 +98,7 @@ class Supervisor:
             await asyncio.wait(late)
         return not late
 
-    async def _keep(self, place: int, end: asyncio.Future[int]) -> None:
+    async def _keep(self, place: int, end: _End) -> None:
         """See to it that somebody serves in a place."""
         while True:
             worker = self._workers[place]

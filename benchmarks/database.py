@@ -66,6 +66,12 @@ class Database:
             self.rows, self._index, self._is_dirty = rows, index, False
         execute(self.url, "checkpoint")
 
+    def empty(self) -> None:
+        """Leave no user in the table."""
+        execute(self.url, "truncate users restart identity")
+        execute(self.url, "checkpoint")
+        self._is_dirty = True
+
     def soil(self) -> None:
         """Note that a workload wrote: the next system needs a fresh table."""
         self._is_dirty = True

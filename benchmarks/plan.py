@@ -23,10 +23,10 @@ def default_plan(extra: Sequence[System] = ()) -> list[Job]:
     compared = [name for name in WORKLOADS if name != "mix"]
     jobs = [
         Job(system, WORKLOADS[name], rows=WORKLOADS[name].rows)
-        for system in (_OURS, _UNBATCHED, _TEXTBOOK, SYSTEMS["fastapi_sqlalchemy"], *extra)
+        for system in (_OURS, _TEXTBOOK, SYSTEMS["fastapi_sqlalchemy"], *extra)
         for name in compared
     ]
-    jobs += [Job(_CONSTANT, _GET)]
+    jobs += [Job(_UNBATCHED, _GET), Job(_UNBATCHED, _CREATE), Job(_CONSTANT, _GET)]
     jobs += [_idle(system) for system in (_OURS, _UNBATCHED, _TEXTBOOK, *extra)]
     for system in (_OURS, _TEXTBOOK, *extra):
         jobs += [_far(system, _GET, distance) for distance in DISTANCES_MS] + [_far(system, _CREATE, FAR_MS)]

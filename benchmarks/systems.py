@@ -52,7 +52,7 @@ def _peer(name: str) -> tuple[str, ...]:
 
 
 _SERVE = (sys.executable, "-m", "api", "serve", "--port", "{port}", "--workers", "{workers}")
-_QUIET = {"LOG_LEVEL": "warning"}
+_QUIET = {"LOG_LEVEL": "warning", "DRAIN_SECONDS": "0"}
 
 SYSTEMS = {
     system.name: system

@@ -16,6 +16,7 @@ import pytest
 
 from api import embedded, migrations
 from api.app import create_app
+from api.resources import MIGRATIONS_DIRECTORY
 from api.settings import Settings
 from api.url import parse_url
 from tests import leaks
@@ -30,6 +31,9 @@ KILL_ALL = """
     where datname = current_database() and pid <> pg_backend_pid()
 """
 """Ends every other session of a database, as a compute does that falls asleep."""
+
+MIGRATIONS = sorted(file.stem for file in MIGRATIONS_DIRECTORY.glob("*.sql") if not file.stem.endswith(".rollback"))
+"""The ids of our migrations, in the order in which they are applied."""
 
 _names = count(1)
 

@@ -41,7 +41,8 @@ def run(
         text=True,
         timeout=60,
     )
-    if arguments[0] != "key":  # which shows one: that is what it is for
+    # "key" shows one and "export" users, which is what they are for; help has examples.
+    if arguments[0] not in ("key", "export") and "--help" not in arguments:
         leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
     return ended
 

@@ -33,6 +33,11 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
+def operations(url: str) -> int:
+    """How many operations the document has that the page shows."""
+    return sum(map(len, httpx.get(f"{url}/openapi.json").json()["paths"].values()))
+
+
 @needs_chromium
 def test_somebody_tries_it_out(page: Page, database: str) -> None:
     """SCREENSHOT=FILE keeps the picture that the README shows."""
@@ -45,7 +50,7 @@ def test_somebody_tries_it_out(page: Page, database: str) -> None:
     key, entry = make_api_key("browser", read_only=False)
     with serve(create_app(settings_for(database, api_keys=entry))) as url:
         page.goto(f"{url}/docs")
-        expect(page.locator(".opblock")).to_have_count(6)
+        expect(page.locator(".opblock")).to_have_count(operations(url))
 
         page.get_by_role("button", name="Authorize").first.click()
         page.get_by_label("auth-bearer-value").fill(key)
@@ -89,7 +94,7 @@ def test_a_script_in_the_page_is_not_run(page: Page, database: str) -> None:
     page.on("console", lambda message: complaints.append(message.text))
     with serve(create_app(settings_for(database))) as url:
         page.goto(f"{url}/docs")
-        expect(page.locator(".opblock")).to_have_count(6)
+        expect(page.locator(".opblock")).to_have_count(operations(url))
         page.evaluate(
             "document.body.append(Object.assign(document.createElement('script'), {text: 'window.evil = 1'}))"
         )

@@ -24,7 +24,7 @@ from api.doctor.session import Session
 from api.settings import Settings
 from api.statements import declared_statements
 from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import MIGRATIONS, execute, settings_for
 from tests.rig import (
     NEON_PERMANENT,
     NEON_TRANSIENT,
@@ -115,7 +115,7 @@ def test_all_is_well(rig: Rig, neon: NeonDatabase) -> None:
     assert report["DATABASE_URL", "pooling"].detail == "pooled: two connections share 1 backend"
     assert report["DIRECT_URL", "pooling"].detail == "direct: each connection keeps its own backend"
     assert "2 replicas x 3 workers x POOL_MAX_SIZE 10 = 60" in report["DATABASE_URL", "connections"].detail
-    assert report["DIRECT_URL", "migrations"].detail == "1 applied, none pending"
+    assert report["DIRECT_URL", "migrations"].detail == f"{len(MIGRATIONS)} applied, none pending"
     assert report["DIRECT_URL", "statements"].detail == f"{len(declared_statements())} fit the database"
     assert rig.counts.cancels == 0
 
@@ -315,11 +315,11 @@ def test_migrations(neon: NeonDatabase) -> None:
     assert (step.status, step.detail) == ("yellow", "applied, with no file here: 0009.later")
     execute(neon.superuser, "update _users_api_migration_checksum set checksum = 'other'")
     report = doctor(neon.settings())
-    assert report["DIRECT_URL", "migrations"].detail == "edited after it was applied: 0001.create-users"
+    assert report["DIRECT_URL", "migrations"].detail == f"edited after it was applied: {', '.join(MIGRATIONS)}"
     execute(neon.superuser, f"drop schema public cascade; create schema public authorization {owner}")
     report = doctor(neon.settings())
     assert report.reds == [("DIRECT_URL", "migrations")]
-    assert report["DIRECT_URL", "migrations"].detail == "pending: 0001.create-users"
+    assert report["DIRECT_URL", "migrations"].detail == f"pending: {', '.join(MIGRATIONS)}"
     assert report["DIRECT_URL", "migrations"].remedy == "run users-api migrate"
     assert report["DIRECT_URL", "statements"].status == "skipped"
 
@@ -328,7 +328,7 @@ def test_statements_that_do_not_fit(neon: NeonDatabase) -> None:
     execute(neon.superuser, "alter table users rename column name to label")
     report = doctor(neon.settings())
     assert report.reds == [("DIRECT_URL", "statements")]
-    assert "sql/users/insert_users.sql" in report["DIRECT_URL", "statements"].detail
+    assert "sql/users/export_users_csv.sql" in report["DIRECT_URL", "statements"].detail
     assert "check-sql" in str(report["DIRECT_URL", "statements"].remedy)
 
 

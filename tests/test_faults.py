@@ -256,9 +256,9 @@ def test_what_passes_while_connecting_is_latency(
     rig: Rig, neon: NeonDatabase, point: Point, action: Action, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    # A stalled attempt takes two thirds of it.
-    deadline = 0.9 if action is Cut.STALL else 15
-    with serving(neon, acquire_timeout_seconds=deadline) as client:
+    if action is Cut.STALL:
+        neon = neon._replace(pooled=f"{neon.pooled}&connect_timeout=1")
+    with serving(neon) as client:
         rig.inject(Fault(point, action), times=1 if action is Cut.STALL else 3)
         assert client.post(USERS, json={"email": "ada@example.com"}).status_code == 201
         assert client.get(f"{USERS}/1").status_code == 200

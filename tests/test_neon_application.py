@@ -16,7 +16,7 @@ import pytest
 from api.app import create_app
 from api.settings import Settings
 from tests import test_cli, test_contract
-from tests.conftest import wait_until
+from tests.conftest import MIGRATIONS, wait_until
 from tests.rig import Counts, NeonDatabase, Rig
 from tests.serving import serve
 
@@ -45,8 +45,8 @@ def test_the_commands(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
     """Each in a process of its own, with nothing but the two URLs: sslrootcert, host name and password are in them."""
     urls = neon.environment()
     assert test_cli.run("migrate", "rollback", "--yes", **urls).returncode == 0
-    assert "applying 0001.create-users" in test_cli.run("migrate", **urls).stdout
-    assert re.search("0001.create-users +applied", test_cli.run("migrate", "status", **urls).stdout)
+    assert f"applying {MIGRATIONS[-1]}" in test_cli.run("migrate", **urls).stdout
+    assert re.search(f"{MIGRATIONS[-1]} +applied", test_cli.run("migrate", "status", **urls).stdout)
     assert "statements fit the database" in test_cli.run("check-sql", **urls).stdout
     with (
         test_cli.served("--workers", "2", cwd=tmp_path, ends_with=0, **urls) as (url, _),

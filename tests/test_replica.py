@@ -261,6 +261,33 @@ def test_a_replica_that_says_nothing_makes_one_request_wait(
             assert client.get(path, headers=headers).json()["name"] == "old"
 
 
+async def test_a_replica_that_is_busy_is_not_left_alone(
+    database: str, standby: Standby, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two reads at once over one connection, one waits too long for it, and the primary answers that one alone."""
+    settings = settings_for(
+        database, read_database_url=standby.url(database), replica_wait_seconds=0.3, pool_max_size=1, batching=False
+    )
+    standby.catch_up()
+    with serving(settings) as client:
+        path, _ = create(client)
+        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
+            other.execute("lock table users")
+            # The lock is replayed, so that the first read waits for it there, and the other here.
+            standby.catch_up()
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=40) as many:
+                reads = [asyncio.create_task(many.get(path)) for _ in range(2)]
+                await asyncio.to_thread(wait_for_lock, database)
+                other.rollback()
+                assert [(await read).status_code for read in reads] == [200, 200]
+    assert "the primary answers instead" not in caplog.text
+
+
+def wait_for_lock(url: str) -> None:
+    while not execute(url, "select pid from pg_locks where not granted and locktype = 'relation'"):
+        pass
+
+
 def test_a_replica_that_crashes_and_returns(
     settings: Settings, standby: Standby, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,7 +39,7 @@ def test_every_statement_fits_the_migrated_database(database: str) -> None:
 
 def test_every_file_is_declared_and_none_twice() -> None:
     assert statements.undeclared_files() == []
-    assert len(NAMES) == 13
+    assert len(NAMES) == 18
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 
@@ -135,6 +135,11 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
         "users/list_users_newest.sql": ["infinity", keys * 900, "-infinity", 100],
         # Everybody, and all of them twice: the most that a search can meet.
         "users/search_users.sql": ["uSer", f"user {keys * 900}", 0, 100],
+        "users/import_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys, "1s"],
+        "users/import_users_update.sql": [emails, ["x"] * keys, True, "1s"],
+        "users/estimate_users.sql": [],
+        "users/export_users.sql": [],
+        "users/export_users_csv.sql": [],
     }
     return parameters[statement.name]
 
@@ -165,7 +170,7 @@ async def test_no_plan_reads_the_table_or_sorts(populated: str, name: str, mode:
         return
     reads = [f"{node['Node Type']} {node.get('Index Name', '')}" for node in nodes(plan)]
     assert not [read for read in reads if read.startswith(("Seq Scan", "Sort", "Incremental Sort", "Bitmap"))], reads
-    if not name.startswith("users/list_"):
+    if not name.startswith(("users/list_", "users/export_")):
         # A few looks at the index for each key, never a scan of more.
         looks = [node["Actual Loops"] * node["Actual Rows"] for node in nodes(plan) if "Index Name" in node]
         assert all(reached <= MOST_LOOKS.get(name, 1) * keys for reached in looks), looks

@@ -47,6 +47,9 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
 
     Without API_KEYS or JWT_ISSUER nobody is asked who they are: then only an address of this machine alone is served.
 
+    SIGTERM stops without losing a request: /ready says no for DRAIN_SECONDS, and all of it takes GRACE_SECONDS at most.
+    SIGHUP replaces two workers or more one by one, with the code and the .env that are there then.
+
     \b
     Examples:
       users-api serve
@@ -92,11 +95,11 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
 def _run(config: uvicorn.Config, settings: Settings) -> int:
     """Serve until a signal ends it. Returns the exit code."""
     drain, grace = settings.drain_seconds, settings.grace_seconds
-    server = Server(config, drain_seconds=drain, grace_seconds=grace)
-    if config.reload:
+    if config.reload:  # for somebody who waits for it
+        server = Server(config, drain_seconds=0, grace_seconds=grace)
         ChangeReload(config, target=server.run, sockets=[config.bind_socket()]).run()
     elif config.workers == 1:
-        server.run()
+        Server(config, drain_seconds=drain, grace_seconds=grace).run()
     elif _WINDOWS:  # which lacks the signals of our own supervisor
         Multiprocess(config, sockets=[config.bind_socket()]).run()
     else:

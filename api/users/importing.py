@@ -6,8 +6,9 @@ Users of one address are written one after the other, as if each line were a req
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -117,16 +118,15 @@ class Import:
             summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
         return {"summary": summary}
 
-    async def _take(self, events: Iterable[Row | Refusal]) -> None:
-        for event in events:
-            if isinstance(event, Row):
-                self._rows.append(event)
-            else:
-                self._refusals.append(event)
-            taken = len(self._rows) + len(self._refusals)
-            if taken >= self._chunk_rows:
+    async def _take(self, events: Iterator[Row | Refusal]) -> None:
+        while some := list(islice(events, _ROWS_A_TURN)):
+            rows = [event for event in some if isinstance(event, Row)]
+            self._rows += rows
+            if len(rows) < len(some):
+                self._refusals += [event for event in some if isinstance(event, Refusal)]
+            if len(self._rows) + len(self._refusals) >= self._chunk_rows:
                 await self._send()
-            elif taken % _ROWS_A_TURN == 0:
+            else:
                 await asyncio.sleep(0)
 
     async def _send(self) -> None:

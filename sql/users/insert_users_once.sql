@@ -57,8 +57,8 @@ with patience as materialized (
     where (select count(*) from expired) >= 0
     returning caller, key, user_id, body
 )
-select n, user_id, body, true as is_replayed, is_reused from answered
+select n, user_id::bigint, body::text, true as is_replayed, is_reused from answered
 union all
-select fresh.n, recorded.user_id, recorded.body, false, false
+select fresh.n, recorded.user_id::bigint, recorded.body::text, false, false
 from recorded
 join fresh on fresh.caller = recorded.caller and fresh.key = recorded.key

@@ -2,6 +2,7 @@
 select wanted.n, page.last_id, page.size, page.body
 from unnest($1::text[]::bigint[], $2::text[]::bigint[]) with ordinality as wanted (largest, size, n)
 cross join lateral (
-    select min(id) as last_id, count(*) as size, '[' || coalesce(string_agg(body, ',' order by id desc), '') || ']' as body
+    select min(id)::bigint as last_id, count(*) as size,
+           '[' || coalesce(string_agg(body, ',' order by id desc), '') || ']' as body
     from (select id, body from users where id <= wanted.largest order by id desc limit wanted.size) as users
 ) as page

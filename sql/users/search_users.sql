@@ -23,7 +23,7 @@ with entries as (
                     false
                 ) as is_second
             from users
-            where (lower(email collate pg_c_utf8), id) > (greatest(prefix, $2), $3)
+            where (lower(email collate pg_c_utf8), id) > (greatest(prefix, $2), $3::bigint)
                 and lower(email collate pg_c_utf8) < last
             order by lower(email collate pg_c_utf8)
             limit 2 * $4::bigint
@@ -37,7 +37,7 @@ with entries as (
                 lower(email collate pg_c_utf8) >= prefix
                 and lower(email collate pg_c_utf8) <= lower(name collate pg_c_utf8)
             from users
-            where (lower(name collate pg_c_utf8), id) > (greatest(prefix, $2), $3)
+            where (lower(name collate pg_c_utf8), id) > (greatest(prefix, $2), $3::bigint)
                 and lower(name collate pg_c_utf8) < last
             order by lower(name collate pg_c_utf8), id
             limit 2 * $4::bigint
@@ -51,7 +51,7 @@ with entries as (
 )
 select
     (array_agg(key order by key, id))[count(*)] as last_key,
-    (array_agg(id order by key, id))[count(*)] as last_id,
+    (array_agg(id order by key, id))[count(*)]::bigint as last_id,
     (select count(*) from entries) = 2 * $4::bigint or count(*) < (select count(*) from entries) as has_more,
     '[' || coalesce(string_agg(body, ',' order by key, id) filter (where not is_second), '') || ']' as body
 from counted
