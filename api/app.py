@@ -88,7 +88,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
             app,
             allow_origins=settings.origins,
             allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "traceparent", *REQUEST_HEADERS],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent", *REQUEST_HEADERS],
             expose_headers=list(RESPONSE_HEADERS),
         )
     return Telemetry(app, settings, metrics, tracing)

@@ -43,11 +43,6 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
             "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"],
         },
     },
-    "X-Request-Id": {
-        "description": "A name for this request in the server's log: 1 to 64 of the characters `A-Za-z0-9._:/+=-`. "
-        "Without it, or where it is something else, the server makes one.",
-        "schema": {"type": "string", "examples": ["2b9ea715591e7aa5"]},
-    },
 }
 """By name, an OpenAPI Parameter Object without its name and place; none is required.
 

@@ -26,8 +26,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
 its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
-`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A `traceparent` (W3C Trace \
-Context) is taken.
+`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A request may name itself \
+in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace Context).
 """
 _REQUEST_ID = "2b9ea715591e7aa5"
 _FAULT = {
@@ -109,7 +109,7 @@ def _operation(
 ) -> dict[str, Any]:
     writes = method != "GET"
     refusals = [*operation.refusals, internal_error()]
-    headers = [*operation.headers, _ALWAYS]
+    headers = [*operation.headers]
     if resource.gate:
         headers.append("Request-Timeout")
         refusals += gate_refusals()
