@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -93,7 +94,9 @@ def obey(rig: Rig) -> None:
         except EOFError:
             if sys.stdin.isatty():
                 raise KeyboardInterrupt from None
-            signal.pause()
+            # In short naps: a signal that came the moment before signal.pause() would never end it.
+            while True:
+                time.sleep(0.5)
 
 
 if __name__ == "__main__":
