@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture
+.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture soak
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -52,6 +52,9 @@ bench-full: install ## every system, workload, distance and concurrency: most of
 
 bench-scaling bench-overload bench-latency bench-profile bench-bulk: install ## one question each: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.$(@:bench-%=%) $(ARGS)
+
+soak: install ## a mixed load for 20 minutes: no memory may grow, nothing may fail (ARGS="--minutes 2")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 torture: install ## everything fails at random for five minutes: nothing may be lost or invented (ARGS="--minutes 1")
 	.ci/pgbouncer >/dev/null

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router
@@ -19,25 +20,35 @@ from api.limits import Gate
 from api.probes import Probes
 from api.replica import Replica, replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
+from api.telemetry.endpoint import metrics_route
+from api.telemetry.metrics import Metrics
+from api.telemetry.middleware import Telemetry
+from api.telemetry.setup import metrics_from_environment, tracing_from_environment
 from api.tokens import Tokens
 from api.users.bulk import Bulk
 from api.users.handlers import Users
 from api.users.queries import select_users
 
+if TYPE_CHECKING:
+    from api.telemetry.tracing import Tracing
 
-def create_app(settings: Settings) -> ASGIApp:
+
+def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tracing | None" = None) -> ASGIApp:
     """The application. Nothing is opened before its lifespan begins.
 
-    Raises SettingsError where nobody would be asked who they are, and AUTH=off does not say that this is meant.
+    Without `metrics` it counts for itself, without `tracing` it makes no traces. Raises SettingsError where nobody
+    would be asked who they are, and AUTH=off does not say that this is meant.
     """
     if not settings.asks_for_credentials and settings.auth != "off":
         raise SettingsError(NOBODY_TO_ASK)
-    database = Database(settings)
+    metrics = metrics or Metrics()
+    database = Database(settings, metrics=metrics, tracing=tracing)
     databases = [database]
     gate = Gate(settings.requests_max_under_way)
+    metrics.watch(lambda: {("users_api_requests_under_way",): gate.under_way})
     described = served = routes(settings, database, gate)
     if settings.read_database_url is not None:
-        replica = Replica(settings, database, _limits(settings))
+        replica = Replica(settings, database, _limits(settings), metrics, tracing)
         databases.append(replica)
         served = replicated(described, Users(replica, _limits(settings), gate).routes(), replica)
     tokens = None
@@ -47,23 +58,29 @@ def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         await asyncio.gather(*(each.open() for each in databases))
-        # Starting does not wait for the issuer: the log says where its keys cannot be had.
-        fetching = asyncio.create_task(tokens.keys.keep_fresh()) if tokens else None
+        tasks = [asyncio.create_task(metrics.keep_sampling())]
+        if tokens:
+            # Starting does not wait for the issuer: the log says where its keys cannot be had.
+            tasks.append(asyncio.create_task(tokens.keys.keep_fresh()))
         try:
             yield
         finally:
-            if fetching:
-                fetching.cancel()
+            for task in tasks:
+                task.cancel()
             await asyncio.gather(*(each.close() for each in databases))
+            if tracing is not None:
+                await tracing.close()
 
-    documents = documentation(described)
+    others = documentation(described)
+    if settings.metrics_port is None:
+        others.append(metrics_route(metrics))
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
-        routes=[*served, *documents], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
+        routes=[*served, *others], redirect_slashes=False, default=respond_not_found, lifespan=lifespan
     )
     if settings.asks_for_credentials:
-        open_paths = [path for path, resource in resources([*described, *documents]) if resource.is_open]
+        open_paths = [path for path, resource in resources([*described, *others]) if resource.is_open]
         app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
     if settings.origins:
         # Outermost: a browser asks first, without credentials, whether it may ask.
@@ -71,15 +88,15 @@ def create_app(settings: Settings) -> ASGIApp:
             app,
             allow_origins=settings.origins,
             allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", *REQUEST_HEADERS],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent", *REQUEST_HEADERS],
             expose_headers=list(RESPONSE_HEADERS),
         )
-    return app
+    return Telemetry(app, settings, metrics, tracing)
 
 
 def app_from_environment() -> ASGIApp:
     """The application with the environment's settings: what each uvicorn worker calls."""
-    return create_app(load_settings())
+    return create_app(load_settings(), metrics_from_environment(), tracing_from_environment())
 
 
 def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:

@@ -18,12 +18,15 @@ holds, and `tests/test_batching.py` pins:
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
 from operator import attrgetter
+from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import asyncpg
 
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
+from api.telemetry.context import RequestContext, serving, share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,6 +49,7 @@ class _Call(NamedTuple):
     key: Any
     future: asyncio.Future[Any]
     arrived: float
+    served: Sequence[RequestContext]
 
 
 class _NothingChangedError(Exception):
@@ -93,7 +97,7 @@ class Batcher(Generic[Item, Result]):
             return await self._run_alone(item, key, limits)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append(_Call(item, key, future, loop.time()))
+        self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
         self._fill_slots(limits)
         try:
             return await future
@@ -167,7 +171,7 @@ class Batcher(Generic[Item, Result]):
         """The calls of the next batch, in order of arrival as far as their keys are free."""
         taken: list[_Call] = []
         held_back: list[_Call] = []
-        too_old = asyncio.get_running_loop().time() - limits.max_wait_seconds
+        too_old = perf_counter() - limits.max_wait_seconds
         while self._waiting and len(taken) < limits.max_size:
             call = self._waiting.popleft()
             if call.future.done():
@@ -187,7 +191,8 @@ class Batcher(Generic[Item, Result]):
         return taken
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # In a context of its own, not in that of the request that happens to start it: it serves others too.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -212,6 +217,7 @@ class Batcher(Generic[Item, Result]):
         task = asyncio.current_task()
         assert task is not None
         self._carried[task] = calls
+        share(calls)
         try:
             results = await self._run([call.item for call in calls])
         except asyncpg.PostgresError as error:
@@ -220,7 +226,7 @@ class Batcher(Generic[Item, Result]):
             else:
                 # It left nothing behind. Whose fault it was shows when each goes alone, outside the slots.
                 for call in calls:
-                    self._start(self._replay(call, limits))
+                    self._start(self._replay(call._replace(arrived=perf_counter()), limits))
                 return  # their keys stay busy
         except Exception as error:  # Whatever it is, the callers must hear of it.
             _fail(calls, error)

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -13,6 +14,11 @@ from api.faults import DATABASE_ERRORS, Next, judge, judge_statement
 from api.pool import Pool, delay
 from api.settings import Settings
 from api.statements import Statement
+from api.telemetry.context import serving
+from api.telemetry.metrics import DatabaseMetrics, Metrics
+
+if TYPE_CHECKING:
+    from api.telemetry.tracing import Tracing
 
 logger = logging.getLogger("api.database")
 
@@ -23,15 +29,24 @@ _MOST_SENDS = 5
 class Database:
     """One PostgreSQL, opened and closed by the application's lifespan; `name` is that of its URL, for the log."""
 
-    def __init__(self, settings: Settings, name: str = "DATABASE_URL") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str = "DATABASE_URL",
+        *,
+        metrics: Metrics | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._settings = settings
+        self._metrics = DatabaseMetrics(metrics or Metrics(), name)
+        self._tracing = tracing
         self.answers = True
         """Whether the last statement was answered; a wait that is not over is no failure yet. True before the first."""
         self._acquire_timeout = settings.acquire_timeout_seconds
         self._statement_timeout = settings.statement_timeout_seconds
         # Shorter than the statement's own time: a lock that is not had in time is an answer, a cancelled write is none.
         self.lock_timeout = 0.8 * settings.statement_timeout_seconds
-        self._pool = Pool(settings, name)
+        self._pool = Pool(settings, name, self._metrics)
 
     async def open(self) -> None:
         """Make the pool. The database may be asleep or down: requests find that out, starting does not."""
@@ -56,8 +71,10 @@ class Database:
                     **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()},
                     statement_cache_size=0,
                 )
+                self._metrics.opened()
                 break
             except DATABASE_ERRORS as error:
+                self._metrics.failed_to_open()
                 failures += 1
                 fault = judge(error)
                 pause = delay(failures)
@@ -86,18 +103,25 @@ class Database:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._acquire_timeout
         sends = 0
+        served = serving.get()
         while True:
+            asked = perf_counter()
             try:
                 borrowed = await self._pool.borrow(deadline)
-            except DatabaseUnavailableError as error:
-                # Without a cause every connection was busy, which says nothing of the database.
-                self.answers = self.answers and error.__cause__ is None
+            except BaseException as error:
+                for request in served:
+                    request.spent += ((perf_counter() - asked, 0.0, len(served)),)
+                if isinstance(error, DatabaseUnavailableError):
+                    # Without a cause every connection was busy, which says nothing of the database.
+                    self.answers = self.answers and error.__cause__ is None
                 raise
+            begun = perf_counter()
             # Behind the proxy, which hides what is counted, and None where it ended between two hands.
             connection = borrowed._con  # type: ignore[attr-defined]
             # Counts up when a statement leaves to be executed; one that is new to a connection is prepared before.
             executed = connection._protocol.queries_count if connection else 0
             answered = False
+            outcome = "failed"
             try:
                 if connection is None:
                     continue
@@ -105,6 +129,7 @@ class Database:
                     statement.sql, *arguments, timeout=self._statement_timeout
                 )
                 answered = self.answers = True
+                outcome = "ok"
             except asyncio.CancelledError as error:
                 if statement.writes and connection._protocol.queries_count != executed:
                     raise OutcomeUnknownError from error
@@ -121,6 +146,7 @@ class Database:
                 if ends:
                     self.answers = answered
                 if step is Next.RAISE:
+                    outcome = "refused"
                     raise
                 if step is Next.UNKNOWN:
                     raise OutcomeUnknownError from error
@@ -133,6 +159,12 @@ class Database:
                 return rows
             finally:
                 self._pool.give_back(borrowed, answered, first=not executed)
+                if connection is not None:
+                    seconds = perf_counter() - begun
+                    self._metrics.statement(statement, outcome, begun - asked, seconds, served)
+                    if self._tracing is not None:
+                        self._tracing.statement(statement, outcome, seconds, served)
+            self._metrics.retry()
             if step is Next.RESEND:
                 await asyncio.sleep(delay(sends))
 

@@ -4,7 +4,6 @@ constraint names.
 
 import logging
 import re
-import secrets
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -13,6 +12,8 @@ from typing import Any
 import asyncpg
 import orjson
 from starlette.responses import Response
+
+from api.telemetry.context import request_id, serving
 
 logger = logging.getLogger("api")
 
@@ -150,9 +151,11 @@ _REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 def to_response(error: Exception) -> Response:
     """The answer to a request that ended in `error`."""
-    request_id = secrets.token_hex(8)
-    problem = to_problem(error, request_id)
-    body = orjson.dumps(problem_body(problem, request_id))
+    name = request_id()
+    problem = to_problem(error, name)
+    for request in serving.get():
+        request.problem = problem.kind
+    body = orjson.dumps(problem_body(problem, name))
     return Response(body, problem.status, problem.headers, "application/problem+json")
 
 

@@ -11,6 +11,9 @@ SECURITY_HEADERS = [
 ]
 """What every answer carries, /docs more. Strict-Transport-Security is for whoever speaks TLS to the client."""
 
+REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
+"""What names a request. It is logged: without "@" it is no address and no URL with a password, and no API key fits."""
+
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
         "description": "Change the user only while its ETag is one of these (RFC 9110, section 13.1.1); else 412.",
@@ -47,6 +50,12 @@ Examples are the schema's: Swagger UI would send one of the parameter itself wit
 """
 
 RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
+    "X-Request-Id": {
+        "description": "The name of the request in the server's log: its client's, or a new one.",
+        "schema": {"type": "string", "pattern": REQUEST_ID},
+        "example": "2b9ea715591e7aa5",
+        "required": True,
+    },
     "ETag": {
         "description": "The version of the user, a strong validator for If-Match and If-None-Match.",
         "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},

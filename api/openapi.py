@@ -17,7 +17,7 @@ from api.credentials import (
     unauthenticated,
 )
 from api.errors import Problem, database_refusals, internal_error, problem_body
-from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
+from api.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
 from api.http import Resource, resources
 from api.limits import gate_refusals
 from api.operation import Answer, Content, Operation
@@ -26,7 +26,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
 its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
-`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408.
+`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A request may name itself \
+in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace Context).
 """
 _REQUEST_ID = "2b9ea715591e7aa5"
 _FAULT = {
@@ -56,12 +57,13 @@ _PROBLEM = {
         "title": {"type": "string", "description": "The name of the status."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "detail": {"type": "string", "description": "What went wrong, for people."},
-        "request_id": {"type": "string", "pattern": "^[0-9a-f]{16}$", "description": "Its name in the server's log."},
+        "request_id": {"type": "string", "pattern": REQUEST_ID, "description": "X-Request-Id, its name in the log."},
         "errors": {"type": "array", "items": _FAULT, "description": "The faults; 422 alone has them."},
     },
     "required": ["type", "title", "status", "detail", "request_id"],
     "additionalProperties": False,
 }
+_ALWAYS = "X-Request-Id"
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
@@ -154,9 +156,7 @@ def _parameters(model: type[BaseModel] | None, place: str) -> list[dict[str, Any
 
 
 def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": answer.description}
-    if answer.headers:
-        described["headers"] = _headers(answer.headers)
+    described = {"description": answer.description, "headers": _headers([*answer.headers, _ALWAYS])}
     if answer.content:
         described["content"] = _contents(answer.content, schemas)
     if answer.links:
@@ -184,9 +184,7 @@ def _refusal(problems: Sequence[Problem]) -> dict[str, Any]:
         },
     }
     headers = [header for header in problems[0].headers or () if header in RESPONSE_HEADERS]
-    if headers:
-        described["headers"] = _headers(headers)
-    return described
+    return {**described, "headers": _headers([*headers, _ALWAYS])}
 
 
 def _headers(names: Iterable[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 from api import faults
 from api.errors import DatabaseUnavailableError, describe
 from api.settings import Settings
+from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
@@ -35,9 +36,10 @@ class Pool:
     attempt after the other is made for them, with growing delays. A reason that stays is told to all of them at once.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, metrics: DatabaseMetrics) -> None:
         self._settings = settings
         self._name = name
+        self._metrics = metrics
         self.opened = 0  # connections so far
         self._free = settings.pool_max_size
         self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
@@ -63,6 +65,17 @@ class Pool:
                 describe(error),
             )
             self._pool = await self._create_pool(0)
+        self._metrics.watch(self._state)
+
+    def _state(self) -> dict[str, float]:
+        most = self._settings.pool_max_size
+        waiting = sum(not waiter.done() for waiter in self._waiters)
+        return {
+            "max_connections": most,
+            "connections": self._pool.get_size(),
+            "in_use": most - self._free,
+            "waiting": waiting,
+        }
 
     async def _create_pool(self, min_size: int) -> asyncpg.Pool:
         settings = self._settings
@@ -84,6 +97,7 @@ class Pool:
 
     async def _count(self, connection: asyncpg.Connection) -> None:
         self.opened += 1
+        self._metrics.opened()
 
     async def close(self) -> None:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
@@ -138,6 +152,7 @@ class Pool:
             self._since = loop.time()
             logger.warning("%s: no new connection: %s", self._name, describe(error))
         self._failures += 1
+        self._metrics.failed_to_open()
         self._failure = error.with_traceback(None)
         if self._timer is None:
             self._timer = loop.call_later(delay(self._failures), self._try_again)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -81,7 +82,7 @@ class Probes:
         if self._question is None or self._question.done():
             loop = asyncio.get_running_loop()
             self._asked = loop.time()
-            self._question = loop.create_task(self._find_out())
+            self._question = loop.create_task(self._find_out(), context=Context())  # of no request
         await asyncio.wait([self._question], timeout=_PATIENCE_SECONDS)
         return self._question.done() and self._question.result()
 

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from starlette.requests import Request
@@ -24,6 +25,10 @@ from api.errors import DatabaseUnavailableError, OverloadedError, Problem, State
 from api.http import read_header, send_problem
 from api.settings import Settings
 from api.statements import Statement, declare
+from api.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from api.telemetry.tracing import Tracing
 
 logger = logging.getLogger("api.database")
 
@@ -47,10 +52,17 @@ class Replica(Database):
     One that fails is left alone for a second; then a statement of nobody's tries it, when a request comes.
     """
 
-    def __init__(self, settings: Settings, primary: Database, limits: Limits | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        primary: Database,
+        limits: Limits | None,
+        metrics: Metrics | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         # What cannot be had within the wait the primary has, so that connecting is given no more time.
         own = {"database_url": settings.read_database_url, "acquire_timeout_seconds": settings.replica_wait_seconds}
-        super().__init__(settings.model_copy(update=own), name="READ_DATABASE_URL")
+        super().__init__(settings.model_copy(update=own), "READ_DATABASE_URL", metrics=metrics, tracing=tracing)
         self._primary = primary
         self._wait = settings.replica_wait_seconds
         self._ask_primary = Batcher(partial(_select_position, primary.fetch), limits)
@@ -130,7 +142,7 @@ class Replica(Database):
             return False
         loop = asyncio.get_running_loop()
         if self._trial is None and loop.time() >= self._rests_until:
-            self._trial = loop.create_task(self._try())
+            self._trial = loop.create_task(self._try(), context=Context())  # of no request
         return True
 
     def _leave_alone(self, cause: BaseException | None) -> None:

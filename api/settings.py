@@ -111,6 +111,19 @@ class Settings(BaseSettings):
     cors_origins: str | None = Field(
         default=None, description="Origins whose pages may call from a browser, commas between; `*` for every one."
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Serve /metrics on this port of --host instead, to whoever reaches it: for Prometheus alone.",
+    )
+    slow_request_seconds: float = Field(
+        default=1.0, ge=0, le=3600, description="A request that takes longer is logged, with where its time went."
+    )
+    access_log: bool = Field(default=False, description="Log every request.")
+    server_timing: bool = Field(
+        default=False, description="Tell every client where the time went, in the header Server-Timing."
+    )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )

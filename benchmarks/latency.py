@@ -14,7 +14,7 @@ import uvloop
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import GENERATOR_LIMIT
-from benchmarks.openloop import Phase, Summary, run_phases, split, summarise_phase
+from benchmarks.openloop import Phase, Summary, gets, run_phases, split, summarise_phase
 from benchmarks.progress import Progress
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
@@ -86,7 +86,7 @@ def _offer(url: str, rate: int, seconds: int) -> tuple[Summary, float]:
     """Offer one rate; what came of it after the warm-up, and the cores that the generator used."""
     phases = [Phase("warm-up", rate, 1), Phase("measured", rate, seconds)]
     cpu, clock = time.process_time(), time.perf_counter()
-    trace = uvloop.run(run_phases(int(url.rpartition(":")[2]), phases, ROWS))
+    trace = uvloop.run(run_phases(int(url.rpartition(":")[2]), phases, gets(ROWS)))
     cores = (time.process_time() - cpu) / (time.perf_counter() - clock)
     return summarise_phase(phases[1], split(trace, phases)[1]), cores
 

@@ -9,8 +9,9 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from statistics import quantiles
 from typing import cast
 
@@ -197,23 +198,31 @@ class _Load:
             client.stop()
 
 
-async def run_phases(port: int, phases: Sequence[Phase], rows: int, patience_seconds: float = 10.0) -> Trace:
-    """Offer GETs of random users at the rates of the phases, one after the other; return what became of each.
+def http_request(method: str, path: str, body: str = "") -> bytes:
+    """Return the bytes of a request; a body is JSON."""
+    about_body = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+    return f"{method} /api/v1/users{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{about_body}\r\n{body}".encode()
+
+
+def gets(rows: int) -> Iterator[bytes]:
+    """Return GETs of random users, without end."""
+    return cycle([http_request("GET", f"/{random.randint(1, rows)}") for _ in range(10_000)])
+
+
+async def run_phases(
+    port: int, phases: Sequence[Phase], requests: Iterator[bytes], patience_seconds: float = 10.0
+) -> Trace:
+    """Offer requests at the rates of the phases, one after the other; return what became of each.
 
     Waits for the last answers for `patience_seconds` at most; what is open then has no answer.
     """
-    requests = [
-        f"GET /api/v1/users/{random.randint(1, rows)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
-        for _ in range(10_000)
-    ]
-    load, begins, sent = _Load(port), 0.0, 0
+    load, begins = _Load(port), 0.0
     for phase in phases:
         offered, ends = 0, begins + phase.seconds
         while (now := load.now) < ends:
             expected = int((now - begins) * phase.requests_per_second)
             for _ in range(offered, expected):
-                sent += 1
-                load.offer(now, requests[sent % len(requests)])
+                load.offer(now, next(requests))
             offered = max(offered, expected)
             await asyncio.sleep(TICK_SECONDS)
         begins = ends

@@ -12,7 +12,7 @@ import uvloop
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import database_at
-from benchmarks.openloop import Outcome, Phase, Trace, run_phases, split, summarise_phase
+from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases, split, summarise_phase
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
@@ -81,7 +81,7 @@ def main(factor: float, seconds: int, calm: int, output: Path | None) -> None:
             ]
             click.echo(f"peak {peak:,.0f} req/s; offering {factor:g} times as much for {seconds} s", err=True)
             before = cpu_seconds(server.process)
-            trace = uvloop.run(run_phases(int(server.url.rpartition(":")[2]), phases, ROWS))
+            trace = uvloop.run(run_phases(int(server.url.rpartition(":")[2]), phases, gets(ROWS)))
             cores = (cpu_seconds(server.process) - before) / sum(phase.seconds for phase in phases)
         files = render(machine, peak, cores, phases, trace)
         click.echo(files["overload.md"])

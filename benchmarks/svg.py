@@ -85,6 +85,15 @@ def line_chart(
     return _close(parts)
 
 
+def stack(charts: Sequence[str]) -> str:
+    """Return charts below each other, as one picture."""
+    heights = [int(chart.partition(f"viewBox='0 0 {WIDTH} ")[2].partition("'")[0]) for chart in charts]
+    total = sum(heights)
+    parts = [f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {total}' width='{WIDTH}' height='{total}'>"]
+    parts += [chart.replace("<svg ", f"<svg y='{sum(heights[:n])}' ", 1).rstrip() for n, chart in enumerate(charts)]
+    return _close(parts)
+
+
 def short(value: float) -> str:
     """Return a number as people say it: 0.4, 12, 9,860, 1.2M."""
     if value >= 1e6:

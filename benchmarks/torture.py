@@ -40,9 +40,8 @@ _METHOD = (
     "rows that are left included, fit one order (linearizability); a write of unknown outcome happened once or never. "
     "Refused is what was certainly without effect. The longest stall counts whether or not an answer came."
 )
-# An entry of the service's log with the lines that belong to it (LOG_CONFIG in api/cli/common.py), but for that of a
-# worker whose end was ours.
-_ERROR = re.compile(r"^\S+ \S+ ERROR (?!.* with exit code -9$).*(?:\n(?!\d{4}-).*)*", re.MULTILINE)
+# A line of the service's log (api/telemetry/logs.py), but for that about a worker whose end was ours.
+_ERROR = re.compile(r'^\{(?!.* with exit code -9").*"level": "(?:error|critical)".*$', re.MULTILINE)
 BUGS = ("acknowledges_before_commit", "sends_again")
 """Factories of planted.py."""
 

@@ -9,6 +9,8 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.telemetry.logs import json_formatter
+
 _SECRETS = {
     "a password": re.compile(r"sesame"),  # what every test calls its password
     "a URL with a password": re.compile(r"\b[a-z][a-z+]*://[^\s/@:]*:[^\s/@]+@", re.IGNORECASE),
@@ -33,7 +35,11 @@ def search(text: str, where: str) -> None:
 
 
 class LogScan(logging.Handler):
-    """Searches every record as a handler would print it, its exception included."""
+    """Searches every record as the service prints it, its fields and its exception included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(json_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Search one record."""

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.credentials import make_api_key
-from benchmarks import latency, overload, plan, profile, scaling
+from benchmarks import endurance, latency, overload, plan, profile, scaling, soak
 from benchmarks.charts import draw
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
-from benchmarks.openloop import Outcome, Phase, Trace, run_phases
+from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
 from benchmarks.report import keep, render
@@ -289,6 +290,55 @@ def test_latency_becomes_json_markdown_and_a_chart() -> None:
     assert_svg(files["latency.svg"], "users-api")
 
 
+def soaked(grows_mb_an_hour: float, seconds: int, *failed: Outcome) -> tuple[dict[str, Any], str, str, bool]:
+    """The document, the text and the chart of a load, and whether it was good."""
+    samples = [endurance.Sample(s, (50 + grows_mb_an_hour * s / 7200,) * 2, 4, 6) for s in range(0, seconds, 5)]
+    # What is filled once, in the first minute, is no growth.
+    samples[0] = endurance.Sample(0, (40, 40), 4, 2)
+    answers = [Outcome(due / 2, 200, 0.002, False) for due in range(2 * seconds)]
+    files, is_good = endurance.render(MACHINE, 2, seconds, 0.2, Trace([*answers, *failed]), samples)
+    assert_svg(files["soak.svg"], "errors a second")
+    return json.loads(files["soak.json"]), files["soak.md"], files["soak.svg"], is_good
+
+
+def test_a_soak_becomes_json_markdown_and_a_chart() -> None:
+    document, text, chart, is_good = soaked(0.5, 600)
+    assert is_good
+    assert document["slope_mb_an_hour"] == pytest.approx(0.5)
+    assert (document["errors"], len(document["samples"])) == (0, 120)
+    assert "NOT met" not in text
+    for word in ("Memory of each worker", "Latency", "Connections", "Answers", "worker 2", "p99", "to PostgreSQL"):
+        assert_svg(chart, word)
+    assert "+3.00 MB an hour" in soaked(3, 600)[1]
+    assert not soaked(3, 600)[3]
+    for failure in (Outcome(7, 503, 0.01, True), Outcome(8, 0, 0.01, False)):
+        document, text, _, is_good = soaked(0, 600, failure)
+        assert (document["errors"], is_good, "NOT met: none may be" in text) == (1, False, True)
+    document, text, _, is_good = soaked(100, 50)
+    assert (document["slope_mb_an_hour"], is_good, "too short to tell" in text) == (None, True, True)
+
+
+def test_the_mix_of_a_soak() -> None:
+    requests = soak.mix(1000)
+    sent = [next(requests).split(b" ", 2)[:2] for _ in range(20_000)]
+    methods = Counter(method.decode() for method, _ in sent)
+    assert methods["DELETE"] == 100
+    assert (1500 < methods["POST"] < 2500, 600 < methods["PATCH"] < 1000) == (True, True)
+    deleted = [path for method, path in sent if method == b"DELETE"]
+    assert len(set(deleted)) == 100
+    assert not set(deleted) & {path for method, path in sent if method != b"DELETE"}
+
+
+def test_a_soak_holds_its_load(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--rate", "50", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert (found["errors"], len(found["samples"][0]["workers_mb"])) == (0, 2)
+    assert found["requests"] > 150
+    assert found["samples"][-1]["postgres_connections"] > 0
+
+
 def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"].endswith("7"):
@@ -299,12 +349,12 @@ def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
 
     with serve(refuse) as url:
         port = int(url.rpartition(":")[2])
-        trace = asyncio.run(run_phases(port, [Phase("one", 200, 0.5), Phase("two", 800, 0.25)], rows=100))
+        trace = asyncio.run(run_phases(port, [Phase("one", 200, 0.5), Phase("two", 800, 0.25)], gets(100)))
     assert 250 <= len(trace.outcomes) <= 300
     assert {(each.status, each.has_retry_after) for each in trace.outcomes} == {(200, False), (503, True)}
     assert trace.unsent == 0
     # Nobody listens any more: a request without an answer is an outcome too.
-    trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], rows=100))
+    trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], gets(100)))
     assert {each.status for each in trace.outcomes} == {0}
 
 

@@ -16,6 +16,7 @@ from starlette.routing import Route, Router
 from api.app import create_app
 from api.http import Resource
 from api.settings import Settings
+from api.telemetry.middleware import Telemetry
 from api.url import parse_url
 from tests.conftest import execute, settings_for
 from tests.rig import NeonDatabase, Rig
@@ -390,8 +391,9 @@ async def test_the_writes_of_a_batch_share_the_question(rig: Rig, neon: NeonData
 
 def test_without_a_replica_nothing_stands_between(database: str) -> None:
     app = create_app(settings_for(database))
-    assert isinstance(app, Router)
-    assert all(isinstance(route, Route) and isinstance(route.app, Resource) for route in app.routes)
+    assert isinstance(app, Telemetry)
+    assert isinstance(app.app, Router)
+    assert all(isinstance(route, Route) and isinstance(route.app, Resource) for route in app.app.routes)
     with serve(app) as url, httpx.Client(base_url=url) as client:
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert "read-after" not in answer.headers

@@ -6,7 +6,6 @@ import signal
 import click
 
 from api.cli.check_sql import check_sql
-from api.cli.common import LOG_CONFIG
 from api.cli.doctor import doctor
 from api.cli.export_users import export_users
 from api.cli.import_users import import_users
@@ -14,6 +13,7 @@ from api.cli.key import key
 from api.cli.migrate import migrate
 from api.cli.openapi import openapi
 from api.cli.serve import serve
+from api.telemetry.logs import LOG_CONFIG
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

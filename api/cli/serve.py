@@ -9,10 +9,12 @@ import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from api import migrations
-from api.cli.common import LOG_CONFIG, explain_errors, settings_with_database
+from api.cli.common import explain_errors, settings_with_database
 from api.lifecycle import Server
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
 from api.supervisor import Supervisor
+from api.telemetry.logs import LOG_CONFIG
+from api.telemetry.setup import serve_metrics, shared_metrics
 
 _WINDOWS = sys.platform == "win32"
 
@@ -62,6 +64,9 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
         for note in url.notes if url else ():
             logging.getLogger("api").warning("%s: %s", variable, note)
+    directory = click.get_current_context().with_resource(shared_metrics())
+    if settings.metrics_port is not None:
+        serve_metrics(directory, host, settings.metrics_port)
     click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")

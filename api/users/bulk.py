@@ -1,7 +1,6 @@
 """Import and export over HTTP: streams of any length, in constant memory, at the pace of the slower side."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from api.errors import StatementTimeoutError, too_many_at_once
 from api.http import Resource, read_header, read_query
 from api.settings import Settings
 from api.streaming import Lines, Stream
+from api.telemetry.context import request_id
 from api.users import operations
 from api.users.formats import FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.handlers import PATH
@@ -46,12 +46,12 @@ class Bulk:
         parser = choose_by_content(
             read_header(request, b"content-type"), read_header(request, b"content-encoding")
         ).parser()
-        request_id = secrets.token_hex(8)
+        name = request_id()
         async with AsyncExitStack() as resources:
             resources.enter_context(self._place())
             lines = resources.enter_context(closing(Lines()))
-            write = partial(write_rows, self._database, query.on_conflict, request_id)
-            work = Import(parser, write, lines.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=request_id)
+            write = partial(write_rows, self._database, query.on_conflict, name)
+            work = Import(parser, write, lines.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
             importing = await resources.enter_async_context(_task(self._import(request.receive, work, lines)))
             importing.add_done_callback(lambda _: lines.end())
             await lines.wait()

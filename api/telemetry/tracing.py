@@ -1,0 +1,112 @@
+"""Traces by OpenTelemetry: a span for each request, and one for each statement with links to all that share it.
+
+Imported only where tracing is wanted: `pip install 'users-api[otel]'` brings what it needs.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from time import time_ns
+
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, SpanKind, StatusCode
+from starlette.types import Scope
+
+from api.statements import Statement
+from api.telemetry.context import RequestContext
+
+_CLOSE_SECONDS = 2.0
+
+
+class Tracing:
+    """Makes spans with a provider, whose exporter, sampler and limits are what the OTEL_* variables say."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("users-api", version("users-api"))
+
+    def begin(self, request: RequestContext, scope: Scope) -> None:
+        """Begin the span of a request, in the trace of whoever sent it."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request.span = self._tracer.start_span(
+            scope["method"],
+            context=propagate.extract(headers),
+            kind=SpanKind.SERVER,
+            attributes={
+                "http.request.method": scope["method"],
+                "url.scheme": scope["scheme"],
+                "users_api.request_id": request.id,
+            },
+        )
+        request.trace_id = trace.format_trace_id(request.span.get_span_context().trace_id)
+
+    def end(self, request: RequestContext, method: str, route: str | None, path: str | None) -> None:
+        """End the span of a request."""
+        span = request.span
+        if span.is_recording():
+            if route is not None:
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
+            if path is not None:
+                span.set_attribute("url.path", path)
+            span.set_attribute("http.response.status_code", request.status)
+            span.set_attribute("users_api.batch_seconds", request.batch)
+            span.set_attribute("users_api.queue_seconds", request.queue)
+            if request.status >= 500:
+                span.set_status(StatusCode.ERROR)
+        span.end()
+
+    def statement(self, statement: Statement, outcome: str, seconds: float, served: Sequence[RequestContext]) -> None:
+        """Make the span of a statement that has just ended, below the first of its requests that is recorded.
+
+        Where several share it, it has a link to each of them, and each of them one to it: its time is everybody's.
+        """
+        spans = [request.span for request in served if request.span is not None and request.span.is_recording()]
+        if not spans:
+            return
+        end = time_ns()
+        name = statement.name.removesuffix(".sql")
+        attributes: dict[str, str | int] = {"db.system.name": "postgresql", "db.query.summary": name}
+        links = []
+        if len(served) > 1:
+            attributes["db.operation.batch.size"] = len(served)
+            links = [Link(span.get_span_context()) for span in spans]
+        span = self._tracer.start_span(
+            name,
+            context=trace.set_span_in_context(spans[0]),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            links=links,
+            start_time=end - round(seconds * 1e9),
+        )
+        if outcome == "failed":
+            span.set_status(StatusCode.ERROR)
+        span.end(end)
+        if links:
+            for each in spans:
+                each.add_link(span.get_span_context())
+
+    async def close(self) -> None:
+        """Send what is left, and wait no longer for a collector that does not answer."""
+        sender = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sender.start()
+        await asyncio.to_thread(sender.join, _CLOSE_SECONDS)
+
+
+def tracing_from_environment() -> Tracing:
+    """Tracing as the OTEL_* variables say. Raises LookupError where the exporter that they name is not installed."""
+    name = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if name == "otlp":
+        protocols = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        protocol = next((os.environ[each] for each in protocols if os.environ.get(each)), "http/protobuf")
+        name = f"otlp_proto_{protocol.partition('/')[0]}"
+    found = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
+    if not found:
+        raise LookupError(f"the exporter {name} is not installed")
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+    return Tracing(provider)

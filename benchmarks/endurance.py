@@ -1,0 +1,137 @@
+"""What a soak reports: whether memory grows, and what failed."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import linear_regression, quantiles
+from typing import Any
+
+from benchmarks.machine import summarise
+from benchmarks.openloop import Outcome, Trace
+from benchmarks.svg import line_chart, stack
+from benchmarks.tables import table
+
+SAMPLE_SECONDS = 5.0
+WARM_UP_SECONDS = 60.0
+SLOPE_LIMIT = 1.0
+"""MB an hour that the workers' memory may grow by."""
+
+_METHOD = (
+    "`users-api serve` as in production; an open loop offers a fixed rate, of 100 requests 70 GET, 15 lists of 100, 10 "
+    "POST, 4 PATCH and 1 DELETE, far below what the service can do: what is looked for is growth, not speed. Every "
+    f"{SAMPLE_SECONDS:g} s the resident memory of each worker and the connections are counted. The slope is that of a "
+    f"straight line through all samples after the first {WARM_UP_SECONDS:g} s (least squares), of the workers' memory "
+    "together. An error is any answer that is not 2xx, and none at all."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen at a moment of the load."""
+
+    seconds: float  # since its beginning
+    workers_mb: tuple[float, ...]  # resident memory of each, in the order of their process ids
+    client_connections: int
+    postgres_connections: int
+
+
+def slope_mb_an_hour(samples: Sequence[Sample]) -> float:
+    """Return how the workers' memory grows after the warm-up; nan where there are too few samples."""
+    counted = [sample for sample in samples if sample.seconds >= WARM_UP_SECONDS]
+    if len(counted) < 2:
+        return math.nan
+    line = linear_regression([each.seconds for each in counted], [sum(each.workers_mb) for each in counted])
+    return line.slope * 3600
+
+
+def is_error(outcome: Outcome) -> bool:
+    """Whether something failed that could have been done."""
+    return not 200 <= outcome.status < 300
+
+
+def render(
+    machine: Mapping[str, Any], rate: float, seconds: float, cores: float, trace: Trace, samples: Sequence[Sample]
+) -> tuple[dict[str, str], bool]:
+    """Return soak.json, soak.md and the chart, by file name, and whether nothing grew and nothing failed."""
+    slope = slope_mb_an_hour(samples)
+    errors = sum(map(is_error, trace.outcomes)) + trace.unsent
+    grows = slope > SLOPE_LIMIT
+    latencies = [outcome.seconds * 1000 for outcome in trace.outcomes if not is_error(outcome)]
+    first, last = ([f"{each:.1f}" for each in sample.workers_mb] for sample in (samples[0], samples[-1]))
+    rows = [
+        ("requests", f"{len(trace.outcomes) + trace.unsent:,} at {rate:,.0f}/s for {seconds / 60:g} minutes", ""),
+        ("memory, slope", f"{slope:+.2f} MB an hour",
+         "too short to tell" if math.isnan(slope) else f"NOT met: at most {SLOPE_LIMIT:g}" if grows else "met"),
+        ("memory of each worker", f"{' and '.join(first)} MB at first, {' and '.join(last)} MB at last", ""),
+        ("errors", f"{errors:,}", "NOT met: none may be" if errors else "met"),
+        ("latency", f"p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms", ""),
+        ("connections to PostgreSQL", f"{max(sample.postgres_connections for sample in samples)} at most", ""),
+        ("server CPU", f"{cores:.2f} cores", ""),
+    ]  # fmt: skip
+    document = {
+        "machine": machine,
+        "method": _METHOD,
+        "requests_per_second": rate,
+        "seconds": seconds,
+        "requests": len(trace.outcomes) + trace.unsent,
+        "errors": errors,
+        "slope_mb_an_hour": None if math.isnan(slope) else slope,
+        "samples": [asdict(sample) for sample in samples],
+    }
+    markdown = "\n".join(
+        [
+            "# Soak\n",
+            f"{summarise(machine)}\n",
+            f"{_METHOD}\n",
+            table(("what", "found", "verdict"), rows) + "\n",
+            "![memory, latency, connections and errors](soak.svg)\n",
+        ]
+    )
+    files = {
+        "soak.json": json.dumps(document, indent=1) + "\n",
+        "soak.md": markdown,
+        "soak.svg": _draw(rate, trace, samples),
+    }
+    return files, not (grows or errors)
+
+
+def _draw(rate: float, trace: Trace, samples: Sequence[Sample]) -> str:
+    memory = {
+        f"worker {n + 1}": [(_minutes(each), each.workers_mb[n]) for each in samples if n < len(each.workers_mb)]
+        for n in range(max(len(each.workers_mb) for each in samples))
+    }
+    connections = {
+        "to PostgreSQL": [(_minutes(each), float(each.postgres_connections)) for each in samples],
+        "of clients": [(_minutes(each), float(each.client_connections)) for each in samples],
+    }
+    latency: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": []}
+    answers: dict[str, list[tuple[float, float]]] = {"2xx a second": [], "errors a second": []}
+    by_sample: dict[int, list[Outcome]] = {}
+    for outcome in trace.outcomes:
+        by_sample.setdefault(int(outcome.due / SAMPLE_SECONDS), []).append(outcome)
+    for number, outcomes in sorted(by_sample.items()):
+        minute = round(number * SAMPLE_SECONDS / 60, 2)
+        good = [outcome.seconds * 1000 for outcome in outcomes if not is_error(outcome)]
+        if len(good) > 1:
+            latency["p50"].append((minute, _percentile(good, 50)))
+            latency["p99"].append((minute, _percentile(good, 99)))
+        answers["2xx a second"].append((minute, len(good) / SAMPLE_SECONDS))
+        answers["errors a second"].append((minute, (len(outcomes) - len(good)) / SAMPLE_SECONDS))
+    offered = f"{rate:,.0f} requests a second, of every kind"
+    return stack(
+        [
+            line_chart("Memory of each worker", offered, "minutes", memory, list(memory), is_log=False, unit=" MB"),
+            line_chart("Latency", "of the answers 2xx; logarithmic", "minutes", latency, ["p50"], unit=" ms"),
+            line_chart("Connections", offered, "minutes", connections, ["to PostgreSQL"], is_log=False),
+            line_chart("Answers", offered, "minutes", answers, ["2xx a second"], is_log=False),
+        ]
+    )
+
+
+def _minutes(sample: Sample) -> float:
+    return round(sample.seconds / 60, 2)
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    return quantiles(values, n=100)[percent - 1] if len(values) > 1 else math.nan
