@@ -102,6 +102,10 @@ class Proxy:
         """Let `fault` strike the next connections that come to its point, each once, `times` times in all."""
         self._call(lambda: self._faults.extend([fault] * times))
 
+    def forget(self) -> None:
+        """Let no injected fault strike any more; what is under way goes on."""
+        self._call(self._faults.clear)
+
     @property
     def pending(self) -> int:
         """How many injected faults have not struck yet."""
