@@ -1,6 +1,7 @@
 """The application, wired in one place: settings in, an ASGI application out."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -96,7 +97,13 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
 def app_from_environment() -> ASGIApp:
     """The application with the environment's settings: what each uvicorn worker calls."""
-    return create_app(load_settings(), metrics_from_environment(), tracing_from_environment())
+    app = create_app(load_settings(), metrics_from_environment(), tracing_from_environment())
+    # What there is by now stays, so that the garbage collector need not look at it again; nor need it look at the
+    # requests under way each time that there are 700 objects more. It took a sixth of the time of a batched GET.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    return app
 
 
 def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:

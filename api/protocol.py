@@ -1,10 +1,13 @@
-"""uvicorn's HTTP protocol with limits on what a client can make it hold, and one system call a response, not two."""
+"""uvicorn's HTTP protocol with limits on what a client can make it hold, and less to do for a request."""
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from api.cycle import Cycle
 from api.errors import Problem, to_response
 from api.headers import SECURITY_HEADERS
 
@@ -14,14 +17,9 @@ MAX_PIPELINED = 64
 PERIOD_SECONDS = 30.0
 MIN_BYTES = 1024
 
-_HIGH_WATER_BYTES = 64 * 1024
-
 
 class HTTPProtocol(HttpToolsProtocol):
-    """HttpToolsProtocol on a transport that joins what is written within one tick of the event loop, and with limits.
-
-    uvicorn writes a response's head and body one by one, and uvloop sends each at once: two system calls, which cost a
-    fifth of a small request. Pipelined answers are joined too.
+    """HttpToolsProtocol with limits, one timer for a connection where it sets one for each request, and a Cycle.
 
     Neither uvicorn nor llhttp, its parser, limits the size of a head, the number of its fields, or how many requests
     queue behind the one under way; and they wait for ever for the rest of a request, or for a client to read. Here:
@@ -32,7 +30,7 @@ class HTTPProtocol(HttpToolsProtocol):
       `Connection: close`.
     - In every `period` (seconds) at least MIN_BYTES of a request come, the first byte of a connection within one, and
       at least something of an answer is taken. Else the connection ends. Between requests uvicorn's keep-alive time
-      counts.
+      counts instead, which is not below `period`.
     - A request that cannot be read is answered by a problem, or, where others before it still wait for their answers,
       by the end of the connection behind those.
     """
@@ -43,17 +41,18 @@ class HTTPProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
         self._received = 0  # bytes, in all
-        self._read = 0  # those of them that came until the last head or piece of a body was complete
+        self.written = 0  # bytes of answers, in all
+        self._read = 0  # those received that came until the last head or piece of a body was complete
         self._deaf = False  # nothing more is read: the connection ends after the answers that are due
         self._refusal: Problem | None = None
         self._chunk = 0  # those that came last
         self._seen: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent when last looked at
+        self._idle_since: float | None = None  # when the last answer was complete, None once more has come
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wrap the transport of a new connection, and begin to look at it."""
-        self._joined = _JoinedWrites(transport, self.loop)
-        super().connection_made(self._joined)  # type: ignore[arg-type]
+        """Begin to look at a new connection."""
+        super().connection_made(transport)
         self._timer = self.loop.call_later(self.period, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -66,6 +65,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """Feed the parser, and refuse what does not end."""
         if self._deaf:
             return
+        self._idle_since = None
         self._chunk = len(data)
         self._received += self._chunk
         super().data_received(data)
@@ -84,8 +84,41 @@ class HTTPProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests are queued")
         self._read = self._received
-        super().on_headers_complete()
+        self._begin()
         self.headers = []  # The request has its own; what is still to come are trailers.
+
+    def _begin(self) -> None:
+        """Begin with the request, behind those before it: uvicorn's on_headers_complete without what we never use."""
+        parser, scope = self.parser, self.scope
+        version = parser.get_http_version()
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["method"] = parser.get_method().decode("ascii")
+        url = httptools.parse_url(self.url)
+        scope["raw_path"] = url.path
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = Cycle(self, keep_alive=version != "1.0" and parser.should_keep_alive())
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request, or let the keep-alive time count. A timer for each answer would cost 1.4 µs."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self.timeout_keep_alive:
+            self.transport.close()
+        else:
+            self._idle_since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
         """Note that the request goes on."""
@@ -136,11 +169,11 @@ class HTTPProtocol(HttpToolsProtocol):
         """End the connection if the client has hardly moved since the last look."""
         cycle = self.cycle
         # We wait for the client where no handler runs and no keep-alive time either, or where a handler wants a body.
-        waiting = self.timeout_keep_alive_task is None and (
+        waiting = self._idle_since is None and (
             cycle is None or cycle.response_complete or (cycle.more_body and not self.flow.read_paused)
         )
         unsent = self.transport.get_write_buffer_size()
-        sent = self._joined.written - unsent
+        sent = self.written - unsent
         request, received_before, sent_before = self._seen
         if unsent and sent == sent_before:
             self.transport.abort()
@@ -150,47 +183,14 @@ class HTTPProtocol(HttpToolsProtocol):
             else:
                 self._refuse(Problem(408, "The request did not come in time"))
         self._seen = (self.scope if waiting else self, self._received, sent)
-        self._timer = self.loop.call_later(self.period, self._look)
+        rest = self.period
+        if self._idle_since is not None:
+            rest = min(rest, self._idle_since + self.timeout_keep_alive - self.loop.time())
+            if rest <= 0:
+                self.transport.close()
+                rest = self.period
+        self._timer = self.loop.call_later(rest, self._look)
 
 
 def _too_large() -> Problem:
     return Problem(431, f"The head of a request has at most {MAX_HEADERS} fields and {MAX_HEAD_BYTES} bytes")
-
-
-class _JoinedWrites:
-    """A transport that holds what is written until the end of the tick, or until it is much."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._call_soon = loop.call_soon
-        self._pending: list[bytes] = []
-        self._size = 0
-        self.written = 0  # bytes, in all
-        self.get_extra_info = transport.get_extra_info
-        self.is_closing = transport.is_closing
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-
-    def write(self, data: bytes) -> None:
-        if not self._pending:
-            self._call_soon(self._flush)
-        self._pending.append(data)
-        self._size += len(data)
-        if self._size > _HIGH_WATER_BYTES:
-            # The real transport must see it now, to tell the application when the client reads too slowly.
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            data = b"".join(self._pending)
-            self._pending.clear()
-            self._size = 0
-            self.written += len(data)
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
