@@ -107,7 +107,9 @@ class Supervisor:
                 continue
             logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
             if not worker.has_served:
-                if not any(each.has_served for each in self._workers):
+                # One that was killed, for its memory or by hand, does not show that none can start.
+                killed = worker.ended.result() == -signal.SIGKILL
+                if not killed and not any(each.has_served for each in self._workers):
                     self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)

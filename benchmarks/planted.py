@@ -22,8 +22,8 @@ _BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg
 class _AcknowledgesBeforeCommit(Database):
     """Answers a write when its statement has run, and commits a moment later, on connections of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, *arguments: Any, **more: Any) -> None:
+        super().__init__(settings, *arguments, **more)
         self._arguments = settings.pooled.asyncpg_arguments()
         self._committing: set[asyncio.Task[None]] = set()
 

@@ -203,6 +203,17 @@ def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> Non
             assert httpx.get(f"{url}{USERS}").status_code == 200
 
 
+def test_workers_that_are_killed_before_they_serve_come_back(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+        killed: set[int] = set()
+        while len(killed) < 6:  # those that served, and at least two generations that had no time to
+            for worker in workers(process) - killed:
+                psutil.Process(worker).kill()
+                killed.add(worker)
+        until(lambda: not is_refused(url) and len(workers(process) - killed) == 2)
+        assert httpx.get(f"{url}{USERS}", timeout=30).status_code == 200
+
+
 def test_workers_do_not_outlive_their_supervisor(start: Callable[..., Served]) -> None:
     with start("--workers", "2", ends_with=-signal.SIGKILL) as (url, process):
         process.kill()

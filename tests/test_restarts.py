@@ -121,7 +121,7 @@ async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pyte
     async def hang_up(process: asyncio.subprocess.Process, port: int) -> None:
         for _ in range(HANG_UPS // 2):
             process.send_signal(signal.SIGHUP)
-            await until_logged(process, "the workers are replaced\n")
+            await until_logged(process, '"the workers are replaced"')
         assert balancer.unready[port] == 0  # A worker that is replaced ends, and the service goes on.
 
     async with (
