@@ -42,11 +42,11 @@ def starlette_constant() -> ASGIApp:
 def without_postgres(seconds: float) -> None:
     """Replace what runs a statement: it returns a user for every id that it was asked for, after so long."""
 
-    async def fetch(self: Database, statement: Statement, ids: list[str]) -> list[dict[str, Any]]:
+    async def fetch(self: Database, statement: Statement, ids: str) -> list[dict[str, Any]]:
         if seconds:
             await asyncio.sleep(seconds)
         body = BODY.decode()
-        return [{"id": int(user_id), "version": 1, "body": body} for user_id in ids]
+        return [{"id": int(user_id), "version": 1, "body": body} for user_id in ids[1:-1].split(",")]
 
     Database.fetch = fetch  # type: ignore[method-assign, assignment]
 

@@ -104,9 +104,10 @@ def populated(postgres: str, template: str) -> Iterator[str]:
 def arguments(statement: Statement, keys: int) -> list[Any]:
     """Parameters that reach `keys` rows; a page's position for the lists."""
     ids = [str(n * 97 + 1) for n in range(keys)]
+    numbers, hundreds = f"{{{','.join(ids)}}}", f"{{{','.join(['100'] * keys)}}}"
     emails = [f"user{n}@example.com" for n in ids]
     parameters: dict[str, list[Any]] = {
-        "users/select_users.sql": [ids],
+        "users/select_users.sql": [numbers],
         "users/select_users_by_email.sql": [emails],
         "users/insert_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys, "1s"],
         "users/insert_users_once.sql": [
@@ -119,16 +120,16 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
             "1s",
         ],
         "users/update_users.sql": [
-            ids,
+            numbers,
             [None] * keys,
-            ["t"] * keys,
+            f"{{{','.join('t' * keys)}}}",
             ["x"] * keys,
             [None, "{1}"] * (keys // 2) + [None] * (keys % 2),
             "1s",
         ],
-        "users/delete_users.sql": [ids, [None] * keys, "1s"],
-        "users/list_users_after.sql": [ids, ["100"] * keys],
-        "users/list_users_before.sql": [ids, ["100"] * keys],
+        "users/delete_users.sql": [numbers, [None] * keys, "1s"],
+        "users/list_users_after.sql": [numbers, hundreds],
+        "users/list_users_before.sql": [numbers, hundreds],
         "users/list_users_skip.sql": [keys * 900, 100],
         "wal/select_position.sql": [],
         "users/list_users_oldest.sql": ["2026-01-01T00:00:00Z", keys * 900, "infinity", 100],
@@ -174,3 +175,36 @@ async def test_no_plan_reads_the_table_or_sorts(populated: str, name: str, mode:
         # A few looks at the index for each key, never a scan of more.
         looks = [node["Actual Loops"] * node["Actual Rows"] for node in nodes(plan) if "Index Name" in node]
         assert all(reached <= MOST_LOOKS.get(name, 1) * keys for reached in looks), looks
+
+
+# Those that requests share, and so run with one key and with many.
+BATCHED = [
+    "select_users",
+    "select_users_by_email",
+    "insert_users",
+    "insert_users_once",
+    "update_users",
+    "delete_users",
+    "list_users_after",
+    "list_users_before",
+]
+
+
+@pytest.mark.parametrize("keys", [1, 10, 100])
+@pytest.mark.parametrize("name", BATCHED)
+async def test_a_statement_is_planned_once(populated: str, name: str, keys: int) -> None:
+    """PostgreSQL plans the first five executions of a prepared statement; longer than it takes to execute them."""
+    statement = next(each for each in statements.declared_statements() if each.name == f"users/{name}.sql")
+    connection = await asyncpg.connect(**parse_url(populated).asyncpg_arguments())
+    try:
+        prepared = await connection.prepare(statement.sql)
+        for _ in range(8):
+            await connection.execute("begin")
+            await prepared.fetch(*arguments(statement, keys))
+            await connection.execute("rollback")
+        plans = await connection.fetchrow(
+            "select generic_plans, custom_plans from pg_prepared_statements where statement = $1", statement.sql
+        )
+    finally:
+        await connection.close()
+    assert tuple(plans) == (3, 5)

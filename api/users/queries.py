@@ -2,8 +2,13 @@
 
 Each takes many keys at once. One statement serves a single request and a whole batch of them, and the plan is the same.
 
-Every array travels as text[]: it is the one array that asyncpg can encode without asking the server for the type first
-(asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
+Arrays of text travel as text[]: it is the one array that asyncpg can encode without asking the server for the type
+first (asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
+Arrays of numbers travel as one text, `{1,2,3}`, which both sides read faster than an array of texts.
+
+The first array stands in a sub-select, which hides its length. Else PostgreSQL plans each execution for the length that
+it sees: a plan that it keeps seems dearer, since it is made for the ten elements of an array that it cannot see. A new
+plan takes up to four times as long as the PATCH or DELETE itself. Imports, of a thousand rows, are worth one.
 
 Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections,
 where it fails for ever once a migration changes its result types ("cached plan must not change result type").
@@ -23,7 +28,7 @@ from api.users.cursors import Position
 _USER = {"id": "int8", "version": "int8", "body": "text"}
 _PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
 
-_SELECT_USERS = declare("users/select_users.sql", ["text[]"], _USER)
+_SELECT_USERS = declare("users/select_users.sql", ["text"], _USER)
 _SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], {"n": "int8", **_USER})
 _INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {**_USER, "email": "text"}, writes=True)
 _INSERT_USERS_ONCE = declare(
@@ -32,10 +37,12 @@ _INSERT_USERS_ONCE = declare(
     {"n": "int8", "user_id": "int8", "body": "text", "is_replayed": "bool", "is_reused": "bool"},
     writes=True,
 )
-_UPDATE_USERS = declare("users/update_users.sql", [*["text[]"] * 5, "text"], _USER, writes=True)
-_DELETE_USERS = declare("users/delete_users.sql", ["text[]", "text[]", "text"], _USER, writes=True)
-_LIST_USERS_AFTER = declare("users/list_users_after.sql", ["text[]", "text[]"], {"n": "int8", **_PAGE})
-_LIST_USERS_BEFORE = declare("users/list_users_before.sql", ["text[]", "text[]"], {"n": "int8", **_PAGE})
+_UPDATE_USERS = declare(
+    "users/update_users.sql", ["text", "text[]", "text", "text[]", "text[]", "text"], _USER, writes=True
+)
+_DELETE_USERS = declare("users/delete_users.sql", ["text", "text[]", "text"], _USER, writes=True)
+_LIST_USERS_AFTER = declare("users/list_users_after.sql", ["text", "text"], {"n": "int8", **_PAGE})
+_LIST_USERS_BEFORE = declare("users/list_users_before.sql", ["text", "text"], {"n": "int8", **_PAGE})
 _LIST_USERS_SKIP = declare("users/list_users_skip.sql", ["int8", "int8"], _PAGE)
 _PAGE_BY_CREATION = {"last_created_at": "timestamptz", **_PAGE}
 _LIST_USERS_OLDEST = declare("users/list_users_oldest.sql", ["text", "int8", "text", "int8"], _PAGE_BY_CREATION)
@@ -108,7 +115,7 @@ class UserRemoval(NamedTuple):
 
 async def select_users(database: Database, ids: Sequence[int]) -> list[Record | None]:
     """For each of `ids` its user (id, version, body), None where there is none."""
-    rows = await database.fetch(_SELECT_USERS, [str(user_id) for user_id in ids])
+    rows = await database.fetch(_SELECT_USERS, _array(ids))
     return _in_order(rows, "id", ids)
 
 
@@ -143,9 +150,9 @@ async def update_users(database: Database, changes: Sequence[UserChange]) -> lis
     """
     rows = await database.fetch(
         _UPDATE_USERS,
-        [str(change.id) for change in changes],
+        _array([change.id for change in changes]),
         [change.email for change in changes],
-        [str(change.set_name) for change in changes],
+        _array([change.set_name for change in changes]),
         [change.name for change in changes],
         [_versions(change.if_match) for change in changes],
         _patience(database, changes),
@@ -157,7 +164,7 @@ async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> l
     """Delete users, each at most once a call: rows as those of update_users."""
     rows = await database.fetch(
         _DELETE_USERS,
-        [str(removal.id) for removal in removals],
+        _array([removal.id for removal in removals]),
         [_versions(removal.if_match) for removal in removals],
         _patience(database, removals),
     )
@@ -177,9 +184,8 @@ async def list_users_before(database: Database, pages: Sequence[Page]) -> list[R
 async def _list_pages(database: Database, statement: Statement, pages: Sequence[Page]) -> list[Record]:
     # Pages that are the same are read once.
     distinct = list(dict.fromkeys(pages))
-    rows = await database.fetch(
-        statement, [str(page.bound) for page in distinct], [str(page.limit) for page in distinct]
-    )
+    bounds, limits = [page.bound for page in distinct], [page.limit for page in distinct]
+    rows = await database.fetch(statement, _array(bounds), _array(limits))
     found = {distinct[row["n"] - 1]: row for row in rows}
     return [found[page] for page in pages]
 
@@ -241,4 +247,9 @@ def _patience(database: Database, writes: Sequence[object]) -> str:
 
 def _versions(if_match: list[int] | None) -> str | None:
     # An array of arrays must be rectangular in PostgreSQL, so each list travels as the text of an array.
-    return None if if_match is None else f"{{{','.join(map(str, if_match))}}}"
+    return None if if_match is None else _array(if_match)
+
+
+def _array(values: Iterable[int]) -> str:
+    """Numbers, or truth values, as PostgreSQL writes an array of them."""
+    return f"{{{','.join(map(str, values))}}}"

@@ -5,7 +5,7 @@ with patience as materialized (
     select set_config('lock_timeout', $3, true)
 ), doomed as (
     select *
-    from unnest($1::text[]::bigint[], $2::text[]) as doomed (id, if_match)
+    from unnest((select $1::text::bigint[]), $2::text[]) as doomed (id, if_match)
 ), deleted as (
     delete from users
     using patience, doomed

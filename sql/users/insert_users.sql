@@ -3,6 +3,6 @@
 with patience as materialized (select set_config('lock_timeout', $3, true))
 insert into users (email, name)
 select new.email, new.name
-from patience, unnest($1::text[], $2::text[]) as new (email, name)
+from patience, unnest((select $1::text[]), $2::text[]) as new (email, name)
 on conflict (lower(email collate pg_c_utf8)) do nothing
 returning id::bigint, version::bigint, body::text, email::text

@@ -8,7 +8,7 @@ with patience as materialized (
     select set_config('lock_timeout', $7, true)
 ), asked as (
     select *
-    from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
         with ordinality as asked (caller, key, fingerprint, refusal, email, name, n)
 ), answered as (
     select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused

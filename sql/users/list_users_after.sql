@@ -1,6 +1,6 @@
 -- Pages as JSON arrays: for each n the $2[n] users that follow the id $1[n]. Costs the same however deep a page lies.
 select wanted.n, page.last_id, page.size, page.body
-from unnest($1::text[]::bigint[], $2::text[]::bigint[]) with ordinality as wanted (after, size, n)
+from unnest((select $1::text::bigint[]), $2::text::bigint[]) with ordinality as wanted (after, size, n)
 cross join lateral (
     select max(id)::bigint as last_id, count(*) as size,
            '[' || coalesce(string_agg(body, ',' order by id), '') || ']' as body

@@ -6,7 +6,7 @@ with patience as materialized (
     select set_config('lock_timeout', $6, true)
 ), change as (
     select *
-    from unnest($1::text[]::bigint[], $2::text[], $3::text[]::boolean[], $4::text[], $5::text[])
+    from unnest((select $1::text::bigint[]), $2::text[], $3::text::boolean[], $4::text[], $5::text[])
         as change (id, email, set_name, name, if_match)
 ), updated as (
     update users set
