@@ -1,11 +1,13 @@
 """/metrics: every number is what was done, however many processes did it, and none of them falls."""
 
+import gc
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -20,10 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from api.app import create_app
 from api.credentials import make_api_key
+from api.settings import SettingsError
 from api.telemetry.counters import Counters, read
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.telemetry.setup import metrics_from_environment, shared_metrics
+from api.telemetry.setup import metrics_from_environment, serve_metrics, shared_metrics
 from benchmarks.processes import free_port
 from tests.conftest import settings_for, wait_until
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
@@ -210,6 +213,23 @@ def test_openmetrics_for_who_asks(client: httpx.Client) -> None:
     assert {family.name for family in families} > {DURATION, "users_api_build"}
 
 
+def test_who_asks_for_a_version_that_there_is_not_gets_another(client: httpx.Client) -> None:
+    client.get("/health")
+    for media_type in ("application/openmetrics-text", "text/plain"):
+        for version in ("x", "1.x", "", "1.0.0.0", "-1", "9" * 5000):
+            answer = client.get("/metrics", headers={"accept": f"{media_type}; version={version}"})
+            assert answer.status_code == 200, answer.text
+            assert f"{DURATION}_count" in answer.text
+
+
+def test_methods_that_clients_make_up_take_no_memory() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.request_row(None, f"MADE-UP-{number}", 405, None)[0] += 1
+    assert not metrics.requests
+    assert metrics.request_row(None, "MADE-UP", 405, None)[0] == 100
+
+
 def test_whoever_may_read_may_ask(database: str) -> None:
     key, entry = make_api_key("prometheus", read_only=True)
     with serve(create_app(settings_for(database, api_keys=entry))) as url:
@@ -283,16 +303,58 @@ def test_a_key_without_room_is_counted_nowhere(caplog: pytest.LogCaptureFixture)
     assert (len(rows), rows["a", "0"][0]) == (1024, 2)
 
 
+def test_a_row_whose_process_was_killed_while_it_made_it_is_made_again(tmp_path: Path) -> None:
+    killed = Counters(tmp_path)
+    killed.row("a")[0] += 1
+    killed.row("a much longer key")[0] += 1
+    # All but its last step.
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    place = content.index(b'["a much')
+    file.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+    assert [rows.keys() for _, rows in read(tmp_path)] == [{("a",)}]
+    del killed
+    gc.collect()  # Its lock goes with it.
+    successor = Counters(tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
+    successor.row("b")[1] += 1
+    assert [set(rows) for _, rows in read(tmp_path)] == [{("a",), ("b",)}]
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
 def test_a_worker_without_room_on_the_disk_serves_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: int
 ) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
+    write = os.pwrite
+
+    def fill(descriptor: int, content: bytes, offset: int) -> int:
+        if not room:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, content[:room], offset)
 
     monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", fill)
     metrics_from_environment().problem("x")
     assert "counts for itself alone: [Errno 28]" in caplog.text
+
+
+def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", "")
+    left, empty, alive, young = (tmp_path / f"users-api-metrics-{name}" for name in ("a", "b", "c", "d"))
+    for each in (left, empty, alive, young):
+        each.mkdir()
+    with in_process("counters.row('a')[0] += 1", left) as killed:
+        killed.kill()
+    counters = Counters(alive)
+    for each in (left, empty, alive):
+        os.utime(each, (0, 0))
+    with shared_metrics() as place:
+        assert set(tmp_path.iterdir()) == {alive, young, place}
+    assert counters.row("a")[0] == 0
 
 
 def test_the_directory_goes_with_the_server() -> None:
@@ -350,6 +412,18 @@ def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         ask(20)
         wait_until(lambda: answered() == 100)
+
+
+def test_the_port_of_the_api_is_not_that_of_the_metrics(database: str) -> None:
+    port = str(free_port())
+    ended = run("serve", "--port", port, METRICS_PORT=port, **on(database))
+    assert ended.returncode == 2
+    assert ended.stderr == f"users-api: METRICS_PORT: the API itself is served on port {port}: name another one\n"
+
+
+def test_metrics_on_a_port_need_a_place_to_write() -> None:
+    with pytest.raises(SettingsError, match="let /dev/shm, or what TMPDIR names"):
+        serve_metrics(None, "127.0.0.1", free_port())
 
 
 def test_a_port_that_is_taken_is_named(database: str) -> None:
