@@ -209,6 +209,8 @@ def test_the_access_log(database: str, log: Log) -> None:
         (None, 404, "key:ada"),
         (None, 401, None),
     ]
+    # What stores them makes a column of integers of the first 0.
+    assert {type(line[name]) for line in log.about("request") for name in line if name.endswith("_seconds")} == {float}
 
 
 def test_a_line_from_the_middle_of_a_request_names_it(logging_client: httpx.Client, log: Log) -> None:
@@ -283,7 +285,7 @@ password = "sesame"
 try:
     1 / 0
 except ZeroDivisionError:
-    logging.getLogger("api").exception("it %s", "failed", extra={"seconds": 0.25})
+    logging.getLogger("api").exception("it %s", "failed", extra={"seconds": 0.25, "also": 1})
 """
 
 
@@ -292,7 +294,7 @@ def test_lines_for_people_on_a_terminal() -> None:
     assert "\x1b[" in said
     plain = on_a_terminal(sys.executable, "-c", LOG_SOMETHING, NO_COLOR="1")
     assert "\x1b[" not in plain
-    assert re.search(r"\d{4}-\S+Z \[error +\] it failed +\[api\] seconds=0.25", plain), plain
+    assert re.search(r"\d{4}-\S+Z \[error +\] it failed +\[api\] seconds=0.25 also=1", plain), plain
     assert "ZeroDivisionError" in plain
     assert "{" not in plain
 
