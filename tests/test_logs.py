@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -121,6 +122,14 @@ def test_every_answer_has_one(database: str) -> None:
         assert answer.status_code == 200
         exposed = httpx.get(f"{url}/health", headers={"origin": "https://app.example.com"})
     assert "X-Request-Id" in exposed.headers["access-control-expose-headers"]
+
+
+def test_what_is_no_request_has_one_too(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert re.findall(rb"x-request-id: (\w+)", head) == [json.loads(body)["request_id"].encode()]
 
 
 @pytest.mark.parametrize(
