@@ -344,16 +344,21 @@ def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", "")
-    left, empty, alive, young = (tmp_path / f"users-api-metrics-{name}" for name in ("a", "b", "c", "d"))
-    for each in (left, empty, alive, young):
+    left, empty, alive, young, strange = (tmp_path / f"users-api-metrics-{name}" for name in "abcde")
+    for each in (left, empty, alive, young, strange):
         each.mkdir()
+    (strange / "a").mkdir()
     with in_process("counters.row('a')[0] += 1", left) as killed:
         killed.kill()
     counters = Counters(alive)
-    for each in (left, empty, alive):
+    for each in (left, empty, alive, strange):
         os.utime(each, (0, 0))
     with shared_metrics() as place:
-        assert set(tmp_path.iterdir()) == {alive, young, place}
+        assert set(tmp_path.iterdir()) == {alive, young, strange, place}
+    monkeypatch.setattr(os, "geteuid", lambda: -1)
+    os.utime(young, (0, 0))
+    with shared_metrics():
+        assert young.exists()
     assert counters.row("a")[0] == 0
 
 

@@ -80,10 +80,11 @@ def shared_metrics() -> Iterator[Path | None]:
 def _remove_leftovers(place: Path) -> None:
     """Remove the directories of servers that were killed. Memory that a pod's containers share outlives them."""
     for directory in place.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # It is somebody else's.
-            # A younger one may have a server that is about to start its workers.
-            is_old = time.time() - directory.stat().st_mtime > _START_SECONDS
-            if is_old and not any(lives for lives, _ in counters.read(directory)):
+        with suppress(OSError):  # Another server removes it too.
+            found = directory.lstat()
+            # What is in those of others is not even looked at; a young one's server may be about to start its workers.
+            ours = found.st_uid == os.geteuid() and time.time() - found.st_mtime > _START_SECONDS
+            if ours and not any(lives for lives, _ in counters.read(directory)):
                 shutil.rmtree(directory)
 
 
