@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -385,7 +385,12 @@ def start(directory: Path, database: str) -> Iterator[Serve]:  # noqa: F811
 
 
 def workers_of(process: "subprocess.Popen[str]") -> Sequence[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -> None:
