@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -33,6 +32,7 @@ from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
 from tests.test_cli import directory, on, run, served  # noqa: F401 - a fixture
 from tests.test_deadlines import assert_problem, locked, wait_until_waiting
+from tests.test_lifecycle import workers
 
 USERS = "/api/v1/users"
 DURATION = "http_request_duration_seconds"
@@ -384,15 +384,6 @@ def start(directory: Path, database: str) -> Iterator[Serve]:  # noqa: F811
     assert not list(directory.iterdir())
 
 
-def workers_of(process: "subprocess.Popen[str]") -> Sequence[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children():
-        with suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
 def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -> None:
     port = free_port()
     with start("--workers", "2", METRICS_PORT=str(port)) as (url, process):
@@ -410,15 +401,15 @@ def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -
         wait_until(lambda: answered() == 60)
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         assert scrape(metrics).value("users_api_pool_max_connections", url=PRIMARY) == 20
-        before = {worker.pid for worker in workers_of(process)}
+        before = workers(process)
         os.kill(min(before), signal.SIGKILL)
-        wait_until(lambda: len({worker.pid for worker in workers_of(process)} - before) == 1)
+        wait_until(lambda: len(workers(process) - before) == 1)
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         assert answered() == 60
         ask(20)
         wait_until(lambda: answered() == 80)
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not before & {worker.pid for worker in workers_of(process)})
+        wait_until(lambda: not before & workers(process))
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         ask(20)
         wait_until(lambda: answered() == 100)
