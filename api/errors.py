@@ -156,7 +156,10 @@ def to_response(error: Exception) -> Response:
     for request in serving.get():
         request.problem = problem.kind
     body = orjson.dumps(problem_body(problem, name))
-    return Response(body, problem.status, problem.headers, "application/problem+json")
+    response = Response(body, problem.status, problem.headers, "application/problem+json")
+    if not serving.get():  # What is no HTTP never becomes a request, whose context would say it.
+        response.raw_headers.append((b"x-request-id", name.encode()))
+    return response
 
 
 def to_problem(error: Exception, request_id: str) -> Problem:

@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from api.app import create_app
 from api.credentials import make_api_key
 from api.telemetry import logs
 from api.telemetry.context import RequestContext, serving
-from tests.conftest import settings_for
+from tests.conftest import settings_for, wait_until
 from tests.serving import serve
 from tests.test_cli import USERS_API, directory, environment, on, served  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
@@ -43,7 +44,9 @@ class Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(json.loads(self.format(record)))
 
-    def about(self, event: str) -> list[dict[str, Any]]:
+    def about(self, event: str, number: int = 0) -> list[dict[str, Any]]:
+        """The lines of an event, once there are so many: a request is logged after its answer."""
+        wait_until(lambda: len([line for line in self.lines if line["event"] == event]) >= number)
         return [line for line in self.lines if line["event"] == event]
 
 
@@ -123,6 +126,14 @@ def test_every_answer_has_one(database: str) -> None:
     assert "X-Request-Id" in exposed.headers["access-control-expose-headers"]
 
 
+def test_what_is_no_request_has_one_too(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert re.findall(rb"x-request-id: (\w+)", head) == [json.loads(body)["request_id"].encode()]
+
+
 @pytest.mark.parametrize(
     ("sent", "trace"),
     [
@@ -142,7 +153,7 @@ def test_the_trace_of_a_request_is_in_the_log(
 ) -> None:
     answer = logging_client.get("/health", headers={"traceparent": sent, "x-request-id": "mine"})
     assert answer.status_code == 200
-    (line,) = log.about("slow request")
+    (line,) = log.about("slow request", 1)
     assert (line["request_id"], line.get("trace_id")) == ("mine", trace)
 
 
@@ -188,6 +199,7 @@ def test_a_request_that_was_refused_a_connection_says_how_long_it_waited(log: Lo
 
 def test_quick_requests_are_not_logged_unless_that_is_asked_for(client: httpx.Client, log: Log) -> None:
     client.get(f"{USERS}/1")
+    client.get("/health")  # answered after the line about the one before
     assert not log.about("slow request")
     assert not log.about("request")
 
@@ -209,14 +221,16 @@ def test_the_access_log(database: str, log: Log) -> None:
         (None, 404, "key:ada"),
         (None, 401, None),
     ]
+    # What stores them makes a column of integers of the first 0.
+    assert {type(line[name]) for line in log.about("request") for name in line if name.endswith("_seconds")} == {float}
 
 
 def test_a_line_from_the_middle_of_a_request_names_it(logging_client: httpx.Client, log: Log) -> None:
     logging_client.post(f"{USERS}/import?on_conflict=update", content=b"{}", headers={"x-request-id": "mine"})
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda n: logging_client.get(f"{USERS}/{n}"), range(1, 20)))
+    assert len({line["request_id"] for line in log.about("slow request", 20)}) == 20
     assert all("request_id" in line for line in log.lines if line["logger"] == "api.requests")
-    assert len({line["request_id"] for line in log.about("slow request")}) == 20
     assert not [line for line in log.lines if line["logger"].startswith("uvicorn") and "request_id" in line]
 
 
@@ -283,7 +297,7 @@ password = "sesame"
 try:
     1 / 0
 except ZeroDivisionError:
-    logging.getLogger("api").exception("it %s", "failed", extra={"seconds": 0.25})
+    logging.getLogger("api").exception("it %s", "failed", extra={"seconds": 0.25, "also": 1})
 """
 
 
@@ -292,7 +306,7 @@ def test_lines_for_people_on_a_terminal() -> None:
     assert "\x1b[" in said
     plain = on_a_terminal(sys.executable, "-c", LOG_SOMETHING, NO_COLOR="1")
     assert "\x1b[" not in plain
-    assert re.search(r"\d{4}-\S+Z \[error +\] it failed +\[api\] seconds=0.25", plain), plain
+    assert re.search(r"\d{4}-\S+Z \[error +\] it failed +\[api\] seconds=0.25 also=1", plain), plain
     assert "ZeroDivisionError" in plain
     assert "{" not in plain
 

@@ -1,35 +1,38 @@
 """/metrics: every number is what was done, however many processes did it, and none of them falls."""
 
+import gc
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from api.app import create_app
 from api.credentials import make_api_key
+from api.settings import SettingsError
 from api.telemetry.counters import Counters, read
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.telemetry.setup import metrics_from_environment, shared_metrics
+from api.telemetry.setup import metrics_from_environment, serve_metrics, shared_metrics
 from benchmarks.processes import free_port
 from tests.conftest import settings_for, wait_until
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
 from tests.test_cli import directory, on, run, served  # noqa: F401 - a fixture
 from tests.test_deadlines import assert_problem, locked, wait_until_waiting
+from tests.test_lifecycle import workers
 
 USERS = "/api/v1/users"
 DURATION = "http_request_duration_seconds"
@@ -210,6 +213,23 @@ def test_openmetrics_for_who_asks(client: httpx.Client) -> None:
     assert {family.name for family in families} > {DURATION, "users_api_build"}
 
 
+def test_who_asks_for_a_version_that_there_is_not_gets_another(client: httpx.Client) -> None:
+    client.get("/health")
+    for media_type in ("application/openmetrics-text", "text/plain"):
+        for version in ("x", "1.x", "", "1.0.0.0", "-1", "9" * 5000):
+            answer = client.get("/metrics", headers={"accept": f"{media_type}; version={version}"})
+            assert answer.status_code == 200, answer.text
+            assert f"{DURATION}_count" in answer.text
+
+
+def test_methods_that_clients_make_up_take_no_memory() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.request_row(None, f"MADE-UP-{number}", 405, None)[0] += 1
+    assert not metrics.requests
+    assert metrics.request_row(None, "MADE-UP", 405, None)[0] == 100
+
+
 def test_whoever_may_read_may_ask(database: str) -> None:
     key, entry = make_api_key("prometheus", read_only=True)
     with serve(create_app(settings_for(database, api_keys=entry))) as url:
@@ -283,16 +303,63 @@ def test_a_key_without_room_is_counted_nowhere(caplog: pytest.LogCaptureFixture)
     assert (len(rows), rows["a", "0"][0]) == (1024, 2)
 
 
+def test_a_row_whose_process_was_killed_while_it_made_it_is_made_again(tmp_path: Path) -> None:
+    killed = Counters(tmp_path)
+    killed.row("a")[0] += 1
+    killed.row("a much longer key")[0] += 1
+    # All but its last step.
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    place = content.index(b'["a much')
+    file.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+    assert [rows.keys() for _, rows in read(tmp_path)] == [{("a",)}]
+    del killed
+    gc.collect()  # Its lock goes with it.
+    successor = Counters(tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
+    successor.row("b")[1] += 1
+    assert [set(rows) for _, rows in read(tmp_path)] == [{("a",), ("b",)}]
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
 def test_a_worker_without_room_on_the_disk_serves_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: int
 ) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
+    write = os.pwrite
+
+    def fill(descriptor: int, content: bytes, offset: int) -> int:
+        if not room:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, content[:room], offset)
 
     monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", fill)
     metrics_from_environment().problem("x")
     assert "counts for itself alone: [Errno 28]" in caplog.text
+
+
+def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", "")
+    left, empty, alive, young, strange = (tmp_path / f"users-api-metrics-{name}" for name in "abcde")
+    for each in (left, empty, alive, young, strange):
+        each.mkdir()
+    (strange / "a").mkdir()
+    with in_process("counters.row('a')[0] += 1", left) as killed:
+        killed.kill()
+    counters = Counters(alive)
+    for each in (left, empty, alive, strange):
+        os.utime(each, (0, 0))
+    with shared_metrics() as place:
+        assert set(tmp_path.iterdir()) == {alive, young, strange, place}
+    monkeypatch.setattr(os, "geteuid", lambda: -1)
+    os.utime(young, (0, 0))
+    with shared_metrics():
+        assert young.exists()
+    assert counters.row("a")[0] == 0
 
 
 def test_the_directory_goes_with_the_server() -> None:
@@ -317,10 +384,6 @@ def start(directory: Path, database: str) -> Iterator[Serve]:  # noqa: F811
     assert not list(directory.iterdir())
 
 
-def workers_of(process: "subprocess.Popen[str]") -> Sequence[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-
-
 def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -> None:
     port = free_port()
     with start("--workers", "2", METRICS_PORT=str(port)) as (url, process):
@@ -338,18 +401,30 @@ def test_two_workers_add_up_and_a_killed_one_takes_nothing_along(start: Serve) -
         wait_until(lambda: answered() == 60)
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         assert scrape(metrics).value("users_api_pool_max_connections", url=PRIMARY) == 20
-        before = {worker.pid for worker in workers_of(process)}
+        before = workers(process)
         os.kill(min(before), signal.SIGKILL)
-        wait_until(lambda: len({worker.pid for worker in workers_of(process)} - before) == 1)
+        wait_until(lambda: len(workers(process) - before) == 1)
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         assert answered() == 60
         ask(20)
         wait_until(lambda: answered() == 80)
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not before & {worker.pid for worker in workers_of(process)})
+        wait_until(lambda: not before & workers(process))
         wait_until(lambda: scrape(metrics).value("users_api_workers") == 2)
         ask(20)
         wait_until(lambda: answered() == 100)
+
+
+def test_the_port_of_the_api_is_not_that_of_the_metrics(database: str) -> None:
+    port = str(free_port())
+    ended = run("serve", "--port", port, METRICS_PORT=port, **on(database))
+    assert ended.returncode == 2
+    assert ended.stderr == f"users-api: METRICS_PORT: the API itself is served on port {port}: name another one\n"
+
+
+def test_metrics_on_a_port_need_a_place_to_write() -> None:
+    with pytest.raises(SettingsError, match="let /dev/shm, or what TMPDIR names"):
+        serve_metrics(None, "127.0.0.1", free_port())
 
 
 def test_a_port_that_is_taken_is_named(database: str) -> None:

@@ -24,7 +24,7 @@ from api.telemetry.tracing import Tracing
 from benchmarks.processes import free_port
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve
-from tests.test_cli import directory, on, served  # noqa: F401 - a fixture
+from tests.test_cli import USERS_API, directory, on, served  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_logs import TRACE, TRACEPARENT, Log, log  # noqa: F401 - a fixture
 from tests.test_metrics import scrape
@@ -239,6 +239,29 @@ def test_an_exporter_that_is_missing_is_named(
     monkeypatch.setenv(variable, value)
     assert tracing_from_environment() is None
     assert f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces: {reason}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OTEL_BSP_MAX_QUEUE_SIZE", "0"), ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")]
+)
+def test_a_value_that_cannot_be_used_is_no_reason_not_to_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(variable, value)
+    assert tracing_from_environment() is None
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces: " in caplog.text
+    assert "integer" in caplog.text
+    assert "pip install" not in caplog.text
+
+
+def test_a_propagator_that_is_missing_is_named(directory: Path, database: str) -> None:  # noqa: F811
+    said = directory / "log"
+    into_the_log = ["sh", "-c", f'exec "$0" "$@" 2> {said}', str(USERS_API)]
+    variables = {**on(database), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_PROPAGATORS": "b3"}
+    with served(cwd=directory, program=into_the_log, DRAIN_SECONDS="0", **variables) as (url, _):  # type: ignore[arg-type]
+        assert httpx.get(f"{url}{USERS}/7").status_code == 404
+    assert "there are no traces: Propagator b3 not found" in said.read_text()
 
 
 def test_without_the_extra_it_serves_and_says_what_is_missing(

@@ -66,6 +66,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
             logging.getLogger("api").warning("%s: %s", variable, note)
     directory = click.get_current_context().with_resource(shared_metrics())
     if settings.metrics_port is not None:
+        if settings.metrics_port == port:
+            raise SettingsError(f"METRICS_PORT: the API itself is served on port {port}: name another one")
         serve_metrics(directory, host, settings.metrics_port)
     click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""

@@ -52,12 +52,12 @@ class RequestContext:
     @property
     def queue(self) -> float:
         """The seconds that its statements waited for a connection."""
-        return sum(queue for queue, _, _ in self.spent)
+        return sum((queue for queue, _, _ in self.spent), 0.0)
 
     @property
     def database(self) -> float:
         """The seconds that PostgreSQL took."""
-        return sum(database for _, database, _ in self.spent)
+        return sum((database for _, database, _ in self.spent), 0.0)
 
 
 class Batch(list[RequestContext]):

@@ -5,6 +5,7 @@ bookkeeping of a request, and what ended workers leave is never thrown away. Her
 rows of one that ended, and counts on: no sum ever falls, which Prometheus would take for a restart.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -60,8 +61,9 @@ class Counters:
                 logger.error("no room for the metric %s", text.decode())
                 return memoryview(bytearray(8 * VALUES)).cast("d")
             start = place * _ROW_BYTES
-            # The first byte last: whoever reads meanwhile takes a row without it for unused.
-            self._view[start + 1 : start + len(text)] = text[1:]
+            # The first byte last: whoever reads meanwhile takes a row without it for unused, and so does who counts on
+            # here after us. All of the others, since the one before us may have been killed between the two.
+            self._view[start + 1 : start + _KEY_BYTES] = text[1:].ljust(_KEY_BYTES - 1, b"\0")
             self._view[start] = text[0]
             self._places[key] = place
         start = place * _ROW_BYTES + _KEY_BYTES
@@ -91,9 +93,10 @@ def _claim(directory: Path) -> mmap:
         descriptor = os.open(directory / str(number), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if _lock(descriptor, exclusive=True):
-                if os.fstat(descriptor).st_size != _BYTES:
-                    # Written, not just made long: a full disk must show now, and not as a signal that kills us later.
-                    os.pwrite(descriptor, bytes(_BYTES), 0)
+                # Written, not just made long: a full disk must show now, and not as a signal that kills us later.
+                is_whole = os.fstat(descriptor).st_size == _BYTES or os.pwrite(descriptor, bytes(_BYTES), 0) == _BYTES
+                if not is_whole:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 return mmap(descriptor, _BYTES)  # It keeps a descriptor of its own, and with it the lock.
         finally:
             os.close(descriptor)
@@ -112,10 +115,9 @@ def _lock(descriptor: int, *, exclusive: bool) -> bool:
 def _keys(memory: mmap | bytes) -> Iterator[tuple[int, Key]]:
     for place in range(_ROWS):
         start = place * _ROW_BYTES
-        text = memory[start : start + _KEY_BYTES].rstrip(b"\0")
-        if not text:
+        if not memory[start]:  # unused, or being made: see Counters.row
             return
-        yield place, tuple(orjson.loads(text))
+        yield place, tuple(orjson.loads(memory[start : start + _KEY_BYTES].rstrip(b"\0")))
 
 
 def _rows(memory: mmap | bytes) -> Rows:

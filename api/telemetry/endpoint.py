@@ -15,7 +15,10 @@ def metrics_route(metrics: Metrics) -> BaseRoute:
 
     async def get_metrics(request: Request) -> Response:
         metrics.sample()
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        except TypeError:  # prometheus_client compares the version that is asked for, also one that is no number.
+            encode, media_type = choose_encoder("")
         return Response(encode(registry), media_type=media_type)
 
     return Route("/metrics", Resource(get=(get_metrics, None)))

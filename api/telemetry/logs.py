@@ -36,7 +36,7 @@ def console_formatter() -> logging.Formatter:
     # Not structlog's own choice, which shows the local variables of every frame where rich is installed.
     plain = structlog.dev.plain_traceback
     colours = not os.environ.get("NO_COLOR")  # https://no-color.org
-    return _formatter(structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain))
+    return _formatter(structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain, sort_keys=False))
 
 
 def _formatter(*renderers: structlog.types.Processor) -> logging.Formatter:

@@ -51,7 +51,8 @@ class Metrics:
         route = "unrouted" if path is None else path.rstrip("/") or "/"
         named = method if method in _METHODS else "_OTHER"  # as OpenTelemetry has it
         row = self.row(DURATION.name, route, named, str(status))
-        self.requests[endpoint, method, status] = row
+        if named == method:  # There is no end to what clients may make up, under a server that lets it through.
+            self.requests[endpoint, method, status] = row
         return row
 
     def problem(self, kind: str) -> None:

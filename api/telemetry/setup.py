@@ -2,15 +2,18 @@
 
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import start_http_server
 
 from api.settings import SettingsError
+from api.telemetry import counters
 from api.telemetry.metrics import Metrics, shared_registry
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ logger = logging.getLogger("api.telemetry")
 
 _DIRECTORY = "USERS_API_METRICS_DIRECTORY"
 """Where the workers of one `serve` count, which tells them by this variable."""
+_PREFIX = "users-api-metrics-"
+_START_SECONDS = 60.0
 _WANTS_TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
 
@@ -47,7 +52,9 @@ def tracing_from_environment() -> "Tracing | None":
     except (ImportError, LookupError) as error:
         # A platform may set them for every container, so that this is no reason not to serve.
         logger.warning("%s is set, but there are no traces: %s; pip install 'users-api[otel]'", asked[0], error)
-        return None
+    except ValueError as error:  # of a variable
+        logger.warning("%s is set, but there are no traces: %s", asked[0], error)
+    return None
 
 
 @contextmanager
@@ -56,10 +63,11 @@ def shared_metrics() -> Iterator[Path | None]:
     if not hasattr(os, "pwrite"):  # Windows
         yield None
         return
-    # In memory where the system has such a place, which can be written in a container whose root cannot.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the name below it is random
     try:
-        directory = tempfile.TemporaryDirectory(prefix="users-api-metrics-", dir=memory, ignore_cleanup_errors=True)
+        # In memory where the system has such a place, which can be written in a container whose root cannot.
+        place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()  # noqa: S108 - see _PREFIX
+        _remove_leftovers(Path(place))
+        directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True)
     except OSError as error:
         logger.warning("each worker counts for itself alone: %s", error)
         yield None
@@ -69,10 +77,24 @@ def shared_metrics() -> Iterator[Path | None]:
         yield Path(name)
 
 
+def _remove_leftovers(place: Path) -> None:
+    """Remove the directories of servers that were killed. Memory that a pod's containers share outlives them."""
+    for directory in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # Another server removes it too.
+            found = directory.lstat()
+            # What is in those of others is not even looked at; a young one's server may be about to start its workers.
+            ours = found.st_uid == os.geteuid() and time.time() - found.st_mtime > _START_SECONDS
+            if ours and not any(lives for lives, _ in counters.read(directory)):
+                shutil.rmtree(directory)
+
+
 def serve_metrics(directory: Path | None, host: str, port: int) -> None:
     """Serve what the workers count, from a thread of this process. Raises SettingsError where that cannot be."""
     if directory is None:
-        raise SettingsError("METRICS_PORT: the workers cannot share what they count here; leave it out, for /metrics")
+        raise SettingsError(
+            "METRICS_PORT: there is no directory to share what the workers count in: let /dev/shm, or what TMPDIR "
+            "names, be written, or leave METRICS_PORT out, for /metrics"
+        )
     try:
         start_http_server(port, host, shared_registry(directory))
     except OSError as error:
