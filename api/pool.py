@@ -103,6 +103,8 @@ class Pool:
         """Close the pool: connections in use finish first, for as long as one statement may take."""
         if self._timer is not None:
             self._timer.cancel()
+        # Who still asks was given up by the server, and would ask again and again for what is closing.
+        self._hopeless = True
         try:
             async with asyncio.timeout(self._settings.statement_timeout_seconds):
                 await self._pool.close()

@@ -12,9 +12,10 @@ import pytest
 
 from api.app import create_app
 from api.database import Database
-from api.errors import Problem, email_taken, user_not_found, version_mismatch
+from api.errors import DatabaseUnavailableError, Problem, email_taken, user_not_found, version_mismatch
 from api.statements import Statement, declared_statements
 from api.url import parse_url
+from api.users.queries import ESTIMATE_USERS
 from tests.conftest import KILL_ALL, execute, settings_for
 from tests.serving import serve
 from tests.test_statements import arguments
@@ -219,3 +220,20 @@ def test_a_broken_schema_is_an_opaque_500(client: httpx.Client, database: str, s
         assert response.status_code == 500
         assert "users" not in response.json()["detail"]
     assert client.get("/health").status_code == 200
+
+
+async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str) -> None:
+    """By a request that the server gave up: nobody would hear of the answer, and asking again keeps others waiting."""
+    closing = Database(settings_for(database, pool_max_size=2, acquire_timeout_seconds=300))
+    await closing.open()
+    slow = replace(ESTIMATE_USERS, sql="select pg_advisory_lock(1)")
+    with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
+        other.execute("select pg_advisory_lock(1)")
+        under_way = asyncio.create_task(closing.fetch(slow))
+        await closing.fetch(ESTIMATE_USERS)
+        end = asyncio.create_task(closing.close())
+        await asyncio.sleep(0)
+        with pytest.raises(DatabaseUnavailableError):
+            await closing.fetch(ESTIMATE_USERS)
+        assert not end.done()
+    await asyncio.gather(under_way, end)
