@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.types import Receive, Send
 
 from api.protocol import HTTPProtocol
 from tests.leaks import scan_answers
@@ -41,3 +42,11 @@ def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.
     finally:
         server.should_exit = True
         thread.join()
+
+
+async def live(receive: Receive, send: Send) -> None:
+    """The lifespan of an application that opens nothing."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})

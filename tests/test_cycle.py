@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.protocol import HTTPProtocol
-from tests.serving import serve
+from tests.serving import live, serve
 from tests.test_limits import connected, exchange, read_all
 
 writes: list[bytes] = []
@@ -60,10 +60,7 @@ ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+        await live(receive, send)
         return
     status, headers, pieces = ANSWERS[scope["path"]]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HTTPProtocol
-from tests.serving import serve
+from tests.serving import live, serve
 
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -18,10 +18,7 @@ GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers with what it was sent: its path, its fields, and the length of its body; /deaf reads no body first."""
     if scope["type"] == "lifespan":
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+        await live(receive, send)
         return
     length, more = 0, scope["path"] != "/deaf"
     while more:
