@@ -128,6 +128,10 @@ def test_the_first_line_names_the_columns(header: bytes, line: bytes, row: tuple
         "email,name\n".encode("utf-16"),
         b"\xff\n",
         b"x" * 100_000 + b"\nemail\n",
+        # Its lines end as on the first Macs, which spreadsheets still offer: it would pass for a header without users.
+        b"email,name\r" + ADA_CSV + b"\r",
+        b"email\rada@example.com\r",
+        b'email,"name"\r' + ADA_CSV + b"\r",
     ],
 )
 def test_without_its_columns_a_file_is_no_csv(file: bytes) -> None:

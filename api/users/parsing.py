@@ -7,7 +7,6 @@ where a quoted CSV field runs over several, MAX_RECORD_BYTES.
 import codecs
 import csv
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 from pydantic import ValidationError
@@ -69,11 +68,12 @@ class NDJSONParser:
             if line is None:
                 yield Refusal(self.line, record_too_long())
                 continue
+            if not line.strip():
+                continue
             try:
                 user = UserCreate.model_validate_json(line)
             except ValidationError as error:
-                if line.strip():
-                    yield Refusal(self.line, unprocessable(error, "body"))
+                yield Refusal(self.line, unprocessable(error, "body"))
             else:
                 yield Row(self.line, user.email, user.name, "name" in user.model_fields_set)
 
@@ -192,7 +192,8 @@ def _read_record(lines: list[bytes | None], position: int, *, is_end: bool) -> t
         raise record_too_long()
     record: list[bytes] = []
     size = quotes = 0
-    for line in islice(lines, position, None):
+    for at in range(position, len(lines)):
+        line = lines[at]
         if line is None or (size := size + len(line)) > MAX_RECORD_BYTES:
             raise _malformed("a quote is not closed")
         record.append(line)
@@ -220,6 +221,9 @@ def _decode(line: bytes) -> str:
 
 
 def _read_columns(cells: list[str]) -> list[str]:
+    if any("\r" in cell for cell in cells):
+        # All of such a file is this one line, and would be taken for a file without a user.
+        raise no_columns("lines must end in a line feed, not in a carriage return alone")
     columns = [cell.strip().lower() for cell in cells]
     for name in ("email", "name"):
         if columns.count(name) > 1:
