@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-from api.errors import client_silent, problem_body, to_problem
+from api.errors import OutcomeUnknownError, client_silent, problem_body, to_problem
 from api.users.parsing import Parser, Refusal, Row
 from api.users.writing import WriteRows
 
@@ -40,8 +40,7 @@ class Counts:
 
 
 class Import:
-    """One import. `write` writes a chunk, which is never of more than `chunk_rows` lines; `report` gets the lines of the
-    answer as they come up.
+    """One import. `write` writes `chunk_rows` lines at most; `report` gets the lines of the answer as they come up.
 
     A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts, which
     are kept in `counts`.
@@ -72,7 +71,8 @@ class Import:
         """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
 
         Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
-        raises, and what writing a chunk raised. `counts` says then what was written before.
+        raises, and what writing a chunk raised. `counts` says then what was written before. Cancelled while a chunk is
+        on its way, it raises OutcomeUnknownError, as Database.fetch does.
         """
         try:
             while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
@@ -81,11 +81,13 @@ class Import:
             await self._take(self._parser.end())
             await self._flush()
             await self._settle()
-        except BaseException:
+        except BaseException as error:
             if self._writing is not None:
                 # A chunk that nobody waits for any more: written whole, or not at all.
                 self._writing.cancel()
-                await asyncio.gather(self._writing, return_exceptions=True)
+                (end,) = await asyncio.gather(self._writing, return_exceptions=True)
+                if isinstance(error, asyncio.CancelledError) and isinstance(end, OutcomeUnknownError):
+                    raise end from None
             raise
         self.counts.lines = self._parser.line
 

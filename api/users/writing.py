@@ -105,7 +105,7 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
-        except DatabaseUnavailableError as error:
+        except (DatabaseUnavailableError, asyncio.CancelledError) as error:
             if is_begun:
                 raise OutcomeUnknownError from error
             raise
