@@ -16,8 +16,11 @@ import psycopg
 import pytest
 
 from api.app import create_app
+from api.database import Database
+from api.errors import DatabaseUnavailableError
 from api.url import parse_url
 from api.users.bulk import CHUNK_ROWS
+from api.users.formats import FORMATS, export_users
 from tests.conftest import execute, settings_for
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
@@ -663,6 +666,23 @@ def test_a_database_that_is_not_there(database: str) -> None:
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         assert_problem(send(client, people(1)), 503, "unavailable")
         assert_problem(client.get(EXPORT), 503, "unavailable")
+
+
+@pytest.mark.anyio
+async def test_an_export_whose_connection_ends_while_a_piece_is_written_ends_too(
+    client: httpx.Client, database: str
+) -> None:
+    execute(database, FILL)
+    async with Database(settings_for(database)).connect() as connection:
+        is_over = asyncio.Event()
+        connection.add_termination_listener(lambda _: is_over.set())
+
+        async def write(piece: bytes) -> None:
+            connection._transport.abort()  # type: ignore[attr-defined]
+            await is_over.wait()
+
+        with pytest.raises(DatabaseUnavailableError, match="in the middle"):
+            await export_users(connection, FORMATS["ndjson"], write)
 
 
 def test_an_export_that_breaks_off_has_no_end(rig: Rig, neon: NeonDatabase) -> None:
