@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from pydantic import ValidationError
 
 from api.app import create_app
 from api.database import Database
 from api.errors import DatabaseUnavailableError
+from api.protocol import PERIOD_SECONDS, HTTPProtocol
 from api.url import parse_url
 from api.users.bulk import CHUNK_ROWS
 from api.users.formats import FORMATS, export_users
@@ -392,6 +394,49 @@ def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client, database: 
     with uploading(strict) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
     assert load(strict, people(1, 1))[1] == done(1, 1)
+
+
+def test_silence_is_told_before_the_connection_would_end_of_it(database: str) -> None:
+    with pytest.raises(ValidationError, match="bulk_idle_seconds"):
+        settings_for(database, bulk_idle_seconds=PERIOD_SECONDS)
+
+
+def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, database: str) -> None:
+    """The connection is looked at when the test wants it to be."""
+    connections: list[HTTPProtocol] = []
+
+    class Watched(HTTPProtocol):
+        period = 3600.0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            connections.append(self)
+
+    piece = b"nobody\n" * CHUNK_ROWS
+    with (
+        serve(create_app(settings_for(database)), http=Watched) as url,
+        httpx.Client(base_url=url) as client,
+        uploading(client) as connection,
+    ):
+
+        def send_piece() -> HTTPProtocol:
+            before = connections[0]._received if connections else 0
+            connection.sendall(chunk(piece))
+            wait_for(lambda: bool(connections) and connections[0]._received >= before + len(piece))
+            return connections[0]
+
+        while not send_piece().transport.get_write_buffer_size():
+            pass  # until the sockets are full of the answer
+        for _ in range(5):
+            watched = send_piece()
+            watched.loop.call_soon_threadsafe(watched._look)
+        connection.sendall(b"0\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            data = connection.recv(1 << 20)
+            assert data, "the connection was ended"
+            answer += data
+    assert b'{"summary":{"complete":true,' in answer
 
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])

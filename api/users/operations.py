@@ -136,7 +136,7 @@ IMPORT_USERS = Operation(
         )
     },
     refusals=[
-        client_silent(60),
+        client_silent(25),
         not_importable(),
         no_columns("email is missing"),
         _invalid(ImportQuery, "query", {"on_conflict": "ignore"}),
