@@ -15,9 +15,9 @@ from api.errors import OutcomeUnknownError, client_silent, problem_body, to_prob
 from api.users.parsing import Parser, Refusal, Row
 from api.users.writing import WriteRows
 
-# Others get their turn after so much of the input, mostly a third of a millisecond, and where its users take longer, as
+# Others get their turn after so much of the input, mostly a fifth of a millisecond, and where its users take longer, as
 # those with international addresses do, after so much time.
-_TURN_BYTES = 8 * 1024
+_TURN_BYTES = 4 * 1024
 _TURN_SECONDS = 0.001
 _FLUSH_SECONDS = 1.0
 _PROGRESS_SECONDS = 1.0
