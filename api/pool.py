@@ -17,6 +17,7 @@ from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
+# Longer than a compute usually takes to wake, and shorter than who waits for it likes.
 _STUCK_SECONDS = 1.0
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3

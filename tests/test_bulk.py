@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -428,8 +429,10 @@ def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, databa
         while not send_piece().transport.get_write_buffer_size():
             pass  # until the sockets are full of the answer
         for _ in range(5):
-            watched = send_piece()
+            watched, looked = send_piece(), threading.Event()
             watched.loop.call_soon_threadsafe(watched._look)
+            watched.loop.call_soon_threadsafe(looked.set)
+            looked.wait()
         connection.sendall(b"0\r\n\r\n")
         answer = b""
         while not answer.endswith(b"\r\n0\r\n\r\n"):

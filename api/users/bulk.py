@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.database import Database
-from api.errors import StatementTimeoutError, StoppingError, too_many_at_once
+from api.errors import StatementTimeoutError, StoppingError, import_stopped, too_many_at_once
 from api.http import Resource, read_header, read_query
 from api.settings import Settings
 from api.streaming import Lines, Stream
@@ -121,7 +121,7 @@ class Bulk:
         except ClientDisconnect:
             raise
         except asyncio.CancelledError:
-            failure = StoppingError()
+            failure = import_stopped()
         except Exception as error:
             failure = error
         # Whatever it is, the client has to hear up to which line its users were written.

@@ -9,6 +9,7 @@ from api.errors import (
     StoppingError,
     client_silent,
     email_taken,
+    import_stopped,
     problem_of,
     too_many_at_once,
     user_not_found,
@@ -141,7 +142,7 @@ IMPORT_USERS = Operation(
         no_columns("email is missing"),
         _invalid(ImportQuery, "query", {"on_conflict": "ignore"}),
         too_many_at_once(),
-        problem_of(StoppingError),
+        import_stopped(),
     ],
 )
 EXPORT_USERS = Operation(
