@@ -140,6 +140,12 @@ def client_silent(seconds: float) -> Problem:
     return Problem(408, f"Nothing has come for {seconds:g} seconds", headers={"Connection": "close"})
 
 
+def import_stopped() -> Problem:
+    """The problem of an import that the server does not wait for any longer, when it stops."""
+    detail = "The server is stopping; nothing behind the lines that are counted was written"
+    return Problem(503, detail, "stopping", headers=_RETRY_AFTER)
+
+
 # A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
 # than once would gather the tracebacks, and the frames, of every request that it refused.
 _CONSTRAINTS: dict[str, Callable[[], Problem]] = {"users_email_key": email_taken}

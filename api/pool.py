@@ -5,6 +5,7 @@ import logging
 import math
 import random
 from collections import deque
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -16,6 +17,8 @@ from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
+# Longer than a compute usually takes to wake, and shorter than who waits for it likes.
+_STUCK_SECONDS = 1.0
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
 
@@ -85,6 +88,7 @@ class Pool:
         arguments["timeout"] = min(arguments.get("timeout", longest), longest)
         return await asyncpg.create_pool(
             **arguments,
+            connect=self._connect,
             min_size=min_size,
             max_size=settings.pool_max_size,
             max_inactive_connection_lifetime=settings.pool_idle_seconds,
@@ -94,6 +98,33 @@ class Pool:
             init=self._count,
             reset=_keep_session,
         )
+
+    async def _connect(self, *arguments: Any, **options: Any) -> asyncpg.Connection:
+        """asyncpg.connect, with a second attempt beside one that is stuck, where a place is free for it.
+
+        The first that succeeds counts. Both hold a place meanwhile, so no more are open than the pool allows.
+        """
+        attempts: list[asyncio.Task[asyncpg.Connection]]
+        attempts = [asyncio.create_task(asyncpg.connect(*arguments, **options))]
+        chosen: asyncio.Task[asyncpg.Connection] | None = None
+        try:
+            await asyncio.wait(attempts, timeout=_STUCK_SECONDS)
+            if self._free and not attempts[0].done():
+                self._free -= 1
+                logger.info("%s: no answer to an attempt to connect: another is made beside it", self._name)
+                attempts.append(asyncio.create_task(asyncpg.connect(*arguments, **options)))
+            pending = set(attempts)
+            while pending:
+                ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if chosen := next((attempt for attempt in ended if attempt.exception() is None), None):
+                    return chosen.result()
+            return attempts[0].result()  # raises what it failed on
+        finally:
+            for attempt in attempts:
+                if attempt is not chosen and not attempt.cancel() and attempt.exception() is None:
+                    attempt.result().terminate()
+            if len(attempts) > 1:
+                self._pass_on_place()
 
     async def _count(self, connection: asyncpg.Connection) -> None:
         self.opened += 1

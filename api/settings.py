@@ -75,7 +75,11 @@ class Settings(BaseSettings):
         default=2, ge=1, le=100, description="Imports and exports at once, for each worker; more are refused with 503."
     )
     bulk_idle_seconds: float = Field(
-        default=60.0, gt=0, le=3600, description="Longest silence in an import or export, of the client or PostgreSQL."
+        default=25.0,
+        gt=0,
+        lt=30,
+        description="Longest silence in an import or export, of the client or PostgreSQL. Below 30, since a connection "
+        "on which less than 1 KiB of a body comes in 30 s ends without an answer.",
     )
     requests_max_under_way: int = Field(
         default=2000, ge=1, le=1000000, description="Requests under way in each worker; more are refused with 503."

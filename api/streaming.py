@@ -56,6 +56,8 @@ class Stream(Response):
                 await send({"type": "http.response.body", "body": b""})
             except ClientDisconnect:
                 pass
+            except asyncio.CancelledError:  # Nobody but the server cancels a request.
+                logger.warning("a streamed answer broke off: the server is stopping")
             except Exception as error:  # Whatever it is, only the log can be told.
                 logger.warning("a streamed answer broke off: %s", describe(error))
 

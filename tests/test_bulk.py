@@ -2,9 +2,11 @@
 
 import asyncio
 import csv
+import gc
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +15,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from pydantic import ValidationError
 
 from api.app import create_app
+from api.database import Database
+from api.errors import DatabaseUnavailableError
+from api.protocol import PERIOD_SECONDS, HTTPProtocol
 from api.url import parse_url
 from api.users.bulk import CHUNK_ROWS
+from api.users.formats import FORMATS, export_users
 from tests.conftest import execute, settings_for
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
@@ -350,6 +357,22 @@ def test_a_client_that_vanishes_leaves_whole_chunks_and_no_connection(
     assert load(client, people(1), on_conflict="skip")[1]["complete"]
 
 
+def test_a_client_that_vanishes_while_postgresql_writes_is_no_error_of_ours(
+    client: httpx.Client, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(client, "0@example.com")
+    with psycopg.connect(**parse_url(database).psycopg_arguments()) as elsewhere:  # type: ignore[arg-type]
+        elsewhere.execute("update users set name = 'held'")
+        with uploading(client, on_conflict="update") as connection:
+            connection.sendall(chunk(lines_of(people(1))))
+            wait_for(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(1,)])
+        wait_for(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(0,)])
+        elsewhere.rollback()
+    assert load(client, people(1), on_conflict="skip")[1]["complete"]
+    gc.collect()  # asyncio complains of an exception that nobody has looked at when its task is gone
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def is_idle(database: str) -> bool:
     running = "state <> 'idle' and backend_type = 'client backend' and pid <> pg_backend_pid()"
     return execute(
@@ -373,6 +396,51 @@ def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client, database: 
     with uploading(strict) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
     assert load(strict, people(1, 1))[1] == done(1, 1)
+
+
+def test_silence_is_told_before_the_connection_would_end_of_it(database: str) -> None:
+    with pytest.raises(ValidationError, match="bulk_idle_seconds"):
+        settings_for(database, bulk_idle_seconds=PERIOD_SECONDS)
+
+
+def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, database: str) -> None:
+    """The connection is looked at when the test wants it to be."""
+    connections: list[HTTPProtocol] = []
+
+    class Watched(HTTPProtocol):
+        period = 3600.0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            connections.append(self)
+
+    piece = b"nobody\n" * CHUNK_ROWS
+    with (
+        serve(create_app(settings_for(database)), http=Watched) as url,
+        httpx.Client(base_url=url) as client,
+        uploading(client) as connection,
+    ):
+
+        def send_piece() -> HTTPProtocol:
+            before = connections[0]._received if connections else 0
+            connection.sendall(chunk(piece))
+            wait_for(lambda: bool(connections) and connections[0]._received >= before + len(piece))
+            return connections[0]
+
+        while not send_piece().transport.get_write_buffer_size():
+            pass  # until the sockets are full of the answer
+        for _ in range(5):
+            watched, looked = send_piece(), threading.Event()
+            watched.loop.call_soon_threadsafe(watched._look)
+            watched.loop.call_soon_threadsafe(looked.set)
+            looked.wait()
+        connection.sendall(b"0\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            data = connection.recv(1 << 20)
+            assert data, "the connection was ended"
+            answer += data
+    assert b'{"summary":{"complete":true,' in answer
 
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])
@@ -649,8 +717,26 @@ def test_a_database_that_is_not_there(database: str) -> None:
         assert_problem(client.get(EXPORT), 503, "unavailable")
 
 
+@pytest.mark.anyio
+async def test_an_export_whose_connection_ends_while_a_piece_is_written_ends_too(
+    client: httpx.Client, database: str
+) -> None:
+    execute(database, FILL)
+    async with Database(settings_for(database)).connect() as connection:
+        is_over = asyncio.Event()
+        connection.add_termination_listener(lambda _: is_over.set())
+
+        async def write(piece: bytes) -> None:
+            connection._transport.abort()  # type: ignore[attr-defined]
+            await is_over.wait()
+
+        with pytest.raises(DatabaseUnavailableError, match="in the middle"):
+            await export_users(connection, FORMATS["ndjson"], write)
+
+
 def test_an_export_that_breaks_off_has_no_end(rig: Rig, neon: NeonDatabase) -> None:
-    execute(neon.superuser, FILL)
+    # Two proxies and the sockets between them hold more than those of the other tests.
+    execute(neon.superuser, FILL.replace(str(MANY), str(3 * MANY)))
     with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url, timeout=60) as client:
         with exporting(client) as connection:
             wait_for(lambda: execute(neon.superuser, IS_HELD_BACK) == [(1,)])

@@ -155,6 +155,31 @@ def test_an_export_that_fails_leaves_the_old_file(database: str, tmp_path: Path)
     assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
 
 
+def test_an_import_of_nothing(database: str, tmp_path: Path) -> None:
+    (tmp_path / "users.ndjson").touch()
+    for file in (str(tmp_path / "users.ndjson"), os.devnull):
+        ended = run("import", file, **on(database))
+        assert (ended.returncode, ended.stdout) == (0, "")
+        assert ended.stderr.startswith("0 created, ")
+    nothing = subprocess.run(
+        [USERS_API, "import", "-"], env=environment(**on(database)), stdin=subprocess.DEVNULL, timeout=60
+    )
+    assert nothing.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
+def test_an_import_whose_refusals_find_no_room_says_so(database: str, tmp_path: Path) -> None:
+    file = tmp_path / "users.ndjson"
+    file.write_text("nobody\n")
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [USERS_API, "import", file], env=environment(**on(database)), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode != 0  # Python's own code where its last attempt to write fails as well
+    assert "Traceback" not in ended.stderr
+    assert "Error: cannot write what is refused: No space left on device\n" in ended.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
 def test_an_export_to_a_full_disk_says_so(database: str) -> None:
     execute(database, "insert into users (email) select n || '@example.com' from generate_series(1, 2000) n")
@@ -231,19 +256,25 @@ def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase,
     assert execute(neon.superuser, "select count(*) from users") == [(10,)]
 
 
-def test_a_terminal_sees_a_bar(database: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "users.ndjson", people(2000))
+def on_terminal(*arguments: str, **variables: str) -> str:
+    """What a command shows on a terminal."""
     ours, theirs = pty.openpty()
     ended = subprocess.run(
-        [USERS_API, "import", file],
-        env=environment(TERM="xterm", **on(database)),
-        stderr=theirs,
-        stdout=subprocess.PIPE,
+        [USERS_API, *arguments], env=environment(TERM="xterm", **variables), stderr=theirs, stdout=subprocess.PIPE
     )
     os.close(theirs)
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)
     assert ended.returncode == 0
-    assert "[########################]" in shown
-    assert "2,000 users, " in shown
-    assert " users/s" in shown
+    return shown
+
+
+def test_a_terminal_sees_a_bar(database: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "users.ndjson", people(2000))
+    imported = on_terminal("import", file, **on(database))
+    execute(database, "analyze users")  # whose estimate is what an export goes by
+    exported = on_terminal("export", str(tmp_path / "out.ndjson"), **on(database))
+    for shown in (imported, exported):
+        assert "[########################]" in shown
+        assert "2,000 users, " in shown
+        assert " users/s" in shown

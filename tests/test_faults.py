@@ -244,22 +244,21 @@ async def attempts(rig: Rig, number: int) -> None:
 
 
 WORDS = [*NEON_TRANSIENT, STARTING, SHUTTING_DOWN, SHUTDOWN, POOLER_FULL, SERVER_FULL, CACHED_STARTING]
+ENDS = [Cut.RESET, Cut.CLOSE]
 
 
 @pytest.mark.parametrize(
     ("point", "action"),
     # Nobody says anything before TLS.
-    [(Point.ACCEPT, cut) for cut in Cut] + [(Point.CONNECT, action) for action in (*Cut, *WORDS)],
+    [(Point.ACCEPT, cut) for cut in ENDS] + [(Point.CONNECT, action) for action in (*ENDS, *WORDS)],
     ids=repr,
 )
 def test_what_passes_while_connecting_is_latency(
     rig: Rig, neon: NeonDatabase, point: Point, action: Action, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    if action is Cut.STALL:
-        neon = neon._replace(pooled=f"{neon.pooled}&connect_timeout=1")
     with serving(neon) as client:
-        rig.inject(Fault(point, action), times=1 if action is Cut.STALL else 3)
+        rig.inject(Fault(point, action), times=3)
         assert client.post(USERS, json={"email": "ada@example.com"}).status_code == 201
         assert client.get(f"{USERS}/1").status_code == 200
         assert rig.pending == 0
@@ -474,6 +473,32 @@ def test_a_link_that_gets_stuck_does_not_keep_its_place_in_the_pool(rig: Rig, ne
         rig.inject(Fault(Point.ANSWER, Cut.STALL))
         assert client.patch(path, json={"name": "Ada"}).json()["type"] == "urn:problem:users-api:outcome-unknown"
         assert client.get(path).json()["name"] == "Ada"
+
+
+@pytest.mark.parametrize("point", [Point.ACCEPT, Point.CONNECT])
+async def test_an_attempt_that_gets_stuck_is_overtaken_by_another(
+    rig: Rig, neon: NeonDatabase, point: Point, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be waited for until 200 s are over, which is longer than a test may take."""
+    caplog.set_level(logging.INFO)
+    with serving(neon, acquire_timeout_seconds=300, pool_max_size=2) as client:
+        rig.inject(Fault(point, Cut.STALL))
+        assert client.get(USERS).status_code == 200
+        assert rig.counts.connections == 2
+        # The place of the one that was given up is free again.
+        assert await all_at_once(client.base_url, 20) == {200: 20, 201: 20}
+        assert rig.counts.connections == 3
+    assert "DATABASE_URL: no answer to an attempt to connect" in caplog.text
+
+
+def test_an_attempt_that_gets_stuck_in_the_last_place_leaves_time_for_another(
+    rig: Rig, neon: NeonDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(neon, acquire_timeout_seconds=3, pool_max_size=1) as client:
+        rig.inject(Fault(Point.CONNECT, Cut.STALL))
+        assert client.get(USERS).status_code == 200
+        assert rig.counts.connections == 2
+    assert "DATABASE_URL: no new connection: TimeoutError" in caplog.text
 
 
 async def test_more_connections_than_the_server_has_are_waited_for(rig: Rig, neon: NeonDatabase) -> None:

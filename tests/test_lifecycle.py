@@ -173,6 +173,35 @@ def test_what_takes_longer_than_the_grace_is_told_so(start: Callable[..., Served
             assert process.wait(timeout=60) == 0
 
 
+def test_an_import_that_takes_longer_than_the_grace_says_how_far_it_came(
+    start: Callable[..., Served], database: str
+) -> None:
+    head = b"POST /api/v1/users/import HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+    with start(GRACE_SECONDS="3") as (url, process):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        address = host, int(port)
+        with (
+            socket.create_connection(address, timeout=60) as begun,
+            socket.create_connection(address, timeout=60) as silent,
+        ):
+            begun.sendall(head + b"content-length: 999\r\n\r\n" + b'{"email":"ada@example.com"}\nnobody\n')
+            silent.sendall(head + b"content-length: 999\r\nexpect: 100-continue\r\n\r\n")
+            assert begun.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert silent.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGTERM)
+            answer = b""
+            while data := begun.recv(1 << 16):
+                answer += data
+            assert b'{"summary":{"complete":false,"lines":2,"created":1,' in answer
+            assert b"urn:problem:users-api:stopping" in answer
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+            assert silent.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert execute(database, "select email from users") == [("ada@example.com",)]
+
+
 def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]) -> None:
     with start() as (url, process):
         host, _, port = url.removeprefix("http://").rpartition(":")

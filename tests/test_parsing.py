@@ -80,6 +80,11 @@ def test_ndjson(file: bytes, expected: list[tuple[int, object]], piece: int) -> 
         (b'ada@example.com,"Ada\n' + ADA_CSV, [(2, BODY), (3, A)]),
         (b'ada@example.com,"Ada\n' + ADA_CSV + b'\nbob@example.com,"Bob"', [(2, BODY), (3, A), (4, B)]),
         (b'ada@example.com,"Ada\n' + b"x" * MAX_RECORD_BYTES + b"\n" + ADA_CSV, [(2, BODY), (3, BODY), (4, A)]),
+        # Line feeds count: else a quote and an endless number of them would be kept.
+        (b'ada@example.com,"Ada' + b"\n" * (MAX_RECORD_BYTES - 21) + b'"\n' + ADA_CSV,
+         [(2, NAME), (MAX_RECORD_BYTES - 18, A)]),
+        (b'ada@example.com,"Ada' + b"\n" * (MAX_RECORD_BYTES - 20) + b'"\n' + ADA_CSV,
+         [(2, BODY), (MAX_RECORD_BYTES - 18, BODY), (MAX_RECORD_BYTES - 17, A)]),
         (b'ada@example.com,"Ada"x\n' + ADA_CSV, [(2, BODY), (3, A)]),
         (b'ada@example.com,A"da\n' + ADA_CSV, [(2, BODY), (3, A)]),
         (b"\xff@example.com,Ada\n" + ADA_CSV, [(2, BODY), (3, A)]),
@@ -128,6 +133,10 @@ def test_the_first_line_names_the_columns(header: bytes, line: bytes, row: tuple
         "email,name\n".encode("utf-16"),
         b"\xff\n",
         b"x" * 100_000 + b"\nemail\n",
+        # Its lines end as on the first Macs, which spreadsheets still offer: it would pass for a header without users.
+        b"email,name\r" + ADA_CSV + b"\r",
+        b"email\rada@example.com\r",
+        b'email,"name"\r' + ADA_CSV + b"\r",
     ],
 )
 def test_without_its_columns_a_file_is_no_csv(file: bytes) -> None:
@@ -169,3 +178,11 @@ def test_memory_stays_bounded_in_a_line_that_never_ends() -> None:
             assert list(parser.feed(b'"' + b"x" * 65_000)) == []
         kept = parser._lines._rest, getattr(parser, "_pending", [])
         assert kept == (None, [])
+
+
+def test_memory_stays_bounded_behind_a_quote_that_is_never_closed() -> None:
+    parser = CSVParser()
+    list(parser.feed(b'email\n"'))
+    for _ in range(200):
+        list(parser.feed(b"\n" * 65_000))
+        assert len(parser._pending) <= MAX_RECORD_BYTES

@@ -62,7 +62,7 @@ async def _export(settings: Settings, output: BinaryIO, format: Format, file: Pa
                     output.write(data)
                 except OSError as error:
                     raise _WriteError from error
-                users = data.count(b"\\n")
+                users = data.count(b"\n")
                 progress.update(users, progress.users + users)
 
             progress.users = await copy_users(connection, format, write)

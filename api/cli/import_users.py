@@ -76,7 +76,12 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
     def report(line: dict[str, Any]) -> None:
         if "problem" in line:
             progress.clear()
-            click.echo(orjson.dumps(line))
+            try:
+                click.echo(orjson.dumps(line))
+            except BrokenPipeError:
+                raise  # Whoever reads has had enough: click ends without a word.
+            except OSError as error:
+                raise click.ClickException(f"cannot write what is refused: {error.strerror}") from None
 
     database = Database(settings)
     await database.open()
@@ -104,7 +109,9 @@ def _size(file: BinaryIO) -> int | None:
 
 
 async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
-    if _size(file) is not None:
+    mode = os.fstat(file.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or file.isatty()):
+        # There is no waiting for a file, nor for a device such as /dev/null.
         while piece := file.read(_PIECE_BYTES):
             yield piece
         return

@@ -1,10 +1,10 @@
 """Import and export over HTTP: streams of any length, in constant memory, at the pace of the slower side."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.database import Database
-from api.errors import StatementTimeoutError, too_many_at_once
+from api.errors import StatementTimeoutError, StoppingError, import_stopped, too_many_at_once
 from api.http import Resource, read_header, read_query
 from api.settings import Settings
 from api.streaming import Lines, Stream
@@ -23,6 +23,8 @@ from api.users.handlers import PATH
 from api.users.importing import Counts, Import
 from api.users.schemas import ExportQuery, ImportQuery
 from api.users.writing import write_rows
+
+Result = TypeVar("Result")
 
 CHUNK_ROWS = 1000
 """Rows of one statement: some ten milliseconds, for which others may have to wait where the pool is small."""
@@ -54,7 +56,7 @@ class Bulk:
             work = Import(parser, write, lines.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
             importing = await resources.enter_async_context(_task(self._import(request.receive, work, lines)))
             importing.add_done_callback(lambda _: lines.end())
-            await lines.wait()
+            await _unless_stopped(lines.wait, importing)
             if importing.done():
                 importing.result()  # What nothing came of is a problem, with its own status.
 
@@ -82,7 +84,10 @@ class Bulk:
             copying = await resources.enter_async_context(_task(self._copy(format, pieces)))
             leaving = await resources.enter_async_context(_task(_wait_until_gone(request.receive)))
             leaving.add_done_callback(lambda _: copying.cancel())
-            first = await self._read_piece(pieces, copying)  # What fails before is a problem, with its own status.
+            try:
+                first = await self._read_piece(pieces, copying)  # What fails before is a problem, with its own status.
+            except asyncio.CancelledError:
+                raise StoppingError from None
             return Stream(
                 self._read_pieces(first, pieces, copying),
                 resources.pop_all(),
@@ -110,15 +115,18 @@ class Bulk:
             self._free += 1
 
     async def _import(self, receive: Receive, work: Import, lines: Lines) -> None:
-        failure = None
+        failure: Exception | None = None
         try:
             await work.run(_read_body(receive, lines), self._idle_seconds)
         except ClientDisconnect:
             raise
-        except Exception as error:  # Whatever it is, the client has to hear up to which line its users were written.
-            if not work.counts.lines:
-                raise
+        except asyncio.CancelledError:
+            failure = import_stopped()
+        except Exception as error:
             failure = error
+        # Whatever it is, the client has to hear up to which line its users were written.
+        if failure is not None and not work.counts.lines:
+            raise failure
         lines.write(work.summarise(failure))
 
     async def _copy(self, format: Format, pieces: asyncio.Queue[bytes]) -> None:
@@ -161,9 +169,19 @@ async def _read_body(receive: Receive, lines: Lines) -> AsyncIterator[bytes]:
 
 
 async def _read_lines(lines: Lines, importing: asyncio.Task[None]) -> AsyncIterator[bytes]:
-    while data := await lines.read():
+    while data := await _unless_stopped(lines.read, importing):
         yield data
     importing.result()
+
+
+async def _unless_stopped(wait: Callable[[], Awaitable[Result]], importing: asyncio.Task[None]) -> Result:
+    """What is waited for; where the request is cancelled, what the end of the import brings."""
+    try:
+        return await wait()
+    except asyncio.CancelledError:
+        # Nobody but the server cancels a request, when it has waited long enough for it. The client hears of it.
+        importing.cancel()
+        return await wait()
 
 
 async def _wait_until_gone(receive: Receive) -> None:

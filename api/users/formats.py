@@ -1,5 +1,6 @@
 """The formats of import and export: each has its media types, a parser, and a statement that COPY sends as it is."""
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import asyncpg
 
 from api.database import link_errors
-from api.errors import Problem
+from api.errors import DatabaseUnavailableError, Problem
 from api.statements import Statement
 from api.users.parsing import CSVParser, NDJSONParser, Parser
 from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV
@@ -39,6 +40,7 @@ CSV = Format("csv", ("text/csv",), CSVParser, EXPORT_USERS_CSV, {"format": "csv"
 FORMATS = {format.name: format for format in (NDJSON, CSV)}
 
 _NAMES = " or ".join(format.media_types[0] for format in FORMATS.values())
+_LAST_WORDS_SECONDS = 1.0
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
 
@@ -49,8 +51,24 @@ async def export_users(
 
     Raises DatabaseUnavailableError, asyncpg.PostgresError, and what `write` raises, which must be no OSError.
     """
-    with link_errors(writes=False):
-        status = await connection.copy_from_query(format.statement.sql, output=write, **format.copy_options)
+    loop = asyncio.get_running_loop()
+    copying = loop.create_task(connection.copy_from_query(format.statement.sql, output=write, **format.copy_options))
+
+    def cancel_soon(_: object) -> None:
+        loop.call_later(_LAST_WORDS_SECONDS, copying.cancel)
+
+    # Where the connection ends while `write` has a piece, asyncpg waits for the next one for ever (copy_out in
+    # asyncpg/protocol/protocol.pyx); elsewhere it says by itself what has ended it.
+    connection.add_termination_listener(cancel_soon)
+    try:
+        with link_errors(writes=False):
+            status: str = await copying
+    except asyncio.CancelledError:
+        if connection.is_closed():
+            raise DatabaseUnavailableError("the connection ended in the middle of an export") from None
+        raise
+    finally:
+        connection.remove_termination_listener(cancel_soon)
     return int(status.removeprefix("COPY "))
 
 

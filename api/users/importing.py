@@ -8,16 +8,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from api.errors import client_silent, problem_body, to_problem
+from api.errors import OutcomeUnknownError, client_silent, problem_body, to_problem
 from api.users.parsing import Parser, Refusal, Row
 from api.users.writing import WriteRows
 
-# A third of a millisecond of parsing, after which others get their turn.
-_ROWS_A_TURN = 100
+# Others get their turn after so much of the input, mostly a fifth of a millisecond, and where its users take longer, as
+# those with international addresses do, after so much time.
+_TURN_BYTES = 4 * 1024
+_TURN_SECONDS = 0.001
 _FLUSH_SECONDS = 1.0
 _PROGRESS_SECONDS = 1.0
 
@@ -39,7 +40,7 @@ class Counts:
 
 
 class Import:
-    """One import. `write` writes a chunk of `chunk_rows` lines; `report` gets the lines of the answer as they come up.
+    """One import. `write` writes `chunk_rows` lines at most; `report` gets the lines of the answer as they come up.
 
     A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts, which
     are kept in `counts`.
@@ -70,21 +71,33 @@ class Import:
         """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
 
         Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
-        raises, and what writing a chunk raised. `counts` says then what was written before.
+        raises, and what writing a chunk raised. `counts` says then what was written before. Cancelled while a chunk is
+        on its way, it raises OutcomeUnknownError, as Database.fetch does.
         """
         try:
             while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
-                await self._take(self._parser.feed(piece))
+                for start in range(0, len(piece), _TURN_BYTES):
+                    await self._take(self._parser.feed(piece[start : start + _TURN_BYTES]))
             await self._take(self._parser.end())
             await self._flush()
             await self._settle()
-        except BaseException:
+        except BaseException as error:
             if self._writing is not None:
                 # A chunk that nobody waits for any more: written whole, or not at all.
                 self._writing.cancel()
-                await asyncio.wait({self._writing})
+                (end,) = await asyncio.gather(self._writing, return_exceptions=True)
+                if isinstance(error, asyncio.CancelledError) and isinstance(end, OutcomeUnknownError):
+                    raise end from None
             raise
         self.counts.lines = self._parser.line
+
+    def summarise(self, error: Exception | None = None) -> dict[str, Any]:
+        """The last line of the answer; `error` is what ended the import."""
+        seconds = round(time.monotonic() - self._started, 3)
+        summary = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        if error is not None:
+            summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
+        return {"summary": summary}
 
     async def _wait_for(self, pieces: AsyncIterator[bytes], idle_seconds: float | None) -> bytes | None:
         """The next piece, None at the end."""
@@ -106,28 +119,23 @@ class Import:
         finally:
             coming.cancel()
 
+    async def _take(self, events: Iterator[Row | Refusal]) -> None:
+        turn_ends = time.monotonic() + _TURN_SECONDS
+        for event in events:
+            if isinstance(event, Row):
+                self._rows.append(event)
+            else:
+                self._refusals.append(event)
+            if len(self._rows) + len(self._refusals) == self._chunk_rows:
+                await self._send()
+            if time.monotonic() >= turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time.monotonic() + _TURN_SECONDS
+        await asyncio.sleep(0)
+
     async def _flush(self) -> None:
         if self._rows or self._refusals:
             await self._send()
-
-    def summarise(self, error: Exception | None = None) -> dict[str, Any]:
-        """The last line of the answer; `error` is what ended the import."""
-        seconds = round(time.monotonic() - self._started, 3)
-        summary = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
-        if error is not None:
-            summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
-        return {"summary": summary}
-
-    async def _take(self, events: Iterator[Row | Refusal]) -> None:
-        while some := list(islice(events, _ROWS_A_TURN)):
-            rows = [event for event in some if isinstance(event, Row)]
-            self._rows += rows
-            if len(rows) < len(some):
-                self._refusals += [event for event in some if isinstance(event, Refusal)]
-            if len(self._rows) + len(self._refusals) >= self._chunk_rows:
-                await self._send()
-            else:
-                await asyncio.sleep(0)
 
     async def _send(self) -> None:
         rows, refusals, last_line = self._rows, self._refusals, self._parser.line

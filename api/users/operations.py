@@ -6,8 +6,11 @@ from pydantic import BaseModel, ValidationError
 
 from api.errors import (
     Problem,
+    StoppingError,
     client_silent,
     email_taken,
+    import_stopped,
+    problem_of,
     too_many_at_once,
     user_not_found,
     version_mismatch,
@@ -108,8 +111,8 @@ DELETE_USER = Operation(
 IMPORT_USERS = Operation(
     summary="Import users",
     description="A file of any length, a user a line, each held to what a single creation asks for. A line that cannot "
-    "be imported is refused, and the rest goes on. Users are written a thousand at a time: an import that ends in the "
-    "middle has written whole thousands.",
+    "be imported is refused, and the rest goes on. Users are written a thousand at a time at most, and all of these or "
+    "none.",
     query=ImportQuery,
     body=[
         Content({"type": "string"}, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
@@ -119,7 +122,8 @@ IMPORT_USERS = Operation(
         200: Answer(
             "A line of JSON for each line that is refused (`line`, `problem`), now and then the `progress`, and at the "
             "end a `summary`. Where that says `complete: false`, its `problem` has ended the import behind the line "
-            "`lines`; where there is none, the connection has.",
+            "`lines`, and where that is `outcome-unknown`, what comes next may have been written; where there is no "
+            "summary, the connection has.",
             [
                 Content(
                     {"type": "string"},
@@ -133,11 +137,12 @@ IMPORT_USERS = Operation(
         )
     },
     refusals=[
-        client_silent(60),
+        client_silent(25),
         not_importable(),
         no_columns("email is missing"),
         _invalid(ImportQuery, "query", {"on_conflict": "ignore"}),
         too_many_at_once(),
+        import_stopped(),
     ],
 )
 EXPORT_USERS = Operation(
@@ -151,5 +156,10 @@ EXPORT_USERS = Operation(
             [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
         )
     },
-    refusals=[not_acceptable(), _invalid(ExportQuery, "query", {"format": "xml"}), too_many_at_once()],
+    refusals=[
+        not_acceptable(),
+        _invalid(ExportQuery, "query", {"format": "xml"}),
+        too_many_at_once(),
+        problem_of(StoppingError),
+    ],
 )

@@ -7,7 +7,6 @@ where a quoted CSV field runs over several, MAX_RECORD_BYTES.
 import codecs
 import csv
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 from pydantic import ValidationError
@@ -69,13 +68,18 @@ class NDJSONParser:
             if line is None:
                 yield Refusal(self.line, record_too_long())
                 continue
+            if not line.strip():
+                continue
             try:
                 user = UserCreate.model_validate_json(line)
             except ValidationError as error:
-                if line.strip():
-                    yield Refusal(self.line, unprocessable(error, "body"))
+                yield Refusal(self.line, unprocessable(error, "body"))
             else:
                 yield Row(self.line, user.email, user.name, "name" in user.model_fields_set)
+
+
+_NOTHING_SEEN = (0, -1, 0)
+"""Lines, bytes with the line feeds between them, and quotes of a record whose end has yet to come."""
 
 
 class CSVParser:
@@ -88,6 +92,7 @@ class CSVParser:
         self.line = 0
         self._lines = _Lines()
         self._pending: list[bytes | None] = []  # the lines behind `line` that have come
+        self._open = _NOTHING_SEEN
         self._columns: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[Row | Refusal]:
@@ -107,7 +112,7 @@ class CSVParser:
         while position < len(lines):
             try:
                 cells: list[str] | Problem
-                cells, taken = _read_record(lines, position, is_end=is_end)
+                cells, taken = self._read_record(position, is_end=is_end)
             except Problem as problem:
                 if not self._columns:
                     raise no_columns(problem.errors[0]["msg"] if problem.errors else problem.detail) from None
@@ -126,6 +131,29 @@ class CSVParser:
                 else:
                     self._columns = _read_columns(cells)
         self._pending = lines[position:]
+
+    def _read_record(self, position: int, *, is_end: bool) -> tuple[list[str], int]:
+        """The cells of the record at a position of `_pending`, and the number of its lines: 0 where more are due."""
+        line = self._pending[position]
+        if line is None:
+            raise record_too_long()
+        if b'"' not in line:
+            return _decode(line).split(","), 1
+        # Where it is one that was open before, only what has come since is looked at: it may come line by line.
+        seen, size, quotes = self._open
+        self._open = _NOTHING_SEEN
+        for at in range(position + seen, len(self._pending)):
+            line = self._pending[at]
+            if line is None or (size := size + 1 + len(line)) > MAX_RECORD_BYTES:
+                raise _malformed("a quote is not closed")
+            quotes += line.count(b'"')
+            if quotes % 2 == 0:
+                record: list[bytes] = self._pending[position : at + 1]  # type: ignore[assignment]
+                return _split(b"\n".join(record)), len(record)
+        if is_end:
+            raise _malformed("a quote is not closed")
+        self._open = len(self._pending) - position, size, quotes
+        return [], 0
 
     def _read_user(self, number: int, cells: list[str]) -> Row | Refusal:
         if len(cells) != len(self._columns):
@@ -183,27 +211,6 @@ def _join(start: bytes | None, rest: bytes | None) -> bytes | None:
     return start + rest
 
 
-def _read_record(lines: list[bytes | None], position: int, *, is_end: bool) -> tuple[list[str], int]:
-    """The cells of the record at a position, and the number of its lines: 0 where its end has yet to come."""
-    line = lines[position]
-    if line is not None and b'"' not in line:
-        return _decode(line).split(","), 1
-    if line is None:
-        raise record_too_long()
-    record: list[bytes] = []
-    size = quotes = 0
-    for line in islice(lines, position, None):
-        if line is None or (size := size + len(line)) > MAX_RECORD_BYTES:
-            raise _malformed("a quote is not closed")
-        record.append(line)
-        quotes += line.count(b'"')
-        if quotes % 2 == 0:
-            return _split(b"\n".join(record)), len(record)
-    if is_end:
-        raise _malformed("a quote is not closed")
-    return [], 0
-
-
 def _split(record: bytes) -> list[str]:
     try:
         (cells,) = csv.reader([_decode(record)], strict=True)
@@ -220,6 +227,9 @@ def _decode(line: bytes) -> str:
 
 
 def _read_columns(cells: list[str]) -> list[str]:
+    if any("\r" in cell for cell in cells):
+        # All of such a file is this one line, and would be taken for a file without a user.
+        raise no_columns("lines must end in a line feed, not in a carriage return alone")
     columns = [cell.strip().lower() for cell in cells]
     for name in ("email", "name"):
         if columns.count(name) > 1:

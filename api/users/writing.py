@@ -73,8 +73,9 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
         parts: list[list[Row]] = [[] for _ in connections]
         for row in rows:
             parts[hash(row.email.lower()) % len(parts)].append(row)
-        # Neither is left alone where the other fails.
-        ends = await asyncio.gather(*map(copy_part, connections, parts), return_exceptions=True)
+        # Neither is left alone where the other fails. What is empty says nothing of conflicts.
+        copying = [copy_part(connection, part) for connection, part in zip(connections, parts, strict=True) if part]
+        ends = await asyncio.gather(*copying, return_exceptions=True)
         total = Written()
         for end in ends:
             if isinstance(end, BaseException):
@@ -105,7 +106,7 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
-        except DatabaseUnavailableError as error:
+        except (DatabaseUnavailableError, asyncio.CancelledError) as error:
             if is_begun:
                 raise OutcomeUnknownError from error
             raise
