@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Any
 
 import orjson
@@ -78,11 +78,16 @@ class Lines:
     """Lines of JSON on their way to a client that may not read them before it has sent all it has.
 
     They wait in memory, and in a temporary file beyond 1 MiB: were they to wait in the writer, it and the client would
-    wait for each other.
+    wait for each other. Where no such file can be made, as in a container without /tmp, 1 MiB is all that has room.
     """
 
     def __init__(self) -> None:
-        self._spool = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
+        try:
+            gettempdir()
+            in_memory, self._most = _MEMORY_BYTES, _SPOOL_BYTES
+        except FileNotFoundError:
+            in_memory, self._most = 0, _MEMORY_BYTES  # 0: all of it
+        self._spool = SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115 - closed by close()
         self._read = 0  # bytes of the spool
         self._written = 0
         self._is_ended = False
@@ -97,7 +102,7 @@ class Lines:
         self._spool.write(data)
         self._written += len(data)
         self._is_readable.set()
-        if self._written > _SPOOL_BYTES:
+        if self._written > self._most:
             self._has_room.clear()
 
     def end(self) -> None:

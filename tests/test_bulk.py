@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
+from api import streaming
 from api.app import create_app
 from api.database import Database
 from api.errors import DatabaseUnavailableError
@@ -326,6 +328,25 @@ def test_what_comes_slowly_is_written_and_told_meanwhile(client: httpx.Client, d
         while b"summary" not in answer:
             answer += connection.recv(65536)
         assert b'"complete":true,"lines":6,"created":5' in answer
+
+
+def test_refusals_that_have_no_disk_wait_for_the_client(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose root is read-only, without /tmp."""
+
+    def no_directory() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(streaming, "gettempdir", no_directory)
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/directory")
+    refused = 20 * CHUNK_ROWS  # some 4 MB of refusals
+    with uploading(client) as connection:
+        sending = threading.Thread(target=connection.sendall, args=(chunk(b"nobody\n" * refused) + b"0\r\n\r\n",))
+        sending.start()
+        answer = b""
+        while b"summary" not in answer[-1000:]:
+            answer += connection.recv(1 << 20)
+        sending.join()
+    assert f'"complete":true,"lines":{refused},'.encode() in answer
 
 
 def test_expect_100_continue(client: httpx.Client) -> None:
