@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,14 @@ def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, out
 
     def measure(database: Database) -> None:
         machine = describe_machine(database)
-        # Once each, and sorted by the table's size: a large table is seeded once in a round.
+        # Once each, and all rounds of one size of the table together: a large one takes minutes to seed.
         unique = {point.job.key: point.job for each in made for point in each.points}
         jobs = sorted(unique.values(), key=lambda job: job.rows)
-        measurements = run_rounds([job.lasting(1) for job in jobs] if quick else jobs, database, times)
+        measurements = [
+            measurement
+            for _, same_size in groupby(jobs, key=lambda job: job.rows)
+            for measurement in run_rounds([job.lasting(1) if quick else job for job in same_size], database, times)
+        ]
         files = render(made, measurements, machine, times)
         click.echo(files["scaling.md"])
         click.echo(keep(files, output, not (quick or only)))
