@@ -121,7 +121,10 @@ class Pool:
             return attempts[0].result()  # raises what it failed on
         finally:
             for attempt in attempts:
-                if attempt is not chosen and not attempt.cancel() and attempt.exception() is None:
+                attempt.cancel()
+            await asyncio.wait(attempts)  # None outlives this.
+            for attempt in attempts:
+                if attempt is not chosen and not attempt.cancelled() and attempt.exception() is None:
                     attempt.result().terminate()
             if len(attempts) > 1:
                 self._pass_on_place()
