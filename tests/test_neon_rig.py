@@ -9,6 +9,7 @@ from dataclasses import replace
 import asyncpg
 import psycopg
 import pytest
+import uvloop
 
 from api.neon import DatabaseURL
 from api.url import parse_url
@@ -49,7 +50,8 @@ def try_asyncpg(url: DatabaseURL) -> None:
     async def attempt() -> None:
         await (await connect(url)).close()
 
-    asyncio.run(attempt())
+    # Not asyncio's own loop: asyncpg does not wait until TLS has said goodbye, and that one leaves such a socket open.
+    uvloop.run(attempt())
 
 
 drivers = pytest.mark.parametrize("attempt", [try_asyncpg, try_psycopg], ids=["asyncpg", "psycopg"])
