@@ -23,7 +23,9 @@ from benchmarks.workloads import WORKLOADS, list_workload
 
 _OURS = SYSTEMS["users_api"]
 # Thousands of clients that never pause are more than the default queue takes; what is measured here is their cost.
-_DEEP_QUEUE = _OURS.with_environment("deep_queue", "users-api, BATCH_MAX_WAITING=10000", BATCH_MAX_WAITING="10000")
+_DEEP_QUEUE = _OURS.with_environment(
+    "deep_queue", "users-api, deep queue", BATCH_MAX_WAITING="10000", REQUESTS_MAX_UNDER_WAY="10000"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def experiments(rows: Sequence[int]) -> list[Experiment]:
         Experiment(
             "connections",
             "Keep-alive connections",
-            "connections, 2 workers, BATCH_MAX_WAITING=10000",
+            "connections, 2 workers, BATCH_MAX_WAITING=REQUESTS_MAX_UNDER_WAY=10000",
             "CPU of the server for one GET, µs: lower is better",
             lambda m: m.server_us,
             [Point(n, "GET by id", Job(_DEEP_QUEUE, get, connections=n, seconds=6)) for n in (64, 256, 1024, 4096)],
