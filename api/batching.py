@@ -75,7 +75,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Call] = deque()
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots: dict[asyncio.Task[Any], float] = {}  # each with the time at which its batch was sent
+        self._slots: dict[object, float] = {}  # by whoever has it, with the time at which its batch was sent
         self._carried: dict[asyncio.Task[Any], list[_Call]] = {}  # what each task has on its way
         self._gathering = False  # a task has a slot and has not begun: what arrives meanwhile goes with it
         self._timer: asyncio.TimerHandle | None = None
@@ -109,17 +109,17 @@ class Batcher(Generic[Item, Result]):
 
         Where the caller is cancelled the statement ends too: nobody shares it.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self._occupy(task, limits)
+        slot = object()
+        self._occupy(slot, limits)
         if key is not None:
             self._busy.add(key)
         try:
             return (await self._run([item]))[0]
         finally:
             self._busy.discard(key)
-            self._slots.pop(task, None)
-            self._fill_slots(limits)
+            self._slots.pop(slot, None)
+            if self._waiting:
+                self._fill_slots(limits)
 
     async def _abandon(self, future: asyncio.Future[Result]) -> Result:
         """What becomes of a call whose caller is cancelled. Raises CancelledError where it changed nothing."""
@@ -153,7 +153,7 @@ class Batcher(Generic[Item, Result]):
         """Give a free slot to a task of its own, unless one is about to take what waits."""
         if self._waiting and not self._gathering and len(self._slots) < limits.in_flight:
             self._gathering = True
-            self._slots[self._start(self._work(limits))] = asyncio.get_running_loop().time()
+            self._slots[self._start(self._work(limits))] = perf_counter()
 
     async def _work(self, limits: Limits) -> None:
         """Send batch after batch, for as long as something waits and none was so slow that it lost the slot."""
@@ -197,20 +197,19 @@ class Batcher(Generic[Item, Result]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _occupy(self, task: asyncio.Task[Any], limits: Limits) -> None:
-        loop = asyncio.get_running_loop()
-        self._slots[task] = loop.time()
+    def _occupy(self, slot: object, limits: Limits) -> None:
+        self._slots[slot] = perf_counter()
         if self._timer is None:
-            self._timer = loop.call_later(PATIENCE_SECONDS, self._give_back, limits)
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_back, limits)
 
     def _give_back(self, limits: Limits) -> None:
         """Take the slots of the batches that are out for too long. One timer serves them all: a timer costs a µs."""
-        loop = asyncio.get_running_loop()
-        too_old = loop.time() - PATIENCE_SECONDS
-        self._slots = {task: sent for task, sent in self._slots.items() if sent > too_old}
+        too_old = perf_counter() - PATIENCE_SECONDS
+        self._slots = {slot: sent for slot, sent in self._slots.items() if sent > too_old}
         self._timer = None
         if self._slots:
-            self._timer = loop.call_at(min(self._slots.values()) + PATIENCE_SECONDS, self._give_back, limits)
+            rest = min(self._slots.values()) - too_old
+            self._timer = asyncio.get_running_loop().call_later(rest, self._give_back, limits)
         self._fill_slots(limits)
 
     async def _carry(self, calls: list[_Call], limits: Limits) -> None:

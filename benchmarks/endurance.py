@@ -13,13 +13,16 @@ from benchmarks.svg import line_chart, stack
 from benchmarks.tables import table
 
 SAMPLE_SECONDS = 5.0
+BURST, BURST_SECONDS = 20, 30.0
+"""How many times the rate is offered at first, and for how long."""
 WARM_UP_SECONDS = 60.0
 SLOPE_LIMIT = 1.0
 """MB an hour that the workers' memory may grow by."""
 
 _METHOD = (
     "`users-api serve` as in production; an open loop offers a fixed rate, of 100 requests 70 GET, 15 lists of 100, 10 "
-    "POST, 4 PATCH and 1 DELETE, far below what the service can do: what is looked for is growth, not speed. Every "
+    "POST, 4 PATCH and 1 DELETE, far below what the service can do: what is looked for is growth, not speed. For the "
+    f"first {BURST_SECONDS:g} s it offers {BURST} times as much, so that pool and buffers reach their size. Every "
     f"{SAMPLE_SECONDS:g} s the resident memory of each worker and the connections are counted. The slope is that of a "
     f"straight line through all samples after the first {WARM_UP_SECONDS:g} s (least squares), of the workers' memory "
     "together. An error is any answer that is not 2xx, and none at all."
@@ -60,7 +63,7 @@ def render(
     latencies = [outcome.seconds * 1000 for outcome in trace.outcomes if not is_error(outcome)]
     first, last = ([f"{each:.1f}" for each in sample.workers_mb] for sample in (samples[0], samples[-1]))
     rows = [
-        ("requests", f"{len(trace.outcomes) + trace.unsent:,} at {rate:,.0f}/s for {seconds / 60:g} minutes", ""),
+        ("requests", f"{len(trace.outcomes) + trace.unsent:,}, at {rate:,.0f}/s, in {seconds / 60:g} minutes", ""),
         ("memory, slope", f"{slope:+.2f} MB an hour",
          "too short to tell" if math.isnan(slope) else f"NOT met: at most {SLOPE_LIMIT:g}" if grows else "met"),
         ("memory of each worker", f"{' and '.join(first)} MB at first, {' and '.join(last)} MB at last", ""),

@@ -15,7 +15,7 @@ import uvloop
 
 from api.url import parse_url
 from benchmarks.database import Database
-from benchmarks.endurance import SAMPLE_SECONDS, Sample, render
+from benchmarks.endurance import BURST, BURST_SECONDS, SAMPLE_SECONDS, Sample, render
 from benchmarks.machine import describe_machine
 from benchmarks.openloop import Phase, Trace, http_request, run_phases
 from benchmarks.processes import cpu_seconds
@@ -97,7 +97,9 @@ async def _soak(port: int, rate: float, seconds: float, watch: _Watch) -> tuple[
 
     sampling = loop.create_task(sample())
     try:
-        trace = await run_phases(port, [Phase("soak", rate, seconds)], mix(ROWS))
+        # At first so many at once that pool and buffers reach their size: what they take then is no growth.
+        burst = Phase("burst", BURST * rate, min(BURST_SECONDS, seconds / 4))
+        trace = await run_phases(port, [burst, Phase("soak", rate, seconds - burst.seconds)], mix(ROWS))
     finally:
         if sampling.done():
             sampling.result()  # why it ended
