@@ -24,7 +24,9 @@ class World:
 
     def __init__(self) -> None:
         self.current: dict[str, int] = {}
-        self.former: deque[int] = deque([1], maxlen=8)
+        # At first one that nobody will ever have: a user whose create got no answer is known by the first name that is
+        # read, and would be nobody's if it were changed by a guess before.
+        self.former: deque[int] = deque([10**9], maxlen=8)
         self.versions: dict[int, int] = {}
 
     def learn(self, operation: Operation) -> None:
