@@ -56,23 +56,19 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"Unexpected ASGI message {message['type']!r}")
 
-    def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        lines = [b": ".join(header) for header in headers]
+    def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         fields = dict(headers)
         length = fields.get(b"content-length")
         is_chunked = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
         if fields.get(b"connection") == b"close":
             self.keep_alive = False
         elif not self.keep_alive:
-            lines.append(b"connection: close")
+            headers.append((b"connection", b"close"))
         if is_chunked:
-            lines.append(b"transfer-encoding: chunked")
-        text = b"\r\n".join(lines)
-        if text.count(b"\n") != len(lines) - 1 or text.count(b"\r") != len(lines) - 1:
-            raise RuntimeError("A line break in a header")
+            headers.append((b"transfer-encoding", b"chunked"))
+        self._head = render_head(status, headers)
         self.chunked_encoding = is_chunked
         self.expected_content_length = int(length or 0) if self.scope["method"] != "HEAD" else 0
-        self._head = b"%s%s\r\n\r\n" % (STATUS_LINE[status], text)
         if is_chunked:  # Nobody knows when its first piece comes.
             self._write(b"")
 
@@ -101,3 +97,11 @@ class Cycle(RequestResponseCycle):
             self._head = b""
             self._protocol.written += len(data)
             self.transport.write(data)
+
+
+def render_head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head of an answer. Raises RuntimeError where a header would become two."""
+    text = b"\r\n".join([b": ".join(header) for header in headers])
+    if text.count(b"\n") != len(headers) - 1 or text.count(b"\r") != len(headers) - 1:
+        raise RuntimeError("A line break in a header")
+    return b"%s%s\r\n\r\n" % (STATUS_LINE[status], text)

@@ -5,9 +5,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.cycle import Cycle
+from api.cycle import Cycle, render_head
 from api.errors import Problem, to_response
 from api.headers import SECURITY_HEADERS
 
@@ -161,8 +161,7 @@ class HTTPProtocol(HttpToolsProtocol):
             *SECURITY_HEADERS,
             (b"connection", b"close"),
         ]
-        head = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[problem.status], head, response.body))
+        self.transport.write(render_head(problem.status, headers) + response.body)
         self.transport.close()
 
     def _look(self) -> None:
