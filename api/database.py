@@ -4,14 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from api import connecting
+from api.connecting import delay
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
 from api.faults import DATABASE_ERRORS, Next, judge, judge_statement
-from api.pool import Pool, delay
+from api.pool import Pool
 from api.settings import Settings
 from api.statements import Statement
 from api.telemetry.context import serving
@@ -38,6 +41,7 @@ class Database:
         tracing: "Tracing | None" = None,
     ) -> None:
         self._settings = settings
+        self._name = name
         self._metrics = DatabaseMetrics(metrics or Metrics(), name)
         self._tracing = tracing
         self.answers = True
@@ -63,14 +67,14 @@ class Database:
         Raises DatabaseUnavailableError where there is none to be had.
         """
         loop = asyncio.get_running_loop()
+        asked = perf_counter()
         deadline = loop.time() + self._acquire_timeout
         failures = 0
         while True:
             try:
-                connection = await asyncpg.connect(
-                    **{"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()},
-                    statement_cache_size=0,
-                )
+                arguments = {"timeout": deadline - loop.time(), **self._settings.pooled.asyncpg_arguments()}
+                attempt = partial(asyncpg.connect, **arguments, statement_cache_size=0)
+                connection = await connecting.connect(self._name, attempt)
                 self._metrics.opened()
                 break
             except DATABASE_ERRORS as error:
@@ -81,6 +85,7 @@ class Database:
                 if not fault.transient or loop.time() + pause >= deadline:
                     raise DatabaseUnavailableError(fault.remedy) from error
             await asyncio.sleep(pause)
+        begun = perf_counter()
         try:
             yield connection
             with suppress(*DATABASE_ERRORS):  # what it was for is done
@@ -88,6 +93,9 @@ class Database:
         finally:
             # Where something is still on its way, the server ends it when nobody is there any more.
             connection.terminate()
+            for request in serving.get():
+                request.queue += begun - asked
+                request.database += perf_counter() - begun
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
@@ -110,7 +118,7 @@ class Database:
                 borrowed = await self._pool.borrow(deadline)
             except BaseException as error:
                 for request in served:
-                    request.spent += ((perf_counter() - asked, 0.0, len(served)),)
+                    request.queue += perf_counter() - asked
                 if isinstance(error, DatabaseUnavailableError):
                     # Without a cause every connection was busy, which says nothing of the database.
                     self.answers = self.answers and error.__cause__ is None

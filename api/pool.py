@@ -3,33 +3,20 @@
 import asyncio
 import logging
 import math
-import random
 from collections import deque
+from functools import partial
 from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from api import faults
+from api import connecting, faults
+from api.connecting import delay
 from api.errors import DatabaseUnavailableError, describe
 from api.settings import Settings
 from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
-
-# Longer than a compute usually takes to wake, and shorter than who waits for it likes.
-_STUCK_SECONDS = 1.0
-_FIRST_DELAY = 0.05
-_LONGEST_DELAY = 0.3
-
-
-def delay(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, at least one: twice as long each time, with jitter.
-
-    The longest is short: it is what a request may wait after the database is back.
-    """
-    longest: float = min(_FIRST_DELAY * 2 ** min(failures - 1, 10), _LONGEST_DELAY)
-    return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
 
 
 class Pool:
@@ -100,33 +87,19 @@ class Pool:
         )
 
     async def _connect(self, *arguments: Any, **options: Any) -> asyncpg.Connection:
-        """asyncpg.connect, with a second attempt beside one that is stuck, where a place is free for it.
+        """asyncpg.connect, twice where that gets stuck. A place for each, so no more are open than the pool allows."""
+        has_second = False
 
-        The first that succeeds counts. Both hold a place meanwhile, so no more are open than the pool allows.
-        """
-        attempts: list[asyncio.Task[asyncpg.Connection]]
-        attempts = [asyncio.create_task(asyncpg.connect(*arguments, **options))]
-        chosen: asyncio.Task[asyncpg.Connection] | None = None
+        def take_place() -> bool:
+            nonlocal has_second
+            has_second = self._free > 0
+            self._free -= has_second
+            return has_second
+
         try:
-            await asyncio.wait(attempts, timeout=_STUCK_SECONDS)
-            if self._free and not attempts[0].done():
-                self._free -= 1
-                logger.info("%s: no answer to an attempt to connect: another is made beside it", self._name)
-                attempts.append(asyncio.create_task(asyncpg.connect(*arguments, **options)))
-            pending = set(attempts)
-            while pending:
-                ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                if chosen := next((attempt for attempt in ended if attempt.exception() is None), None):
-                    return chosen.result()
-            return attempts[0].result()  # raises what it failed on
+            return await connecting.connect(self._name, partial(asyncpg.connect, *arguments, **options), take_place)
         finally:
-            for attempt in attempts:
-                attempt.cancel()
-            await asyncio.wait(attempts)  # None outlives this.
-            for attempt in attempts:
-                if attempt is not chosen and not attempt.cancelled() and attempt.exception() is None:
-                    attempt.result().terminate()
-            if len(attempts) > 1:
+            if has_second:
                 self._pass_on_place()
 
     async def _count(self, connection: asyncpg.Connection) -> None:

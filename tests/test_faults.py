@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from api.app import create_app
+from api.connecting import delay
 from api.faults import Next, judge, judge_statement
-from api.pool import delay
 from api.url import parse_url
 from tests.conftest import execute, settings_for
 from tests.rig import (
@@ -489,6 +489,14 @@ async def test_an_attempt_that_gets_stuck_is_overtaken_by_another(
         assert await all_at_once(client.base_url, 20) == {200: 20, 201: 20}
         assert rig.counts.connections == 3
     assert "DATABASE_URL: no answer to an attempt to connect" in caplog.text
+
+
+def test_an_export_overtakes_an_attempt_that_gets_stuck(rig: Rig, neon: NeonDatabase) -> None:
+    """As above. An export has a connection of its own, outside the pool."""
+    with serving(neon, acquire_timeout_seconds=300) as client:
+        rig.inject(Fault(Point.CONNECT, Cut.STALL))
+        assert client.get(f"{USERS}/export").status_code == 200
+        assert rig.counts.connections == 2
 
 
 def test_an_attempt_that_gets_stuck_in_the_last_place_leaves_time_for_another(

@@ -188,6 +188,19 @@ def test_a_slow_request_says_where_its_time_went(
         assert batching or line["queue_seconds"] > 0
 
 
+def test_an_import_and_an_export_say_how_long_the_database_took(database: str, log: Log) -> None:
+    with serve(create_app(settings_for(database, slow_request_seconds=0))) as url:
+        body = "".join(f'{{"email": "ada{n}@example.com"}}\n' for n in range(2500))
+        media_type = {"content-type": "application/x-ndjson"}
+        assert httpx.post(f"{url}{USERS}/import", content=body, headers=media_type).status_code == 200
+        assert httpx.get(f"{url}{USERS}/export").status_code == 200
+    lines = log.about("slow request", 2)
+    assert {line["path"] for line in lines} == {f"{USERS}/import", f"{USERS}/export"}
+    for line in lines:
+        assert 0 < line["queue_seconds"] + line["database_seconds"] <= line["total_seconds"]
+        assert line["database_seconds"] > 0.001
+
+
 def test_a_request_that_was_refused_a_connection_says_how_long_it_waited(log: Log) -> None:
     settings = settings_for("postgresql://x@127.0.0.1:1/x", acquire_timeout_seconds=0.2, slow_request_seconds=0)
     with serve(create_app(settings)) as url:

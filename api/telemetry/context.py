@@ -12,26 +12,35 @@ CLIENT_LEFT = 499
 """The status of a request whose client went away before there was an answer, as nginx has it; nobody receives it."""
 
 
-Spent = tuple[float, float, int]
-"""What a statement took: seconds of waiting for a connection and of PostgreSQL, and the requests that shared it."""
-
-
 class RequestContext:
     """One request under way.
 
     `name` is its id, as it stands in a header; `trace_id` is the trace that it belongs to, as its client or our tracing
     says. `status` is that of the answer once it has begun, `problem` the kind of a refusal. `batch` are the seconds
-    that it waited until its statements left, `spent` what those took.
+    that it waited until its statements left, `queue` those until they had a connection, `database` those that
+    PostgreSQL took, and `shared_by` the requests that were in one of them, at most.
     """
 
-    __slots__ = ("_send", "batch", "name", "problem", "span", "spent", "started", "status", "trace_id")
+    __slots__ = (
+        "_send",
+        "batch",
+        "database",
+        "name",
+        "problem",
+        "queue",
+        "shared_by",
+        "span",
+        "started",
+        "status",
+        "trace_id",
+    )
 
     def __init__(self, name: bytes, send: Send) -> None:
         self.started = perf_counter()
         self.name = name
         self.status = CLIENT_LEFT
-        self.batch = 0.0
-        self.spent: tuple[Spent, ...] = ()
+        self.batch = self.queue = self.database = 0.0
+        self.shared_by = 0
         self.trace_id: str | None = None
         self.span: Any = None  # OpenTelemetry's, where it is used
         self.problem: str | None = None
@@ -48,16 +57,6 @@ class RequestContext:
     def id(self) -> str:
         """What names it in the log, in a problem, and to its client."""
         return self.name.decode()
-
-    @property
-    def queue(self) -> float:
-        """The seconds that its statements waited for a connection."""
-        return sum((queue for queue, _, _ in self.spent), 0.0)
-
-    @property
-    def database(self) -> float:
-        """The seconds that PostgreSQL took."""
-        return sum((database for _, database, _ in self.spent), 0.0)
 
 
 class Batch(list[RequestContext]):

@@ -117,9 +117,11 @@ class DatabaseMetrics:
         else:  # one that found nobody else, and did not wait
             size[0] += 1
             wait[0] += 1
-        spent = ((queue, seconds, number),)
         for request in served:
-            request.spent += spent
+            request.queue += queue
+            request.database += seconds
+            if number > request.shared_by:
+                request.shared_by = number
 
     def _add(self, statement: Statement, outcome: str) -> _StatementRows:
         name = statement.name.removesuffix(".sql")

@@ -137,5 +137,5 @@ def _describe(request: RequestContext, scope: Scope, seconds: float) -> dict[str
         "queue_seconds": round(request.queue, 6),
         "database_seconds": round(request.database, 6),
         "total_seconds": round(seconds, 6),
-        "shared_by": max((requests for _, _, requests in request.spent), default=0),
+        "shared_by": request.shared_by,
     }
