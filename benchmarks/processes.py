@@ -20,13 +20,17 @@ class StartError(Exception):
 
 def cpu_seconds(process: psutil.Process) -> float:
     """CPU seconds, user and system, of a process, its living descendants, and its children that ended."""
-    own = process.cpu_times()
-    total = own.user + own.system + own.children_user + own.children_system
-    for child in process.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
-            total += times.user + times.system
-    return float(total)
+    while True:
+        before = process.cpu_times()
+        total = 0.0
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system
+        own = process.cpu_times()
+        # Else a child has ended meanwhile, and would count twice or not at all.
+        if (own.children_user, own.children_system) == (before.children_user, before.children_system):
+            return float(total + own.user + own.system + own.children_user + own.children_system)
 
 
 def free_port() -> int:
