@@ -40,12 +40,16 @@ async def connect(
                 return chosen.result()
         return attempts[0].result()  # raises what it failed on
     finally:
+        # Not awaited: whoever is cancelled meanwhile would leave the chosen one open.
         for each in attempts:
-            each.cancel()
-        await asyncio.wait(attempts)
-        for each in attempts:
-            if each is not chosen and not each.cancelled() and each.exception() is None:
-                each.result().terminate()
+            if each is not chosen:
+                each.cancel()
+                each.add_done_callback(_discard)
+
+
+def _discard(attempt: "asyncio.Task[asyncpg.Connection]") -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 def delay(failures: int) -> float:
