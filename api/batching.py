@@ -98,7 +98,10 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
-        self._fill_slots(limits)
+        if key in self._busy:
+            self._watch(limits)  # that it does not wait for its key for too long
+        else:
+            self._fill_slots(limits)
         try:
             return await future
         except asyncio.CancelledError:
@@ -150,8 +153,11 @@ class Batcher(Generic[Item, Result]):
         raise OutcomeUnknownError
 
     def _fill_slots(self, limits: Limits) -> None:
-        """Give a free slot to a task of its own, unless one is about to take what waits."""
-        if self._waiting and not self._gathering and len(self._slots) < limits.in_flight:
+        """Give a free slot to a task of its own, unless one is about to take what waits, or nothing can be taken."""
+        if self._gathering or len(self._slots) >= limits.in_flight:
+            return
+        too_old = perf_counter() - limits.max_wait_seconds
+        if any(call.key not in self._busy or call.arrived < too_old or call.future.done() for call in self._waiting):
             self._gathering = True
             self._slots[self._start(self._work(limits))] = perf_counter()
 
@@ -199,6 +205,9 @@ class Batcher(Generic[Item, Result]):
 
     def _occupy(self, slot: object, limits: Limits) -> None:
         self._slots[slot] = perf_counter()
+        self._watch(limits)
+
+    def _watch(self, limits: Limits) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_back, limits)
 
@@ -210,6 +219,8 @@ class Batcher(Generic[Item, Result]):
         if self._slots:
             rest = min(self._slots.values()) - too_old
             self._timer = asyncio.get_running_loop().call_later(rest, self._give_back, limits)
+        elif self._waiting:
+            self._watch(limits)
         self._fill_slots(limits)
 
     async def _carry(self, calls: list[_Call], limits: Limits) -> None:

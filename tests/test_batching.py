@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 import httpx
@@ -315,6 +316,43 @@ async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() 
     for number in (0, 2, 4):
         carrier.answer(number)
     assert len(await asyncio.gather(*tasks)) == 8
+
+
+async def test_who_waits_for_a_key_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking again and again for what can leave would keep the event loop busy for as long as the statement takes."""
+    looks: list[None] = []
+    take = Batcher._take
+
+    def counted(batcher: Batcher[str, str], limits: Limits) -> list[Any]:
+        looks.append(None)
+        return take(batcher, limits)
+
+    monkeypatch.setattr(Batcher, "_take", counted)
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(in_flight=2), key=str)
+    tasks = start(batcher, *"aaa")
+    await ticks(100)
+    assert len(looks) <= 1
+    for number in range(3):
+        carrier.answer(number)
+        await ticks()
+    assert carrier.sent == [["a"]] * 3
+    assert await asyncio.gather(*tasks) == ["A"] * 3
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_who_waits_for_a_key_for_too_long_is_told_so(later: bool) -> None:
+    """Also where nothing else moves: the statement that has the key lost its slot long ago."""
+    carrier = Carrier()
+    batcher = Batcher(carrier, limits(max_wait_seconds=PATIENCE_SECONDS), key=str)
+    first = start(batcher, "a")
+    await asyncio.sleep(PATIENCE_SECONDS * 3 if later else 0)
+    (second,) = start(batcher, "a")
+    with pytest.raises(DatabaseUnavailableError):
+        await second
+    assert carrier.sent == [["a"]]
+    carrier.answer(0)
+    assert await asyncio.gather(*first) == ["A"]
 
 
 async def test_a_slow_batch_gives_its_slot_back() -> None:
