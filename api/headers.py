@@ -16,7 +16,7 @@ REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
-        "description": "Change the user only while its ETag is one of these (RFC 9110, section 13.1.1); else 412.",
+        "description": "Only while the user's ETag is one of these (RFC 9110, section 13.1.1); else 412.",
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "If-None-Match": {

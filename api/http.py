@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from api.errors import Problem, to_response
+from api.errors import Problem, to_response, version_mismatch
 from api.headers import SECURITY_HEADERS
 from api.limits import Gate
 from api.operation import Operation
@@ -26,6 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _ETAG = re.compile(rb'(?:W/)?"([^"]*)"')
 _VERSION = re.compile(rb"[1-9][0-9]{0,17}")
+_CONDITIONS = frozenset({b"if-match", b"if-none-match"})
 
 
 class Resource:
@@ -123,7 +124,8 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 
 async def _read_bytes(request: Request) -> bytes:
     # The declared length is refused before a byte is read; a chunked body declares none and is counted.
-    if int(read_header(request, b"content-length") or 0) > MAX_BODY_BYTES:
+    # Without the zeros that a client may put before it: of more than 4,300 digits Python makes no number.
+    if int((read_header(request, b"content-length") or b"").lstrip(b"0") or 0) > MAX_BODY_BYTES:
         raise body_too_large()
     body = bytearray()
     async for chunk in request.stream():
@@ -171,15 +173,37 @@ def read_if_match(request: Request) -> list[int] | None:
 
     Weak tags never match (RFC 9110, section 13.1.1 asks for strong comparison), nor does a tag that is not ours.
     """
-    header = read_header(request, b"if-match")
+    header = _read_list(request, b"if-match")
     if header is None or header.strip() == b"*":
         return None
     return [int(tag[1]) for tag in _ETAG.finditer(header) if tag[0].startswith(b'"') and _VERSION.fullmatch(tag[1])]
 
 
-def matches_if_none_match(request: Request, version: int) -> bool:
-    """Whether If-None-Match names this version, or any: the client has the body already (RFC 9110, section 13.1.2)."""
-    header = read_header(request, b"if-none-match")
-    if header is None:
+def read_condition(request: Request) -> list[int] | None:
+    """The versions that a change may find, by If-Match. Raises Problem: 412.
+
+    If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
+    """
+    if _read_list(request, b"if-none-match") is not None:
+        raise Problem(412, "A change is made conditional by If-Match, not by If-None-Match", "version-mismatch")
+    return read_if_match(request)
+
+
+def is_known(request: Request, version: int) -> bool:
+    """Whether who asks for this version has it: If-None-Match names it, or any (RFC 9110, section 13.1.2).
+
+    Raises Problem: 412, where If-Match names others.
+    """
+    if not [name for name, _ in request.scope["headers"] if name in _CONDITIONS]:
         return False
+    versions = read_if_match(request)
+    if versions is not None and version not in versions:
+        raise version_mismatch()
+    header = _read_list(request, b"if-none-match") or b""
     return header.strip() == b"*" or any(tag[1] == b"%d" % version for tag in _ETAG.finditer(header))
+
+
+def _read_list(request: Request, name: bytes) -> bytes | None:
+    """A header that is a list, and may come in several lines (RFC 9110, section 5.3); None where there is none."""
+    lines = [value for key, value in request.scope["headers"] if key == name]
+    return b", ".join(lines) if lines else None

@@ -473,6 +473,32 @@ def test_delete_honours_if_match(client: httpx.Client, header: str, matches: boo
     assert client.get(url).status_code == (404 if matches else 200)
 
 
+@pytest.mark.parametrize(("header", "matches"), IF_MATCH)
+def test_get_honours_if_match(client: httpx.Client, header: str, matches: bool) -> None:
+    response = client.get(f"{USERS}/{create(client)['id']}", headers={"if-match": header})
+    if matches:
+        assert response.status_code == 200
+    else:
+        assert_problem(response, 412, "version-mismatch")
+
+
+@pytest.mark.parametrize("header", ["*", '"1"', '"2"'])
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_a_change_on_if_none_match_is_refused(client: httpx.Client, method: str, header: str) -> None:
+    keys: dict[str, Any] = {"json": {"name": "new"}} if method == "PATCH" else {}
+    url = f"{USERS}/{create(client)['id']}"
+    assert_problem(client.request(method, url, headers={"if-none-match": header}, **keys), 412, "version-mismatch")
+    assert client.get(url).headers["etag"] == '"1"'
+
+
+def test_conditions_may_come_in_several_lines(client: httpx.Client) -> None:
+    url = f"{USERS}/{create(client)['id']}"
+    assert client.get(url, headers=[("if-none-match", '"7"'), ("if-none-match", '"1"')]).status_code == 304
+    tags = [("if-match", '"7"'), ("if-match", '"1"')]
+    assert client.patch(url, json={"name": "new"}, headers=tags).status_code == 200
+    assert_problem(client.delete(url, headers=tags), 412, "version-mismatch")
+
+
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
 def test_if_match_of_an_absent_user_is_404(client: httpx.Client, method: str) -> None:
     keys: dict[str, Any] = {"json": {}} if method == "PATCH" else {}

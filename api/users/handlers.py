@@ -17,9 +17,9 @@ from api.http import (
     JSONBody,
     Resource,
     etag,
-    matches_if_none_match,
+    is_known,
     read_body,
-    read_if_match,
+    read_condition,
     read_query,
 )
 from api.limits import Gate
@@ -116,20 +116,20 @@ class Users:
         user = await self._select(_read_id(request))
         if user is None:
             raise user_not_found()
-        if matches_if_none_match(request, user["version"]):
+        if is_known(request, user["version"]):
             return Response(status_code=304, headers={"ETag": etag(user["version"]).decode()})
         return _user_response(user)
 
     async def update_user(self, request: Request) -> Response:
         """PATCH /api/v1/users/{id}."""
-        user_id, if_match = _read_id(request), read_if_match(request)
+        user_id, if_match = _read_id(request), read_condition(request)
         patch = await read_body(request, UserUpdate)
         change = queries.UserChange(user_id, patch.email, "name" in patch.model_fields_set, patch.name, if_match)
         return _user_response(await _apply(self._update, change))
 
     async def delete_user(self, request: Request) -> Response:
         """DELETE /api/v1/users/{id}."""
-        await _apply(self._delete, queries.UserRemoval(_read_id(request), read_if_match(request)))
+        await _apply(self._delete, queries.UserRemoval(_read_id(request), read_condition(request)))
         return Response(status_code=204)
 
     def routes(self) -> list[BaseRoute]:

@@ -78,12 +78,12 @@ CREATE_USER = Operation(
 GET_USER = Operation(
     summary="Read a user",
     path=UserPath,
-    headers=["If-None-Match", "Read-After"],
+    headers=["If-Match", "If-None-Match", "Read-After"],
     answers={
         200: Answer("The user.", _ONE_USER, headers=["ETag"]),
         304: Answer("If-None-Match names the current ETag.", headers=["ETag"]),
     },
-    refusals=[user_not_found()],
+    refusals=[user_not_found(), version_mismatch()],
 )
 UPDATE_USER = Operation(
     summary="Change a user",
