@@ -37,6 +37,7 @@ class Cycle(RequestResponseCycle):
         )
         self._protocol = protocol
         self._head = b""  # what waits for the body to leave with it
+        self._is_stream = False  # a body of unknown length
 
     async def send(self, message: Any) -> None:
         """Send a part of the answer (ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html).
@@ -59,7 +60,9 @@ class Cycle(RequestResponseCycle):
     def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         fields = dict(headers)
         length = fields.get(b"content-length")
-        is_chunked = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
+        self._is_stream = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
+        # HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
+        self.chunked_encoding = is_chunked = self._is_stream and self.scope["http_version"] == "1.1"
         if fields.get(b"connection") == b"close":
             self.keep_alive = False
         elif not self.keep_alive:
@@ -67,9 +70,8 @@ class Cycle(RequestResponseCycle):
         if is_chunked:
             headers.append((b"transfer-encoding", b"chunked"))
         self._head = render_head(status, headers)
-        self.chunked_encoding = is_chunked
         self.expected_content_length = int(length or 0) if self.scope["method"] != "HEAD" else 0
-        if is_chunked:  # Nobody knows when its first piece comes.
+        if self._is_stream:  # Nobody knows when its first piece comes.
             self._write(b"")
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
@@ -82,7 +84,8 @@ class Cycle(RequestResponseCycle):
             self._write(b"")
         else:
             self.expected_content_length -= len(body)
-            if self.expected_content_length < 0 or (self.expected_content_length and not more_body):
+            is_wrong = self.expected_content_length < 0 or (self.expected_content_length and not more_body)
+            if is_wrong and not self._is_stream:
                 raise RuntimeError("The body is not as long as its Content-Length")
             self._write(body)
         if not more_body:

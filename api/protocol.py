@@ -1,11 +1,11 @@
 """uvicorn's HTTP protocol with limits on what a client can make it hold, and less to do for a request."""
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.cycle import Cycle, render_head
 from api.errors import Problem, to_response
@@ -33,6 +33,9 @@ class HTTPProtocol(HttpToolsProtocol):
       counts instead, which is not below `period`.
     - A request that cannot be read is answered by a problem, or, where others before it still wait for their answers,
       by the end of the connection behind those.
+
+    llhttp leaves to whoever upgrades what follows a head with `Upgrade`, and uvicorn drops it, or reads it as the next
+    request. Here such a request is served as any other, with its body, in HTTP/1.1 (RFC 9110, section 7.8).
     """
 
     period = PERIOD_SECONDS
@@ -47,6 +50,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._refusal: Problem | None = None
         self._chunk = 0  # those that came last
         self._seen: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent when last looked at
+        self._running: RequestResponseCycle | None = None  # the one that is answered, or was: others wait behind it
         self._idle_since: float | None = None  # when the last answer was complete, None once more has come
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,6 +63,10 @@ class HTTPProtocol(HttpToolsProtocol):
         """Stop looking."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the newest request alone, which is not this one where others queue.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -68,19 +76,41 @@ class HTTPProtocol(HttpToolsProtocol):
         self._idle_since = None
         self._chunk = len(data)
         self._received += self._chunk
-        super().data_received(data)
+        self._feed(data)
         if self._received - self._read > MAX_HEAD_BYTES and not self._deaf:
             self._refuse(_too_large())
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    data = b""
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = self._decline_upgrade() + data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or Problem(400, "This is no HTTP request"))
+
+    def _decline_upgrade(self) -> bytes:
+        """The head of the last request without its Upgrade, for a new parser, which then reads the body."""
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return b"\r\n".join([*lines, b"", b""])
+
     def on_headers_complete(self) -> None:
         """Take the request, unless its head is too large or too many are queued."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._give_up(Problem(400, "This server is no proxy"))
+            return  # It comes once more: see _feed.
         # The head is measured only where so much came, at once or since the one before, that it may be too large.
         if len(self.headers) > MAX_HEADERS or (
             (self._chunk > MAX_HEAD_BYTES or self._received - self._read > MAX_HEAD_BYTES)
             and self._head_bytes() > MAX_HEAD_BYTES
         ):
-            self._refusal = _too_large()
-            raise ValueError("the head is too large")
+            self._give_up(_too_large())
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests are queued")
         self._read = self._received
@@ -92,16 +122,24 @@ class HTTPProtocol(HttpToolsProtocol):
         parser, scope = self.parser, self.scope
         version = parser.get_http_version()
         if version != "1.1":
+            if version != "1.0":
+                self._give_up(Problem(400, "This server speaks HTTP/1.1"))
             scope["http_version"] = version
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
+        # RFC 9112, section 3.2: whoever is in front of us may have taken another one.
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and version == "1.1"):
+            self._give_up(Problem(400, "A request has one Host field"))
         scope["method"] = parser.get_method().decode("ascii")
         url = httptools.parse_url(self.url)
-        scope["raw_path"] = url.path
-        path = url.path.decode("ascii")
+        scope["raw_path"] = raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
         scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = url.query or b""
         before = self.cycle
         self.cycle = Cycle(self, keep_alive=version != "1.0" and parser.should_keep_alive())
         if before is None or before.response_complete:
+            self._running = self.cycle
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.flow.pause_reading()
@@ -114,7 +152,8 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._running, app = self.pipeline.pop()
+            self._start_asgi_task(self._running, app)
         elif not self.timeout_keep_alive:
             self.transport.close()
         else:
@@ -125,12 +164,11 @@ class HTTPProtocol(HttpToolsProtocol):
         self._read = self._received
         super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser gives up, on our account or its own."""
-        self._refuse(self._refusal or Problem(400, msg))
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: to go on in HTTP/1.1 is the answer to `Upgrade: h2c`, which some clients always ask for."""
+    def on_message_complete(self) -> None:
+        """Note that all of the request has come: uvicorn's without what we never use."""
+        if not self.parser.should_upgrade() and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def shutdown(self) -> None:
         """End the connection: as uvicorn does, but behind a request whose head has begun to come, which it forgets."""
@@ -138,6 +176,11 @@ class HTTPProtocol(HttpToolsProtocol):
             super().shutdown()
         else:
             self.timeout_keep_alive = 0
+
+    def _give_up(self, problem: Problem) -> NoReturn:
+        """Have the parser stop, and the client told why. Raises ValueError."""
+        self._refusal = problem
+        raise ValueError(problem.detail)
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -150,9 +193,14 @@ class HTTPProtocol(HttpToolsProtocol):
             if not newest.more_body:
                 newest.keep_alive = False
                 return
-            if self.pipeline or newest.response_started:
-                # The request at fault has begun, or waits behind others: there is no place for an answer of its own.
-                self.transport.close()
+            if self.pipeline:
+                # The request at fault waits behind others: it never begins, and the connection ends behind those.
+                self.pipeline.popleft()
+                newest.more_body = False
+                self.timeout_keep_alive = 0
+                return
+            if newest.response_started:
+                self.transport.close()  # There is no place for an answer any more.
                 return
         response = to_response(problem)
         headers = [

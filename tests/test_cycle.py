@@ -9,11 +9,14 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.protocol import HTTPProtocol
+from tests.conftest import wait_until
 from tests.serving import live, serve
 from tests.test_limits import connected, exchange, read_all
 
 writes: list[bytes] = []
 """What the server gave to its sockets, each piece by one system call."""
+waiting: list[str] = []
+"""What those heard who waited for something else of their clients."""
 
 
 class _Transport:
@@ -31,13 +34,13 @@ class _Transport:
 
 
 class Noted(HTTPProtocol):
-    """Keeps a connection for two seconds, looks at it often, and notes what it writes."""
+    """Keeps a connection for four seconds, looks at it often, and notes what it writes."""
 
-    period = 0.1
+    period = 1.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.timeout_keep_alive = 2
+        self.timeout_keep_alive = 4
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Transport(transport))
@@ -53,6 +56,7 @@ ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
     "/last": (200, [(b"content-length", b"3"), (b"connection", b"close")], [b"Ada"]),
     "/broken": (200, [(b"content-length", b"3"), (b"x-said", b"a\r\nset-cookie: b")], [b"Ada"]),
     "/bare-return": (200, [(b"content-length", b"3"), (b"x-said", b"a\rset-cookie: b")], [b"Ada"]),
+    "/patient": (200, [(b"content-length", b"3")], [b"Ada"]),
     "/too-long": (200, [(b"content-length", b"3")], [b"Ada L"]),
     "/too-short": (200, [(b"content-length", b"9")], [b"Ada"]),
 }
@@ -62,6 +66,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
+    if scope["path"] == "/patient":
+        await receive()
+        waiting.append((await receive())["type"])
     status, headers, pieces = ANSWERS[scope["path"]]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for number, piece in enumerate(pieces, 1):
@@ -100,6 +107,14 @@ def test_an_answer_is_one_system_call(address: tuple[str, int], version: str) ->
 def test_an_answer_in_pieces(address: tuple[str, int]) -> None:
     assert get(address, "/pieces")[1] == b"AdaBob"
     assert [write[-3:] for write in writes] == [b"Ada", b"Bob"]
+
+
+@pytest.mark.parametrize("path", ["/stream", "/empty-stream"])
+def test_http_1_0_knows_no_chunks(address: tuple[str, int], path: str) -> None:
+    """RFC 9112, section 6.1: there a body without a length ends with the connection."""
+    head, body = get(address, path, version="1.0")
+    assert head == [b"HTTP/1.1 200 OK", b"connection: close"]
+    assert body == (b"AdaBob" if path == "/stream" else b"")
 
 
 def test_the_head_of_a_stream_does_not_wait_for_its_body(address: tuple[str, int]) -> None:
@@ -151,7 +166,7 @@ def test_a_connection_is_kept_for_a_while(address: tuple[str, int]) -> None:
         for _ in range(3):
             connection.sendall(b"GET /short HTTP/1.1\r\nhost: x\r\n\r\n")
             assert connection.recv(1000).endswith(b"Ada\r\n")
-            time.sleep(3 * Noted.period)  # Longer than one that has sent nothing yet is given.
+            time.sleep(1.5 * Noted.period)  # Longer than one that has sent nothing yet is given.
         assert read_all(connection) == b""
 
 
@@ -159,3 +174,14 @@ def test_nothing_is_left_of_a_client_that_goes(address: tuple[str, int]) -> None
     with socket.create_connection(address) as connection:
         connection.sendall(b"GET /short HTTP/1.1\r\nhost: x\r\n\r\n")
     assert get(address, "/short")[1] == b"Ada\r\n"
+
+
+def test_a_client_that_goes_is_gone_for_the_request_that_is_answered_too(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn tells the newest alone, which waits behind it here; the other then fails to write, and says so."""
+    with connected(address, b"GET /patient HTTP/1.1\r\nhost: x\r\n\r\n" * 3):
+        pass
+    wait_until(lambda: waiting == ["http.disconnect"])
+    assert get(address, "/short")[1] == b"Ada\r\n"
+    assert caplog.text == ""
