@@ -262,6 +262,26 @@ def test_what_the_database_alone_refuses_costs_its_line(client: httpx.Client, da
         execute(database, "alter table users drop constraint no_seven")
 
 
+REFUSES = """
+    create function refuse() returns trigger language plpgsql as $$ begin raise 'no %', new.name; end $$;
+    create trigger refuse before insert on users for each row when (new.name = 'refused') execute function refuse()
+"""
+
+
+def test_a_refusal_between_two_statements_does_not_say_that_nothing_was_written(
+    client: httpx.Client, database: str
+) -> None:
+    first, second = {"email": "ada@example.com"}, {"email": "ada@example.com", "name": "refused"}
+    execute(database, REFUSES)
+    try:
+        assert_problem(send(client, [second]), 500)
+        # Two lines of one address are two statements.
+        assert_problem(send(client, [first, second]), 503, "outcome-unknown")
+    finally:
+        execute(database, "drop function refuse cascade")
+    assert names(client) == {"ada@example.com": None}
+
+
 def test_an_answer_comes_in_the_order_of_the_lines(client: httpx.Client) -> None:
     file = "".join("nobody\n" if n % 3 else '{"email":"ada@example.com"}\n' for n in range(3000))
     refusals, _ = load(client, file)

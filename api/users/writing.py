@@ -106,7 +106,8 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
-        except (DatabaseUnavailableError, asyncio.CancelledError) as error:
+        except (DatabaseUnavailableError, asyncpg.PostgresError, asyncio.CancelledError) as error:
+            # Each of them says that nothing was changed, which holds for this statement alone.
             if is_begun:
                 raise OutcomeUnknownError from error
             raise
