@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from api.database import Database
 from api.errors import DatabaseUnavailableError
 from api.protocol import PERIOD_SECONDS, HTTPProtocol
 from api.url import parse_url
+from api.users import writing
 from api.users.bulk import CHUNK_ROWS
 from api.users.formats import FORMATS, export_users
 from tests.conftest import execute, settings_for
@@ -260,6 +262,37 @@ def test_what_the_database_alone_refuses_costs_its_line(client: httpx.Client, da
         assert load(client, people(20)) == ([(8, 500)], done(20, 19, refused=1))
     finally:
         execute(database, "alter table users drop constraint no_seven")
+
+
+# What Python's own lower() keeps apart, and PostgreSQL's does not.
+PAIRS = [("\u0130x@example.com", "ix@example.com"), ("\u0391\u03a3@example.com", "\u03b1\u03c3@example.com")]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize(
+    ("on_conflict", "refusals", "outcome", "kept"),
+    [
+        ("error", [(3, 409)], done(3, 2, refused=1), "1"),
+        ("skip", [], done(3, 2, skipped=1), "1"),
+        ("update", [], done(3, 2, updated=1), "2"),
+    ],
+)
+def test_two_addresses_that_postgresql_alone_takes_for_one(
+    client: httpx.Client, first: str, second: str, on_conflict: str, refusals: list[Any], outcome: Any, kept: str
+) -> None:
+    file = [{"email": "ada@example.com"}, {"email": first, "name": "1"}, {"email": second, "name": "2"}]
+    assert load(client, file, on_conflict=on_conflict) == (refusals, outcome)
+    assert names(client) == {"ada@example.com": None, {"1": first, "2": second}[kept]: kept}
+
+
+def test_those_of_which_no_python_knows_cost_nobody_else_anything(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a character is whose lower case came with a Unicode that PostgreSQL has, and Python not yet."""
+    monkeypatch.setattr(writing, "email_key", attrgetter("email"))
+    file = [*people(9), {"email": "ADA@example.com", "name": "1"}, {"email": "ada@example.com", "name": "2"}]
+    assert load(client, file, on_conflict="update") == ([], done(11, 10, updated=1))
+    assert names(client)["ada@example.com"] == "2"
 
 
 REFUSES = """
