@@ -554,6 +554,8 @@ async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> N
         ({"content-type": "application/json"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
         ({"content-type": "text/csv; charset=latin-1"}, 415),
+        ({"content-type": "text/csv; charset*0*=a%00b''utf-8"}, 415),
+        ({"content-type": f"text/csv; charset*{'0' * 4400}=utf-8"}, 415),
         ({"content-type": NDJSON, "content-encoding": "gzip"}, 415),
         ({"content-type": "Application/X-NDJSON; charset=UTF-8"}, 200),
         ({"content-type": "application/jsonl", "content-encoding": "identity"}, 200),
