@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from api.database import Database
 from api.errors import DatabaseUnavailableError
 from api.protocol import PERIOD_SECONDS, HTTPProtocol
 from api.url import parse_url
+from api.users import writing
 from api.users.bulk import CHUNK_ROWS
 from api.users.formats import FORMATS, export_users
 from tests.conftest import execute, settings_for
@@ -262,6 +264,57 @@ def test_what_the_database_alone_refuses_costs_its_line(client: httpx.Client, da
         execute(database, "alter table users drop constraint no_seven")
 
 
+# What Python's own lower() keeps apart, and PostgreSQL's does not.
+PAIRS = [("\u0130x@example.com", "ix@example.com"), ("\u0391\u03a3@example.com", "\u03b1\u03c3@example.com")]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize(
+    ("on_conflict", "refusals", "outcome", "kept"),
+    [
+        ("error", [(3, 409)], done(3, 2, refused=1), "1"),
+        ("skip", [], done(3, 2, skipped=1), "1"),
+        ("update", [], done(3, 2, updated=1), "2"),
+    ],
+)
+def test_two_addresses_that_postgresql_alone_takes_for_one(
+    client: httpx.Client, first: str, second: str, on_conflict: str, refusals: list[Any], outcome: Any, kept: str
+) -> None:
+    file = [{"email": "ada@example.com"}, {"email": first, "name": "1"}, {"email": second, "name": "2"}]
+    assert load(client, file, on_conflict=on_conflict) == (refusals, outcome)
+    assert names(client) == {"ada@example.com": None, {"1": first, "2": second}[kept]: kept}
+
+
+def test_those_of_which_no_python_knows_cost_nobody_else_anything(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a character is whose lower case came with a Unicode that PostgreSQL has, and Python not yet."""
+    monkeypatch.setattr(writing, "email_key", attrgetter("email"))
+    file = [*people(9), {"email": "ADA@example.com", "name": "1"}, {"email": "ada@example.com", "name": "2"}]
+    assert load(client, file, on_conflict="update") == ([], done(11, 10, updated=1))
+    assert names(client)["ada@example.com"] == "2"
+
+
+REFUSES = """
+    create function refuse() returns trigger language plpgsql as $$ begin raise 'no %', new.name; end $$;
+    create trigger refuse before insert on users for each row when (new.name = 'refused') execute function refuse()
+"""
+
+
+def test_a_refusal_between_two_statements_does_not_say_that_nothing_was_written(
+    client: httpx.Client, database: str
+) -> None:
+    first, second = {"email": "ada@example.com"}, {"email": "ada@example.com", "name": "refused"}
+    execute(database, REFUSES)
+    try:
+        assert_problem(send(client, [second]), 500)
+        # Two lines of one address are two statements.
+        assert_problem(send(client, [first, second]), 503, "outcome-unknown")
+    finally:
+        execute(database, "drop function refuse cascade")
+    assert names(client) == {"ada@example.com": None}
+
+
 def test_an_answer_comes_in_the_order_of_the_lines(client: httpx.Client) -> None:
     file = "".join("nobody\n" if n % 3 else '{"email":"ada@example.com"}\n' for n in range(3000))
     refusals, _ = load(client, file)
@@ -402,14 +455,15 @@ def is_idle(database: str) -> bool:
 
 
 @pytest.fixture
-def strict(database: str, client: httpx.Client) -> Iterator[httpx.Client]:
-    """A server that waits for no one."""
-    settings = settings_for(database, bulk_idle_seconds=0.1, bulk_max_requests=1)
+def strict(database: str) -> Iterator[httpx.Client]:
+    """A server that waits a second for whoever is silent: PostgreSQL needs a part of it to begin with an export."""
+    execute(database, "truncate users restart identity")
+    settings = settings_for(database, bulk_idle_seconds=1, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
-def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client, database: str) -> None:
+def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client) -> None:
     with uploading(strict) as connection:
         connection.sendall(chunk(lines_of(people(1))))
         answer = connection.recv(65536)
@@ -424,7 +478,7 @@ def test_silence_is_told_before_the_connection_would_end_of_it(database: str) ->
         settings_for(database, bulk_idle_seconds=PERIOD_SECONDS)
 
 
-def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, database: str) -> None:
+def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
     """The connection is looked at when the test wants it to be."""
     connections: list[HTTPProtocol] = []
 
@@ -465,7 +519,8 @@ def test_a_client_may_send_for_long_before_it_reads(client: httpx.Client, databa
 
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])
-def test_only_so_many_at_once(strict: httpx.Client, path: str, database: str) -> None:
+def test_only_so_many_at_once(database: str, path: str) -> None:
+    execute(database, "truncate users restart identity")
     settings = settings_for(database, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         with uploading(client) as connection:
@@ -501,6 +556,8 @@ async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> N
         ({"content-type": "application/json"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
         ({"content-type": "text/csv; charset=latin-1"}, 415),
+        ({"content-type": "text/csv; charset*0*=a%00b''utf-8"}, 415),
+        ({"content-type": f"text/csv; charset*{'0' * 4400}=utf-8"}, 415),
         ({"content-type": NDJSON, "content-encoding": "gzip"}, 415),
         ({"content-type": "Application/X-NDJSON; charset=UTF-8"}, 200),
         ({"content-type": "application/jsonl", "content-encoding": "identity"}, 200),
@@ -689,11 +746,12 @@ def test_a_reader_that_vanishes_frees_its_connection(client: httpx.Client, datab
 def test_a_reader_that_falls_silent_is_given_up(strict: httpx.Client, database: str) -> None:
     execute(database, FILL)
     with exporting(strict) as connection:
-        wait_for(lambda: execute(database, IS_HELD_BACK) == [(1,)])
+        received = bytearray(connection.recv(1000))  # it has begun
         wait_for(lambda: execute(database, COPIES) == [(0,)])
-        received = bytearray()
         while data := connection.recv(1 << 20):
             received += data
+    # Or, on a machine under load, PostgreSQL was the one that was silent.
+    assert received.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 504 "))
     # The body breaks off: no client takes it for the whole.
     assert not received.endswith(b"0\r\n\r\n")
 
@@ -731,14 +789,13 @@ def test_an_import_tells_where_its_database_left_it(rig: Rig, neon: NeonDatabase
         assert count(neon.superuser) == 5 + 2 * CHUNK_ROWS
 
 
-def test_a_database_that_is_not_there(database: str) -> None:
-    settings = settings_for("postgresql://postgres@127.0.0.1:1/none")
+def test_a_database_that_is_not_there() -> None:
+    settings = settings_for("postgresql://postgres@127.0.0.1:1/none", acquire_timeout_seconds=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         assert_problem(send(client, people(1)), 503, "unavailable")
         assert_problem(client.get(EXPORT), 503, "unavailable")
 
 
-@pytest.mark.anyio
 async def test_an_export_whose_connection_ends_while_a_piece_is_written_ends_too(
     client: httpx.Client, database: str
 ) -> None:

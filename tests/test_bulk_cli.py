@@ -116,6 +116,18 @@ def test_on_conflict(database: str, tmp_path: Path) -> None:
     assert users(database) == {"ada@example.com": "new", "b@example.com": "old", "c@example.com": "again"}
 
 
+@pytest.mark.parametrize("on_conflict", ["error", "update"])
+def test_addresses_that_postgresql_alone_takes_for_one_are_written_in_their_order(
+    database: str, tmp_path: Path, on_conflict: str
+) -> None:
+    firsts, seconds = ([f"{start}x{n}@example.com" for n in range(50)] for start in ("\u0130", "i"))
+    rows: list[dict[str, object]] = [{"email": email} for pair in zip(firsts, seconds, strict=True) for email in pair]
+    ended = run("import", write(tmp_path / "users.ndjson", rows), "--on-conflict", on_conflict, **on(database))
+    outcome = "50 updated, 0 skipped, 0 refused" if on_conflict == "update" else "0 updated, 0 skipped, 50 refused"
+    assert ended.stderr.startswith(f"50 created, {outcome}")
+    assert users(database).keys() == set(seconds if on_conflict == "update" else firsts)
+
+
 def test_more_than_a_chunk_with_a_duplicate_far_away(database: str, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         *people(24_000),

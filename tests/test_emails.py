@@ -1,8 +1,13 @@
-"""`Email` against `EmailStr`: the same value or the same errors, for addresses near every edge of the fast path."""
+"""`Email` against `EmailStr`: the same value or the same errors, for addresses near every edge of the fast path.
+
+And `email_key` against PostgreSQL.
+"""
 
 import json
 import runpy
 import string
+import sys
+import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -14,7 +19,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, TypeAdapter, ValidationError, create_model
 
 from api.users import emails
-from api.users.emails import Email
+from api.users.emails import Email, email_key
+from api.users.queries import NewUser
+from tests.conftest import execute
 
 Reference = Annotated[EmailStr, Field(max_length=254)]
 email_field: TypeAdapter[str] = TypeAdapter(Email)
@@ -587,3 +594,26 @@ def test_the_json_schema_is_that_of_emailstr(mode: Any) -> None:
     assert schema == reference.json_schema(mode=mode) == {"type": "string", "format": "email", "maxLength": 254}
     mine, theirs = (model.model_json_schema(mode=mode)["properties"] for model in (User, ReferenceUser))
     assert mine == theirs
+
+
+def test_a_key_is_what_the_index_makes_of_an_address(postgres: str) -> None:
+    """Of every character; one that only one of the two versions of Unicode has may differ, and is listed."""
+    points = [n for n in range(1, sys.maxunicode + 1) if not 0xD800 <= n <= 0xDFFF]
+    of_all = """
+        select string_agg(lower(chr(n) collate pg_c_utf8), '' order by n),
+            string_agg(unicode_assigned(chr(n))::int::text, '' order by n)
+        from generate_series(1, 1114111) n where n not between 55296 and 57343
+    """
+    ((lowered, assigned),) = execute(postgres, of_all)
+    assert isinstance(lowered, str)
+    assert isinstance(assigned, str)
+    assert len(lowered) == len(assigned) == len(points)
+    both: list[str] = []
+    one: list[str] = []
+    for point, lower, is_assigned in zip(points, lowered, assigned, strict=True):
+        # Behind a letter, where a word ends: str.lower() looks at what stands beside a character.
+        if email_key(NewUser(f"a{chr(point)}", None)) != f"a{lower}":
+            is_shared = is_assigned == "1" and unicodedata.category(chr(point)) != "Cn"
+            (both if is_shared else one).append(f"U+{point:04X}")
+    print("known to one of the two alone:", *one)
+    assert both == []

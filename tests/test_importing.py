@@ -1,16 +1,20 @@
-"""How an import is cut into chunks, and into turns between which others get theirs."""
+"""How an import is cut into chunks, and into turns between which others get theirs; and what it ends in."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
+from api.database import Database
+from api.errors import OutcomeUnknownError, client_silent
 from api.users.importing import Counts, Import
 from api.users.parsing import CSVParser, NDJSONParser, Parser, Row
-from api.users.writing import Written
-
-pytestmark = pytest.mark.anyio
+from api.users.writing import WriteRows, Written, write_rows
+from tests.conftest import settings_for
+from tests.test_deadlines import locked, wait_until_waiting
 
 
 def importing(parser: Parser, chunks: list[int]) -> Import:
@@ -20,6 +24,10 @@ def importing(parser: Parser, chunks: list[int]) -> Import:
         chunks.append(len(rows))
         return Written(created=len(rows))
 
+    return import_with(parser, write)
+
+
+def import_with(parser: Parser, write: WriteRows) -> Import:
     def report(line: dict[str, Any]) -> None:
         pass
 
@@ -54,3 +62,33 @@ async def test_others_get_their_turn_while_one_piece_is_parsed(parser: type[Pars
         turns += 1
     await work
     assert turns > 30
+
+
+@pytest.mark.parametrize(
+    ("ending", "told"),
+    [
+        (client_silent(1), OutcomeUnknownError),
+        (asyncio.CancelledError(), OutcomeUnknownError),
+        (ClientDisconnect(), ClientDisconnect),
+    ],
+    ids=lambda end: type(end).__name__ if isinstance(end, BaseException) else "",
+)
+async def test_what_ends_an_import_does_not_hide_that_a_chunk_was_sent(
+    database: str, ending: BaseException, told: type[Exception]
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"email":"ada@example.com"}\n'
+        await asyncio.to_thread(wait_until_waiting, database, 1)
+        raise ending
+
+    users = Database(settings_for(database, statement_timeout_seconds=60))
+    await users.open()
+    try:
+        with locked(database, "insert into users (email) values ('ada@example.com')"):
+            work = import_with(NDJSONParser(), partial(write_rows, users, "error", ""))
+            with pytest.raises(told) as raised:
+                await work.run(pieces())
+            # The log says what ended it.
+            assert told is ClientDisconnect or isinstance(raised.value.__cause__, type(ending))
+    finally:
+        await users.close()

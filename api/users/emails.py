@@ -15,7 +15,7 @@ imported; one that is removed later is noticed.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import email_validator
 from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
@@ -57,3 +57,24 @@ Email = Annotated[
     WithJsonSchema({"type": "string", "format": "email", "maxLength": 254}),
 ]
 """`Annotated[EmailStr, Field(max_length=254)]`: the same values, errors and JSON schema."""
+
+
+class HasEmail(Protocol):
+    """A user, whatever else is known of it."""
+
+    @property
+    def email(self) -> str:
+        """Its address, in the case in which it was written."""
+
+
+def email_key(user: HasEmail) -> str:
+    """The key of a user's address in the index users_email_key: two with one key cannot both be there.
+
+    There, `lower` under pg_c_utf8 turns each character into one other (Unicode's simple case mapping). str.lower() does
+    the same, but for the capital I with a dot, of which it makes two, and the capital sigma, of which it makes another
+    one at the end of a word. What differs beyond that are characters that only one of the two versions of Unicode has.
+    """
+    email = user.email
+    if email.isascii():
+        return email.lower()
+    return email.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()

@@ -25,7 +25,7 @@ from api.http import (
 from api.limits import Gate
 from api.users import operations, queries
 from api.users.cursors import MAX_ID
-from api.users.emails import Email
+from api.users.emails import Email, email_key
 from api.users.idempotency import create_once, read_key
 from api.users.schemas import ListQuery, UserCreate, UserUpdate
 from api.users.search import read_page
@@ -59,9 +59,9 @@ class Users:
         self._list_backwards = Batcher(partial(queries.list_users_before, database), limits)
         self._select = Batcher(partial(queries.select_users, database), limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
-        self._insert = Batcher(partial(queries.insert_users, database), limits, key=_address_of)
+        self._insert = Batcher(partial(queries.insert_users, database), limits, key=email_key)
         self._insert_once: Batcher[queries.KeyedUser, Record] = Batcher(
-            partial(queries.insert_users_once, database), limits, key=_address_of
+            partial(queries.insert_users_once, database), limits, key=email_key
         )
         self._update: Batcher[queries.UserChange, Record | None] = Batcher(
             partial(queries.update_users, database), limits, key=_id_of
@@ -168,10 +168,6 @@ async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record
             raise version_mismatch()
         # The statement saw a version that If-Match names, and lost it to another session before its turn came. What
         # that one left, a newer version or no user at all, the next statement sees.
-
-
-def _address_of(user: queries.NewUser | queries.KeyedUser) -> str:
-    return user.email.lower()
 
 
 def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:

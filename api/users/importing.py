@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from api.errors import OutcomeUnknownError, client_silent, problem_body, to_problem
 from api.users.parsing import Parser, Refusal, Row
 from api.users.writing import WriteRows
@@ -71,8 +73,8 @@ class Import:
         """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
 
         Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
-        raises, and what writing a chunk raised. `counts` says then what was written before. Cancelled while a chunk is
-        on its way, it raises OutcomeUnknownError, as Database.fetch does.
+        raises, and what writing a chunk raised. `counts` says then what was written before. Where it ends while a chunk
+        is on its way that may have been written, it raises OutcomeUnknownError, whatever it was that ended it.
         """
         try:
             while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
@@ -86,8 +88,10 @@ class Import:
                 # A chunk that nobody waits for any more: written whole, or not at all.
                 self._writing.cancel()
                 (end,) = await asyncio.gather(self._writing, return_exceptions=True)
-                if isinstance(error, asyncio.CancelledError) and isinstance(end, OutcomeUnknownError):
-                    raise end from None
+                # A client that is gone is told nothing, and the log would speak of a failure that is none.
+                is_told = not isinstance(error, ClientDisconnect) and end is not error
+                if is_told and isinstance(end, OutcomeUnknownError):
+                    raise end from error
             raise
         self.counts.lines = self._parser.line
 

@@ -11,6 +11,7 @@ import asyncpg
 from api.database import Database, link_errors
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, email_taken, to_problem
 from api.users import queries
+from api.users.emails import email_key
 from api.users.parsing import Refusal, Row
 from api.users.schemas import OnConflict
 
@@ -21,6 +22,7 @@ _ROW_ERRORS = (
     asyncpg.DataError,
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.CardinalityViolationError,  # two rows have one key, of which `email_key` made two
 )
 
 
@@ -72,7 +74,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
     async def copy(rows: Sequence[Row]) -> Written:
         parts: list[list[Row]] = [[] for _ in connections]
         for row in rows:
-            parts[hash(row.email.lower()) % len(parts)].append(row)
+            parts[hash(email_key(row)) % len(parts)].append(row)
         # Neither is left alone where the other fails. What is empty says nothing of conflicts.
         copying = [copy_part(connection, part) for connection, part in zip(connections, parts, strict=True) if part]
         ends = await asyncio.gather(*copying, return_exceptions=True)
@@ -106,7 +108,8 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
-        except (DatabaseUnavailableError, asyncio.CancelledError) as error:
+        except (DatabaseUnavailableError, asyncpg.PostgresError, asyncio.CancelledError) as error:
+            # Each of them says that nothing was changed, which holds for this statement alone.
             if is_begun:
                 raise OutcomeUnknownError from error
             raise
@@ -121,7 +124,7 @@ def _group(rows: Sequence[Row], *, by_name: bool) -> list[list[Row]]:
     groups: dict[tuple[int, bool], list[Row]] = {}
     times: dict[str, int] = {}
     for row in rows:
-        address = row.email.lower()
+        address = email_key(row)
         before = times[address] = times.get(address, -1) + 1
         groups.setdefault((before, by_name and row.set_name), []).append(row)
     return [groups[key] for key in sorted(groups)]
