@@ -2,9 +2,11 @@
 
 import asyncio
 import csv
+import errno
 import gc
 import io
 import json
+import os
 import socket
 import tempfile
 import threading
@@ -24,6 +26,7 @@ from api.app import create_app
 from api.database import Database
 from api.errors import DatabaseUnavailableError
 from api.protocol import PERIOD_SECONDS, HTTPProtocol
+from api.streaming import Lines
 from api.url import parse_url
 from api.users import writing
 from api.users.bulk import CHUNK_ROWS
@@ -328,6 +331,19 @@ def test_a_client_that_reads_nothing_before_it_has_sent_everything(client: httpx
     refusals, summary = read_answer(response.text)
     assert summary == done(40_000, refused=40_000)
     assert refusals == [(n, 422) for n in range(1, 40_001)]
+
+
+@pytest.mark.parametrize("lines", [b'{"email":"a@example.com"}\nnobody\n', b'{"email":"a@example.com"}\n'])
+def test_a_disk_without_room_for_the_answer_does_not_hide_what_was_written(
+    client: httpx.Client, database: str, monkeypatch: pytest.MonkeyPatch, lines: bytes
+) -> None:
+    def write(lines: Lines, line: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Lines, "write", write)
+    response = send(client, lines)
+    assert (response.status_code, response.json()["type"]) == (503, "urn:problem:users-api:outcome-unknown")
+    assert count(database) == 1
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.database import Database
-from api.errors import StatementTimeoutError, StoppingError, import_stopped, too_many_at_once
+from api.errors import OutcomeUnknownError, StatementTimeoutError, StoppingError, import_stopped, too_many_at_once
 from api.http import Resource, read_header, read_query
 from api.settings import Settings
 from api.streaming import Lines, Stream
@@ -127,7 +127,10 @@ class Bulk:
         # Whatever it is, the client has to hear up to which line its users were written.
         if failure is not None and not work.counts.lines:
             raise failure
-        lines.write(work.summarise(failure))
+        try:
+            lines.write(work.summarise(failure))
+        except OSError as error:  # There is no room on the disk even for that: where nobody has heard anything yet.
+            raise OutcomeUnknownError from error
 
     async def _copy(self, format: Format, pieces: asyncio.Queue[bytes]) -> None:
         async with self._database.connect() as connection:

@@ -160,10 +160,10 @@ class Import:
             counts.updated += written.updated
             counts.skipped += written.skipped
             refusals = refusals + written.refusals
+        counts.refused += len(refusals)
+        counts.lines = last_line  # also where there is no room to report any more
         for line, problem in sorted(refusals, key=attrgetter("line")):
             self._report({"line": line, "problem": problem_body(problem, self._request_id)})
-        counts.refused += len(refusals)
-        counts.lines = last_line
         if time.monotonic() - self._reported >= _PROGRESS_SECONDS:
             self._reported = time.monotonic()
             self._report({"progress": asdict(counts)})
