@@ -577,6 +577,7 @@ async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> N
         ({"content-type": NDJSON, "content-encoding": "gzip"}, 415),
         ({"content-type": "Application/X-NDJSON; charset=UTF-8"}, 200),
         ({"content-type": "application/jsonl", "content-encoding": "identity"}, 200),
+        ({"content-type": "application/jsonl", "content-encoding": "Identity"}, 200),
     ],
 )
 def test_which_bodies_are_taken(client: httpx.Client, headers: dict[str, str], status: int) -> None:

@@ -76,7 +76,7 @@ def choose_by_content(content_type: bytes | None, content_encoding: bytes | None
     media_type, *parameters = (part.strip() for part in (content_type or b"").decode("latin-1").lower().split(";"))
     # Also one in RFC 2231's writing, `charset*=`, which HTTP does not have here: nobody knows what its sender means.
     charsets = [parameter for parameter in parameters if parameter.startswith("charset")]
-    if all(map(_IS_UTF_8.fullmatch, charsets)) and content_encoding in (None, b"identity"):
+    if all(map(_IS_UTF_8.fullmatch, charsets)) and (content_encoding or b"identity").lower() == b"identity":
         for format in FORMATS.values():
             if media_type in format.media_types:
                 return format
