@@ -1,6 +1,7 @@
 """Traces: a span for each request and each statement, and links between a statement and all whom it served."""
 
 import gzip
+import logging
 import subprocess
 import sys
 import threading
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry import baggage, context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
@@ -129,7 +131,7 @@ def test_what_nobody_samples_has_no_span(database: str) -> None:
         wait_until(lambda: len(exporter.get_finished_spans()) == 2)
 
 
-def test_failures(log: Log) -> None:  # noqa: F811
+def test_failures() -> None:
     ours, exporter = tracing()
     settings = settings_for("postgresql://x@127.0.0.1:1/x", acquire_timeout_seconds=0.2)
     with serve(create_app(settings, tracing=ours)) as url:
@@ -140,6 +142,66 @@ def test_failures(log: Log) -> None:  # noqa: F811
     assert failed.status.status_code is StatusCode.ERROR
     assert (failed.attributes or {})["users_api.queue_seconds"] > 0.19  # type: ignore[operator]
     assert (unrouted.name, "url.path" in (unrouted.attributes or {})) == ("GET", False)
+
+
+class Begun(SpanProcessor):
+    """Keeps what each span is begun in."""
+
+    def __init__(self) -> None:
+        self.contexts: list[context.Context | None] = []
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        self.contexts.append(parent_context)
+
+
+SAID = "sesame-ada@example.com"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"baggage": SAID},
+        {"baggage": f"a={SAID}é"},
+        {"baggage": f"{SAID}=1"},
+        {"baggage": f"{SAID}," * 300},
+        {"baggage": SAID * 400},
+        {"tracestate": SAID},
+        {"tracestate": f"sesame={SAID},sesame={SAID}"},
+        {"tracestate": f"{SAID}=1,a={SAID}=,{SAID}"},
+        {"tracestate": ",".join(f"a{n}=sesame" for n in range(40))},
+        {"traceparent": SAID},
+        {"traceparent": f"01{TRACEPARENT[2:]}-{SAID * 30}"},
+    ],
+)
+def test_what_cannot_be_read_of_a_trace_is_not_repeated_in_the_log(
+    log: Log,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+) -> None:
+    caplog.set_level(logging.DEBUG, "opentelemetry")
+    ours, exporter = tracing()
+    with serve(create_app(settings_for("postgresql://x@127.0.0.1:1/x"), tracing=ours)) as url:
+        sent = {"traceparent": TRACEPARENT, **headers}
+        raw = [(name.encode(), value.encode()) for name, value in sent.items()]
+        assert httpx.get(f"{url}/health", headers=raw).status_code == 200
+        wait_until(exporter.get_finished_spans)
+    assert not [line for line in log.lines if line["logger"].startswith("opentelemetry")]
+    assert "sesame" not in str(log.lines)
+
+
+def test_what_a_trace_brings_along() -> None:
+    begun, exporter = Begun(), InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(begun)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1", "baggage": "who=ada"}
+    with serve(create_app(settings_for("postgresql://x@127.0.0.1:1/x"), tracing=Tracing(provider))) as url:
+        assert httpx.get(f"{url}/health", headers=headers).status_code == 200
+        wait_until(exporter.get_finished_spans)
+    (span,) = exporter.get_finished_spans()
+    assert span.context is not None
+    assert (format_trace_id(span.context.trace_id), dict(span.context.trace_state)) == (TRACE, {"vendor": "1"})
+    assert [baggage.get_all(each) for each in begun.contexts] == [{}]
 
 
 # As the standard variables say

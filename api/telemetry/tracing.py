@@ -4,6 +4,7 @@ Imported only where tracing is wanted: `pip install 'users-api[otel]'` brings wh
 """
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ from api.telemetry.context import RequestContext
 
 _CLOSE_SECONDS = 2.0
 
+# They repeat what they cannot read, and what they read are headers that anybody may send.
+for _name in ("opentelemetry.baggage", "opentelemetry.propagators", "opentelemetry.trace"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
+
 
 class Tracing:
     """Makes spans with a provider, whose exporter, sampler and limits are what the OTEL_* variables say."""
@@ -31,7 +36,10 @@ class Tracing:
 
     def begin(self, request: RequestContext, scope: Scope) -> None:
         """Begin the span of a request, in the trace of whoever sent it."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        # Not baggage, whatever OTEL_PROPAGATORS says: nothing here would use it, and to read it takes time.
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name != b"baggage"
+        }
         request.span = self._tracer.start_span(
             scope["method"],
             context=propagate.extract(headers),
