@@ -1,6 +1,7 @@
 """Traces: a span for each request and each statement, and links between a statement and all whom it served."""
 
 import gzip
+import json
 import logging
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from api.telemetry.tracing import Tracing
 from benchmarks.processes import free_port
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve
-from tests.test_cli import USERS_API, directory, on, served  # noqa: F401 - a fixture
+from tests.test_cli import USERS_API, directory, environment, on, served  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_logs import TRACE, TRACEPARENT, Log, log  # noqa: F401 - a fixture
 from tests.test_metrics import scrape
@@ -265,6 +266,50 @@ def test_the_standard_variables_say_where_spans_go(
     assert sorted(name for trace, name in found if trace == TRACE) == [f"GET {USERS}/{{id}}", "users/select_users"]
 
 
+SEND_ONE = """
+from api.telemetry.tracing import tracing_from_environment
+ours = tracing_from_environment()
+ours._tracer.start_span("sent").end()
+ours._provider.shutdown()
+"""
+
+
+def test_several_exporters(collector: Collector) -> None:
+    variables = {"OTEL_TRACES_EXPORTER": "otlp, console,", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    command = [sys.executable, "-c", SEND_ONE]
+    said = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=True)
+    assert (json.loads(said.stdout)["name"], said.stderr) == ("sent", "")
+    (received,) = collector.received
+    assert [span.name for span in received.resource_spans[0].scope_spans[0].spans] == ["sent"]
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+@pytest.mark.parametrize("entry", ["Authorization: Bearer sesame", "sesame", "=sesame", "a=é sesame"])
+def test_a_header_for_the_collector_that_cannot_be_read_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, entry: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "opentelemetry")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(variable, f"first=1,{entry}, , last=Bearer sesame")
+    assert tracing_from_environment() is not None
+    assert caplog.messages == [
+        f"{variable}: a header cannot be read, and is left out: write name=value, with commas between, "
+        "and percent-encode the values"
+    ]
+
+
+def test_a_header_for_the_collector_that_is_two_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20sesame%0Aa")
+    assert tracing_from_environment() is None
+    assert caplog.messages == [
+        "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces: "
+        "OTEL_EXPORTER_OTLP_HEADERS: take the line break out of the header"
+    ]
+
+
 def test_a_collector_that_is_down_holds_nothing_up(directory: Path, database: str) -> None:  # noqa: F811
     nowhere = f"http://127.0.0.1:{free_port()}"
     variables = {**on(database), "OTEL_EXPORTER_OTLP_ENDPOINT": nowhere, "GRACE_SECONDS": "5", "DRAIN_SECONDS": "0"}
@@ -292,6 +337,7 @@ def test_traces_are_off_unless_a_variable_asks_for_them(monkeypatch: pytest.Monk
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "the exporter otlp_proto_grpc is not installed"),
         ("OTEL_TRACES_EXPORTER", "zipkin", "the exporter zipkin is not installed"),
+        ("OTEL_TRACES_EXPORTER", "console, zipkin", "the exporter zipkin is not installed"),
     ],
 )
 def test_an_exporter_that_is_missing_is_named(

@@ -42,7 +42,10 @@ def metrics_from_environment() -> Metrics:
 def tracing_from_environment() -> "Tracing | None":
     """Tracing where a standard variable of OpenTelemetry asks for it, and it is installed."""
     asked = [name for name in _WANTS_TRACES if os.environ.get(name)]
-    off = os.environ.get("OTEL_TRACES_EXPORTER") == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    off = (
+        os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
+        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    )
     if not asked or off:
         return None
     try:
