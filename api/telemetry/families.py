@@ -13,6 +13,7 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from api.telemetry.counters import VALUES, Rows
@@ -83,6 +84,15 @@ def make_registry(read: Callable[[], Iterator[tuple[bool, Rows]]]) -> CollectorR
     registry = CollectorRegistry()
     registry.register(_Collector(read))
     return registry
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics in that of Prometheus' two formats which an Accept header asks for, and its media type."""
+    try:
+        encode, media_type = choose_encoder(accept)
+    except TypeError:  # prometheus_client compares the version that is asked for, also one that is no number.
+        encode, media_type = choose_encoder("")
+    return encode(registry), media_type
 
 
 class _Collector(Collector):

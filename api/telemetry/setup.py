@@ -4,17 +4,17 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import start_http_server
-
 from api.settings import SettingsError
 from api.telemetry import counters
 from api.telemetry.metrics import Metrics, shared_registry
+from api.telemetry.port import MetricsServer
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
@@ -99,6 +99,7 @@ def serve_metrics(directory: Path | None, host: str, port: int) -> None:
             "names, be written, or leave METRICS_PORT out, for /metrics"
         )
     try:
-        start_http_server(port, host, shared_registry(directory))
+        server = MetricsServer(shared_registry(directory), host, port)
     except OSError as error:
         raise SettingsError(f"METRICS_PORT: cannot listen on port {port} of {host}: {error.strerror}") from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
