@@ -290,6 +290,33 @@ def test_gauges_are_those_of_the_living(tmp_path: Path) -> None:
     assert registry.get_sample_value("users_api_problems_total", {"kind": "x"}) == 7
 
 
+def test_what_is_now_is_not_taken_over_from_a_process_that_has_ended(tmp_path: Path) -> None:
+    code = """
+for url in ("DATABASE_URL", "READ_DATABASE_URL"):
+    counters.row("users_api_pool_max_connections", url)[0] = 10
+counters.row("users_api_workers")[0] = 1
+counters.row("users_api_connections_opened", "READ_DATABASE_URL")[0] = 7
+"""
+    with in_process(code, tmp_path) as killed:
+        killed.kill()
+    metrics = Metrics(tmp_path)
+    metrics.watch(lambda: {("users_api_pool_max_connections", PRIMARY): 3.0})
+    assert len(list(tmp_path.iterdir())) == 1
+
+    def shown() -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, sample.labels.get("url", "")): sample.value
+            for family in metrics.registry().collect()
+            for sample in family.samples
+            if sample.name.startswith(("users_api_pool", "users_api_workers", "users_api_connections"))
+        }
+
+    counted = {("users_api_connections_opened_total", "READ_DATABASE_URL"): 7}
+    assert shown() == counted
+    metrics.sample()
+    assert shown() == {**counted, ("users_api_pool_max_connections", PRIMARY): 3, ("users_api_workers", ""): 1}
+
+
 def test_a_key_without_room_is_counted_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     counters = Counters()
     for number in range(1024):

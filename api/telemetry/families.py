@@ -1,5 +1,6 @@
 """The metrics, and how Prometheus gets them: prometheus_client makes of the rows what it reads."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -24,6 +25,8 @@ REQUESTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 """Those of the requests that share a statement."""
 SUM = VALUES - 1
 """Where in a row of a histogram the sum of what was observed stands; its classes begin at 0."""
+UNKNOWN = math.nan
+"""The value of a gauge that nobody has written since its process began: it is not shown."""
 
 
 class Family(NamedTuple):
@@ -110,7 +113,7 @@ class _Collector(Collector):
             for (name, *labels), values in rows.items():
                 family = FAMILIES.get(name)
                 # A worker of another release may count what this one does not know.
-                if family is not None and (lives or not family.is_gauge):
+                if family is not None and (not family.is_gauge or (lives and not math.isnan(values[0]))):
                     found = sums[name].setdefault(tuple(labels), [0.0] * VALUES)
                     found[:] = map(sum, zip(found, values, strict=True))
         for name, by_labels in sums.items():
