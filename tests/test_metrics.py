@@ -186,7 +186,7 @@ def unreachable() -> str:
     return f"postgresql://ada:sesame@127.0.0.1:{free_port()}/x"
 
 
-def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client, database: str) -> None:
+def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client) -> None:
     client.post(USERS, json={"email": "ada@example.com"})
     path = client.post(USERS, json={"email": "bob@example.com"}).headers["location"]
     assert client.patch(path, json={"email": "ada@example.com"}).status_code == 409
