@@ -41,8 +41,8 @@ class Family(NamedTuple):
 
 DURATION = Family(
     "http_request_duration_seconds",
-    "Requests, from their head to the end of their answer. status 499: the client did not wait for it. route unrouted: "
-    "refused before anybody looked at the path, or a path that nobody serves.",
+    "Requests, from their head to the end of their answer. status 499: the client did not wait for it; "
+    "a failure stays one. route unrouted: refused before anybody looked at the path, or a path that nobody serves.",
     ("route", "method", "status"),
     SECONDS,
 )
