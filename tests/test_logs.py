@@ -198,7 +198,7 @@ def test_an_import_and_an_export_say_how_long_the_database_took(database: str, l
     assert {line["path"] for line in lines} == {f"{USERS}/import", f"{USERS}/export"}
     for line in lines:
         assert 0 < line["queue_seconds"] + line["database_seconds"] <= line["total_seconds"]
-        assert line["database_seconds"] > 0.001
+        assert line["database_seconds"] > 0
 
 
 def test_a_request_that_was_refused_a_connection_says_how_long_it_waited(log: Log) -> None:

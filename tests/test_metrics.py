@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -186,7 +187,7 @@ def unreachable() -> str:
     return f"postgresql://ada:sesame@127.0.0.1:{free_port()}/x"
 
 
-def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client, database: str) -> None:
+def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client) -> None:
     client.post(USERS, json={"email": "ada@example.com"})
     path = client.post(USERS, json={"email": "bob@example.com"}).headers["location"]
     assert client.patch(path, json={"email": "ada@example.com"}).status_code == 409
@@ -194,7 +195,55 @@ def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client, 
     assert found.value(f"{STATEMENT}_count", statement="users/update_users", outcome="refused") == 1
 
 
-async def test_a_client_that_leaves_is_counted() -> None:
+def test_a_client_that_leaves_is_counted(directory: Path, database: str) -> None:  # noqa: F811
+    variables = {**on(database), "DRAIN_SECONDS": "0", "STATEMENT_TIMEOUT_SECONDS": "100"}
+    with served(cwd=directory, **variables) as (url, process):  # type: ignore[arg-type]
+
+        def connect(request: str) -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+            connection.sendall(f"{request} HTTP/1.1\r\nhost: x\r\n".encode())
+            return connection
+
+        def leave(connection: socket.socket) -> None:
+            """Close a connection, and wait until the server has done so too."""
+            port = connection.getsockname()[1]
+            connection.close()
+            server = psutil.Process(process.pid)
+            wait_until(lambda: port not in [each.raddr.port for each in server.net_connections("tcp") if each.raddr])
+
+        def counted(number: int) -> dict[tuple[str, str], float]:
+            """The requests of users by method and status, once there are so many."""
+            routes = [USERS, f"{USERS}/{{id}}"]
+            wait_until(lambda: sum(scrape(url).value(f"{DURATION}_count", route=route) for route in routes) == number)
+            found = scrape(url).all(f"{DURATION}_count", "method", "status", "route")
+            return {(method, status): value for (method, status, route), value in found.items() if route in routes}
+
+        sends = connect(f"POST {USERS}")
+        sends.sendall(b"content-type: application/json\r\ncontent-length: 28\r\n\r\n{")
+        leave(sends)
+        assert counted(1) == {("POST", "499"): 1}
+
+        with locked(database) as lock:
+            waits = connect(f"GET {USERS}/1")
+            waits.sendall(b"\r\n")
+            stays = connect(f"GET {USERS}/1")
+            stays.sendall(b"connection: close\r\n\r\n")
+            wait_until_waiting(database, 2)
+            leave(waits)
+            lock.rollback()
+            assert stays.makefile("rb").read().startswith(b"HTTP/1.1 404 ")
+            stays.close()
+        assert counted(3) == {("POST", "499"): 1, ("GET", "499"): 1, ("GET", "404"): 1}
+
+        # What failed has failed, whoever waited for it.
+        with locked(database):
+            fails = connect(f"GET {USERS}/1")
+            fails.sendall(b"request-timeout: 0.5\r\n\r\n")
+            leave(fails)
+            assert counted(4)["GET", "504"] == 1
+
+
+async def test_under_a_server_that_does_not_tell_a_client_without_an_answer_has_left() -> None:
     metrics = Metrics()
 
     async def says_nothing(scope: Any, receive: Any, send: Any) -> None:
@@ -288,6 +337,33 @@ def test_gauges_are_those_of_the_living(tmp_path: Path) -> None:
         other.kill()
     assert registry.get_sample_value("users_api_workers") == 1
     assert registry.get_sample_value("users_api_problems_total", {"kind": "x"}) == 7
+
+
+def test_what_is_now_is_not_taken_over_from_a_process_that_has_ended(tmp_path: Path) -> None:
+    code = """
+for url in ("DATABASE_URL", "READ_DATABASE_URL"):
+    counters.row("users_api_pool_max_connections", url)[0] = 10
+counters.row("users_api_workers")[0] = 1
+counters.row("users_api_connections_opened", "READ_DATABASE_URL")[0] = 7
+"""
+    with in_process(code, tmp_path) as killed:
+        killed.kill()
+    metrics = Metrics(tmp_path)
+    metrics.watch(lambda: {("users_api_pool_max_connections", PRIMARY): 3.0})
+    assert len(list(tmp_path.iterdir())) == 1
+
+    def shown() -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, sample.labels.get("url", "")): sample.value
+            for family in metrics.registry().collect()
+            for sample in family.samples
+            if sample.name.startswith(("users_api_pool", "users_api_workers", "users_api_connections"))
+        }
+
+    counted = {("users_api_connections_opened_total", "READ_DATABASE_URL"): 7}
+    assert shown() == counted
+    metrics.sample()
+    assert shown() == {**counted, ("users_api_pool_max_connections", PRIMARY): 3, ("users_api_workers", ""): 1}
 
 
 def test_a_key_without_room_is_counted_nowhere(caplog: pytest.LogCaptureFixture) -> None:

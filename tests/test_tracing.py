@@ -1,6 +1,8 @@
 """Traces: a span for each request and each statement, and links between a statement and all whom it served."""
 
 import gzip
+import json
+import logging
 import subprocess
 import sys
 import threading
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry import baggage, context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
@@ -24,7 +27,7 @@ from api.telemetry.tracing import Tracing
 from benchmarks.processes import free_port
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve
-from tests.test_cli import USERS_API, directory, on, served  # noqa: F401 - a fixture
+from tests.test_cli import USERS_API, directory, environment, on, served  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_logs import TRACE, TRACEPARENT, Log, log  # noqa: F401 - a fixture
 from tests.test_metrics import scrape
@@ -129,7 +132,7 @@ def test_what_nobody_samples_has_no_span(database: str) -> None:
         wait_until(lambda: len(exporter.get_finished_spans()) == 2)
 
 
-def test_failures(log: Log) -> None:  # noqa: F811
+def test_failures() -> None:
     ours, exporter = tracing()
     settings = settings_for("postgresql://x@127.0.0.1:1/x", acquire_timeout_seconds=0.2)
     with serve(create_app(settings, tracing=ours)) as url:
@@ -140,6 +143,66 @@ def test_failures(log: Log) -> None:  # noqa: F811
     assert failed.status.status_code is StatusCode.ERROR
     assert (failed.attributes or {})["users_api.queue_seconds"] > 0.19  # type: ignore[operator]
     assert (unrouted.name, "url.path" in (unrouted.attributes or {})) == ("GET", False)
+
+
+class Begun(SpanProcessor):
+    """Keeps what each span is begun in."""
+
+    def __init__(self) -> None:
+        self.contexts: list[context.Context | None] = []
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        self.contexts.append(parent_context)
+
+
+SAID = "sesame-ada@example.com"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"baggage": SAID},
+        {"baggage": f"a={SAID}é"},
+        {"baggage": f"{SAID}=1"},
+        {"baggage": f"{SAID}," * 300},
+        {"baggage": SAID * 400},
+        {"tracestate": SAID},
+        {"tracestate": f"sesame={SAID},sesame={SAID}"},
+        {"tracestate": f"{SAID}=1,a={SAID}=,{SAID}"},
+        {"tracestate": ",".join(f"a{n}=sesame" for n in range(40))},
+        {"traceparent": SAID},
+        {"traceparent": f"01{TRACEPARENT[2:]}-{SAID * 30}"},
+    ],
+)
+def test_what_cannot_be_read_of_a_trace_is_not_repeated_in_the_log(
+    log: Log,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+) -> None:
+    caplog.set_level(logging.DEBUG, "opentelemetry")
+    ours, exporter = tracing()
+    with serve(create_app(settings_for("postgresql://x@127.0.0.1:1/x"), tracing=ours)) as url:
+        sent = {"traceparent": TRACEPARENT, **headers}
+        raw = [(name.encode(), value.encode()) for name, value in sent.items()]
+        assert httpx.get(f"{url}/health", headers=raw).status_code == 200
+        wait_until(exporter.get_finished_spans)
+    assert not [line for line in log.lines if line["logger"].startswith("opentelemetry")]
+    assert "sesame" not in str(log.lines)
+
+
+def test_what_a_trace_brings_along() -> None:
+    begun, exporter = Begun(), InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(begun)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1", "baggage": "who=ada"}
+    with serve(create_app(settings_for("postgresql://x@127.0.0.1:1/x"), tracing=Tracing(provider))) as url:
+        assert httpx.get(f"{url}/health", headers=headers).status_code == 200
+        wait_until(exporter.get_finished_spans)
+    (span,) = exporter.get_finished_spans()
+    assert span.context is not None
+    assert (format_trace_id(span.context.trace_id), dict(span.context.trace_state)) == (TRACE, {"vendor": "1"})
+    assert [baggage.get_all(each) for each in begun.contexts] == [{}]
 
 
 # As the standard variables say
@@ -203,6 +266,50 @@ def test_the_standard_variables_say_where_spans_go(
     assert sorted(name for trace, name in found if trace == TRACE) == [f"GET {USERS}/{{id}}", "users/select_users"]
 
 
+SEND_ONE = """
+from api.telemetry.tracing import tracing_from_environment
+ours = tracing_from_environment()
+ours._tracer.start_span("sent").end()
+ours._provider.shutdown()
+"""
+
+
+def test_several_exporters(collector: Collector) -> None:
+    variables = {"OTEL_TRACES_EXPORTER": "otlp, console,", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    command = [sys.executable, "-c", SEND_ONE]
+    said = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=True)
+    assert (json.loads(said.stdout)["name"], said.stderr) == ("sent", "")
+    (received,) = collector.received
+    assert [span.name for span in received.resource_spans[0].scope_spans[0].spans] == ["sent"]
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+@pytest.mark.parametrize("entry", ["Authorization: Bearer sesame", "sesame", "=sesame", "a=é sesame"])
+def test_a_header_for_the_collector_that_cannot_be_read_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, entry: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "opentelemetry")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(variable, f"first=1,{entry}, , last=Bearer sesame")
+    assert tracing_from_environment() is not None
+    assert caplog.messages == [
+        f"{variable}: a header cannot be read, and is left out: write name=value, with commas between, "
+        "and percent-encode the values"
+    ]
+
+
+def test_a_header_for_the_collector_that_is_two_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20sesame%0Aa")
+    assert tracing_from_environment() is None
+    assert caplog.messages == [
+        "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces: "
+        "OTEL_EXPORTER_OTLP_HEADERS: take the line break out of the header"
+    ]
+
+
 def test_a_collector_that_is_down_holds_nothing_up(directory: Path, database: str) -> None:  # noqa: F811
     nowhere = f"http://127.0.0.1:{free_port()}"
     variables = {**on(database), "OTEL_EXPORTER_OTLP_ENDPOINT": nowhere, "GRACE_SECONDS": "5", "DRAIN_SECONDS": "0"}
@@ -230,6 +337,7 @@ def test_traces_are_off_unless_a_variable_asks_for_them(monkeypatch: pytest.Monk
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "the exporter otlp_proto_grpc is not installed"),
         ("OTEL_TRACES_EXPORTER", "zipkin", "the exporter zipkin is not installed"),
+        ("OTEL_TRACES_EXPORTER", "console, zipkin", "the exporter zipkin is not installed"),
     ],
 )
 def test_an_exporter_that_is_missing_is_named(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from starlette.types import Message, Send
 
 CLIENT_LEFT = 499
-"""The status of a request whose client went away before there was an answer, as nginx has it; nobody receives it."""
+"""The status of a request whose client went away before it had its answer; nginx began it. Nobody receives it."""
 
 
 class RequestContext:

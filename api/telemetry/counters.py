@@ -46,6 +46,8 @@ class Counters:
         self._memory = _claim(directory) if directory else mmap(-1, _BYTES)
         self._view = memoryview(self._memory)
         self._places = {key: place for place, key in _keys(self._memory)}
+        self.taken_over = list(self._places)
+        """The keys of a process that has ended, whose rows this one goes on with."""
 
     def row(self, *key: str) -> Row:
         """The VALUES doubles under a key, all 0 when it is new. To write one costs a tenth of a microsecond.

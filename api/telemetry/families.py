@@ -1,5 +1,6 @@
 """The metrics, and how Prometheus gets them: prometheus_client makes of the rows what it reads."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from api.telemetry.counters import VALUES, Rows
@@ -23,6 +25,8 @@ REQUESTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 """Those of the requests that share a statement."""
 SUM = VALUES - 1
 """Where in a row of a histogram the sum of what was observed stands; its classes begin at 0."""
+UNKNOWN = math.nan
+"""The value of a gauge that nobody has written since its process began: it is not shown."""
 
 
 class Family(NamedTuple):
@@ -37,8 +41,8 @@ class Family(NamedTuple):
 
 DURATION = Family(
     "http_request_duration_seconds",
-    "Requests, from their head to the end of their answer. status 499: the client did not wait for it. route unrouted: "
-    "refused before anybody looked at the path, or a path that nobody serves.",
+    "Requests, from their head to the end of their answer. status 499: the client did not wait for it; "
+    "a failure stays one. route unrouted: refused before anybody looked at the path, or a path that nobody serves.",
     ("route", "method", "status"),
     SECONDS,
 )
@@ -85,6 +89,15 @@ def make_registry(read: Callable[[], Iterator[tuple[bool, Rows]]]) -> CollectorR
     return registry
 
 
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics in that of Prometheus' two formats which an Accept header asks for, and its media type."""
+    try:
+        encode, media_type = choose_encoder(accept)
+    except TypeError:  # prometheus_client compares the version that is asked for, also one that is no number.
+        encode, media_type = choose_encoder("")
+    return encode(registry), media_type
+
+
 class _Collector(Collector):
     def __init__(self, read: Callable[[], Iterator[tuple[bool, Rows]]]) -> None:
         self._read = read
@@ -100,7 +113,7 @@ class _Collector(Collector):
             for (name, *labels), values in rows.items():
                 family = FAMILIES.get(name)
                 # A worker of another release may count what this one does not know.
-                if family is not None and (lives or not family.is_gauge):
+                if family is not None and (not family.is_gauge or (lives and not math.isnan(values[0]))):
                     found = sums[name].setdefault(tuple(labels), [0.0] * VALUES)
                     found[:] = map(sum, zip(found, values, strict=True))
         for name, by_labels in sums.items():

@@ -17,6 +17,7 @@ from api.telemetry.families import (
     BATCH_WAIT,
     DURATION,
     FAILED,
+    FAMILIES,
     OPENED,
     PROBLEMS,
     REQUESTS,
@@ -24,6 +25,7 @@ from api.telemetry.families import (
     SECONDS,
     STATEMENT,
     SUM,
+    UNKNOWN,
     WORKERS,
     make_registry,
 )
@@ -43,6 +45,10 @@ class Metrics:
         self._counters = Counters(directory)
         self._watched: list[Callable[[], Mapping[Key, float]]] = []
         self.row = self._counters.row
+        for key in self._counters.taken_over:
+            if key[0] in FAMILIES and FAMILIES[key[0]].is_gauge:
+                # What was is over, and the process before may have had a pool that this one has not.
+                self.row(*key)[0] = UNKNOWN
         for kind in _WATCHED:
             self.row(PROBLEMS.name, kind)
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.headers import REQUEST_ID
 from api.settings import Settings
-from api.telemetry.context import RequestContext, serving
+from api.telemetry.context import CLIENT_LEFT, RequestContext, serving
 from api.telemetry.families import SECONDS, SUM
 from api.telemetry.metrics import Metrics
 
@@ -92,6 +92,12 @@ class Telemetry:
             raise
         finally:
             seconds = perf_counter() - request.started
+            # One that a replica had is no problem where the primary answered after it.
+            if request.problem is not None and request.status >= 400:
+                self._metrics.problem(request.problem)
+            # What failed stays a failure: clients that tire of waiting for it are no reason to hide it.
+            if request.status < 500 and _left(send):
+                request.status = CLIENT_LEFT
             row = self._rows.get((scope.get("endpoint"), scope["method"], request.status))
             if row is None:
                 row = self._metrics.request_row(
@@ -99,15 +105,18 @@ class Telemetry:
                 )
             row[bisect_left(SECONDS, seconds)] += 1
             row[SUM] += seconds
-            # One that a replica had is no problem where the primary answered after it.
-            if request.problem is not None and request.status >= 400:
-                self._metrics.problem(request.problem)
             if seconds >= self._slow:
                 logger.warning("slow request", extra=_describe(request, scope, seconds))
             elif self._logs_all:
                 logger.info("request", extra=_describe(request, scope, seconds))
             if self._tracing is not None:
                 self._tracing.end(request, scope["method"], _template(scope), _path(scope))
+
+
+def _left(send: Send) -> bool:
+    """Whether the client went away before it had its answer, as uvicorn knows; other servers do not tell."""
+    cycle: Any = getattr(send, "__self__", None)
+    return not getattr(cycle, "response_complete", True) and cycle.transport.is_closing()
 
 
 def _template(scope: Scope) -> str | None:

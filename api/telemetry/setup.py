@@ -4,17 +4,17 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import start_http_server
-
 from api.settings import SettingsError
 from api.telemetry import counters
 from api.telemetry.metrics import Metrics, shared_registry
+from api.telemetry.port import MetricsServer
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
@@ -42,7 +42,10 @@ def metrics_from_environment() -> Metrics:
 def tracing_from_environment() -> "Tracing | None":
     """Tracing where a standard variable of OpenTelemetry asks for it, and it is installed."""
     asked = [name for name in _WANTS_TRACES if os.environ.get(name)]
-    off = os.environ.get("OTEL_TRACES_EXPORTER") == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    off = (
+        os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
+        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    )
     if not asked or off:
         return None
     try:
@@ -96,6 +99,7 @@ def serve_metrics(directory: Path | None, host: str, port: int) -> None:
             "names, be written, or leave METRICS_PORT out, for /metrics"
         )
     try:
-        start_http_server(port, host, shared_registry(directory))
+        server = MetricsServer(shared_registry(directory), host, port)
     except OSError as error:
         raise SettingsError(f"METRICS_PORT: cannot listen on port {port} of {host}: {error.strerror}") from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()

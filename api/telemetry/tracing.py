@@ -4,6 +4,7 @@ Imported only where tracing is wanted: `pip install 'users-api[otel]'` brings wh
 """
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -12,14 +13,24 @@ from time import time_ns
 
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, SpanKind, StatusCode
+from opentelemetry.util.re import parse_env_headers
 from starlette.types import Scope
 
 from api.statements import Statement
 from api.telemetry.context import RequestContext
 
+logger = logging.getLogger("api.telemetry")
+
 _CLOSE_SECONDS = 2.0
+
+_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_HEADERS_FORM = "write name=value, with commas between, and percent-encode the values"
+
+# They repeat what they cannot read: headers that anybody may send, and what is in _HEADERS, credentials mostly.
+for _name in ("opentelemetry.baggage", "opentelemetry.propagators", "opentelemetry.trace", "opentelemetry.util.re"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
 
 class Tracing:
@@ -31,7 +42,10 @@ class Tracing:
 
     def begin(self, request: RequestContext, scope: Scope) -> None:
         """Begin the span of a request, in the trace of whoever sent it."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        # Not baggage, whatever OTEL_PROPAGATORS says: nothing here would use it, and to read it takes time.
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name != b"baggage"
+        }
         request.span = self._tracer.start_span(
             scope["method"],
             context=propagate.extract(headers),
@@ -98,8 +112,21 @@ class Tracing:
 
 
 def tracing_from_environment() -> Tracing:
-    """Tracing as the OTEL_* variables say. Raises LookupError where the exporter that they name is not installed."""
-    name = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    """Tracing as the OTEL_* variables say.
+
+    Raises LookupError where an exporter that they name is not installed, and ValueError where a value cannot be used.
+    """
+    _check_headers()
+    names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")]
+    # All of them before the first gets a thread that sends.
+    exporters = [_make_exporter(name) for name in dict.fromkeys(filter(None, names)) or ("otlp",)]
+    provider = TracerProvider(shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracing(provider)
+
+
+def _make_exporter(name: str) -> SpanExporter:
     if name == "otlp":
         protocols = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
         protocol = next((os.environ[each] for each in protocols if os.environ.get(each)), "http/protobuf")
@@ -107,6 +134,19 @@ def tracing_from_environment() -> Tracing:
     found = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
     if not found:
         raise LookupError(f"the exporter {name} is not installed")
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
-    return Tracing(provider)
+    exporter: SpanExporter = found[0].load()()
+    return exporter
+
+
+def _check_headers() -> None:
+    """Say which variable holds a header for the collector that cannot be sent, and nothing of what is in it."""
+    variable = next((each for each in _HEADERS if os.environ.get(each)), None)
+    if variable is None:
+        return
+    entries = [entry for entry in os.environ[variable].split(",") if entry.strip()]
+    headers = [parse_env_headers(entry, liberal=True) for entry in entries]
+    if not all(headers):
+        logger.warning("%s: a header cannot be read, and is left out: %s", variable, _HEADERS_FORM)
+    if any({"\r", "\n"} & set(value) for each in headers for value in each.values()):
+        # Each attempt to send it would be refused, by a message that shows it.
+        raise ValueError(f"{variable}: take the line break out of the header")
