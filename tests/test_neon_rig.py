@@ -152,7 +152,7 @@ async def test_startup_parameters_are_dropped_as_neon_does(rig: Rig, url: Databa
     await connection.close()
 
 
-async def test_a_cancellation_reaches_the_server(rig: Rig, url: DatabaseURL, neon: NeonDatabase) -> None:
+async def test_a_cancellation_reaches_the_server(rig: Rig, url: DatabaseURL) -> None:
     connection = await connect(url)
     with pytest.raises(TimeoutError):
         await connection.fetchval("select pg_sleep(60)", timeout=0.1)

@@ -138,7 +138,7 @@ WRITES: list[tuple[str, Callable[[httpx.Client, str], httpx.Response], int]] = [
 
 @pytest.mark.parametrize(("write", "status"), [each[1:] for each in WRITES], ids=[each[0] for each in WRITES])
 def test_every_answer_to_a_write_says_what_to_read_after(
-    settings: Settings, standby: Standby, write: Callable[[httpx.Client, str], httpx.Response], status: int
+    settings: Settings, write: Callable[[httpx.Client, str], httpx.Response], status: int
 ) -> None:
     with serving(settings) as client:
         path, position = create(client)
@@ -214,9 +214,7 @@ def test_a_position_that_no_log_reaches_is_read_from_the_primary(
         assert names(client, path, token) == ["new"] * 5
 
 
-def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(
-    settings: Settings, standby: Standby, database: str
-) -> None:
+def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(settings: Settings, database: str) -> None:
     execute(
         database,
         """
