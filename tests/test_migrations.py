@@ -403,11 +403,11 @@ def test_a_broken_rollback_undoes_nothing(here: Migrations, empty_database: str)
 
 
 def test_a_pooled_url_is_refused() -> None:
-    url = parse_url("postgresql://app:s3cret@ep-cool-sea-1-pooler.eu-central-1.aws.neon.tech/app?sslmode=require")
+    url = parse_url("postgresql://app:sesame@ep-cool-sea-1-pooler.eu-central-1.aws.neon.tech/app?sslmode=require")
     for command in (migrations.migrate, migrations.rollback):
         with pytest.raises(MigrationError, match="set DIRECT_URL") as raised:
             command(url)
-        assert "s3cret" not in str(raised.value)
+        assert "sesame" not in str(raised.value)
 
 
 @pytest.fixture
@@ -434,8 +434,8 @@ def password_asked(postgres: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("authority", "reason"),
     [
-        ("//migrations_guest:s3cret@/postgres", 'password authentication failed for user "migrations_guest"'),
-        ("//postgres:s3cret@/nowhere", 'database "nowhere" does not exist'),
+        ("//migrations_guest:sesame@/postgres", 'password authentication failed for user "migrations_guest"'),
+        ("//postgres:sesame@/nowhere", 'database "nowhere" does not exist'),
     ],
 )
 def test_a_failed_connection_is_one_line_without_the_password(postgres: str, authority: str, reason: str) -> None:
@@ -444,4 +444,4 @@ def test_a_failed_connection_is_one_line_without_the_password(postgres: str, aut
         with pytest.raises(MigrationError, match=f"^cannot connect to the database: .*{reason}") as raised:
             command(url)
         assert "\n" not in str(raised.value)
-        assert "s3cret" not in str(raised.value)
+        assert "sesame" not in str(raised.value)
