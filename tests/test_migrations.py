@@ -4,7 +4,6 @@ import hashlib
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,8 @@ from api import migrations
 from api.migrations import MigrationError, MigrationStatus
 from api.resources import MIGRATIONS_DIRECTORY
 from api.url import parse_url
-from tests.conftest import execute
+from tests.conftest import execute, wait_until
+from tests.test_deadlines import wait_until_waiting
 
 # Every name in the schema with its definition, but for the tables that record migrations.
 CATALOG = r"""
@@ -269,9 +269,7 @@ def test_a_killed_run_leaves_nothing_in_the_way(here: Migrations, empty_database
     with holding_back(empty_database):
         process = start()
         assert first_line(process) == "applying 0001.slow"
-        blocked = "select 1 from pg_locks where locktype = 'advisory' and not granted"
-        while not execute(empty_database, blocked):
-            time.sleep(0.01)
+        wait_until_waiting(empty_database, 1)
         process.kill()
         process.wait()
         assert here.states() == {"0001.slow": "pending"}
@@ -420,8 +418,7 @@ def password_asked(postgres: str) -> Iterator[None]:
         loaded = execute(postgres, "select pg_conf_load_time()")
         Path(name).write_text(rules)
         execute(postgres, "select pg_reload_conf()")
-        while execute(postgres, "select pg_conf_load_time()") == loaded:
-            time.sleep(0.01)
+        wait_until(lambda: execute(postgres, "select pg_conf_load_time()") != loaded)
 
     execute(postgres, "create role migrations_guest login password 'right'")
     load(f"local all migrations_guest scram-sha-256\nhost all migrations_guest all scram-sha-256\n{content}")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 from starlette.routing import Route, Router
 
@@ -18,10 +17,11 @@ from api.http import Resource
 from api.settings import Settings
 from api.telemetry.middleware import Telemetry
 from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import SLOW_WRITES, execute, settings_for
 from tests.rig import NeonDatabase, Rig
 from tests.serving import serve
 from tests.standby import Standby
+from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_linearizability import Distance
 from tests.test_metrics import STATEMENT, scrape
 
@@ -194,13 +194,11 @@ def test_a_position_from_within_the_writing_statement_is_too_early(database: str
         position as materialized (select pg_current_wal_insert_lsn() as lsn from created)
         select lsn, pg_advisory_xact_lock_shared(1) from position
     """
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as gate:  # type: ignore[arg-type]
-        gate.execute("select pg_advisory_xact_lock(1)")
+    with locked(database, "select pg_advisory_xact_lock(1)") as gate:
         within: list[tuple[object, ...]] = []
         writing = threading.Thread(target=lambda: within.extend(execute(database, write)))
         writing.start()
-        while not execute(database, "select pid from pg_locks where locktype = 'advisory' and not granted"):
-            pass
+        wait_until_waiting(database, 1)
         # The statement has its position, and has not committed yet. The replica replays beyond it.
         standby.catch_up()
         replayed = str(execute(far, "select pg_last_wal_replay_lsn()")[0][0])
@@ -236,13 +234,7 @@ def test_a_position_that_no_log_reaches_is_read_from_the_primary(
 
 
 def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(settings: Settings, database: str) -> None:
-    execute(
-        database,
-        """
-        create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
-        create trigger slow after insert on users for each row execute function sleep()
-        """,
-    )
+    execute(database, SLOW_WRITES)
     with serving(settings, statement_timeout_seconds=0.3) as client:
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert answer.json()["type"] == "urn:problem:users-api:outcome-unknown"
@@ -290,21 +282,15 @@ async def test_a_replica_that_is_busy_is_not_left_alone(
     standby.catch_up()
     with serving(settings) as client:
         path, _ = create(client)
-        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-            other.execute("lock table users")
+        with locked(database) as other:
             # The lock is replayed, so that the first read waits for it there, and the other here.
             standby.catch_up()
             async with httpx.AsyncClient(base_url=client.base_url, timeout=40) as many:
                 reads = [asyncio.create_task(many.get(path)) for _ in range(2)]
-                await asyncio.to_thread(wait_for_lock, database)
+                await asyncio.to_thread(wait_until_waiting, database, 1)
                 other.rollback()
                 assert [(await read).status_code for read in reads] == [200, 200]
     assert "the primary answers instead" not in caplog.text
-
-
-def wait_for_lock(url: str) -> None:
-    while not execute(url, "select pid from pg_locks where not granted and locktype = 'relation'"):
-        pass
 
 
 def test_a_replica_that_crashes_and_returns(
