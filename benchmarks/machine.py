@@ -17,6 +17,9 @@ PACKAGES = (
     "sqlalchemy", "starlette", "uvicorn", "uvloop",
 )  # fmt: skip
 
+_LOAD_BEFORE = round(os.getloadavg()[0], 2)
+"""The load when the command began: once PostgreSQL is set up and filled, the harness's own is in it."""
+
 
 def describe_machine(database: Database) -> dict[str, Any]:
     """Return the machine, its load before the run, and the versions of everything that is measured."""
@@ -25,7 +28,7 @@ def describe_machine(database: Database) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "kernel": f"{platform.system()} {platform.release()}",
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": _LOAD_BEFORE,
         "python": sys.version.split()[0],
         "postgresql": database.version,
         "postgresql_settings": SETTINGS,

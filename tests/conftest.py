@@ -32,6 +32,12 @@ KILL_ALL = """
 """
 """Ends every other session of a database, as a compute does that falls asleep."""
 
+SLOW_WRITES = """
+    create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
+    create trigger slow after insert on users for each row execute function sleep()
+"""
+"""Lets a creation take longer than a test waits for it."""
+
 MIGRATIONS = sorted(file.stem for file in MIGRATIONS_DIRECTORY.glob("*.sql") if not file.stem.endswith(".rollback"))
 """The ids of our migrations, in the order in which they are applied."""
 
@@ -48,7 +54,13 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
 def wait_until(condition: Callable[[], object]) -> None:
     """Return when a thread, a process or a server has come to what a test expects of it; pytest's time-out ends it."""
     while not condition():
-        time.sleep(0.001)
+        time.sleep(0.005)
+
+
+def wait_until_true(url: str, query: str) -> None:
+    """Return when a query answers true. Over one connection: to open one for each look costs more than to look."""
+    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+        wait_until(lambda: connection.execute(query.encode()).fetchone() == (True,))
 
 
 def settings_for(url: str, **overrides: object) -> Settings:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.telemetry.logs import json_formatter
 
 _SECRETS = {
-    "a password": re.compile(r"sesame"),  # what every test calls its password
+    "a password": re.compile(r"sesame"),  # what the passwords that tests use have in them
     "a URL with a password": re.compile(r"\b[a-z][a-z+]*://[^\s/@:]*:[^\s/@]+@", re.IGNORECASE),
     "an API key": re.compile(r"\busers_[A-Za-z0-9_-]{20,}"),
     "a token": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),

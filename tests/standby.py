@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from api.url import parse_url
-from tests.conftest import execute
+from tests.conftest import execute, wait_until_true
 
 
 class Standby:
@@ -45,8 +45,7 @@ class Standby:
     def pause(self) -> None:
         """Stop replaying; what the primary does from now on is not seen here."""
         execute(self.url(self._primary), "select pg_wal_replay_pause()")
-        while execute(self.url(self._primary), "select pg_get_wal_replay_pause_state()") != [("paused",)]:
-            pass
+        wait_until_true(self.url(self._primary), "select pg_get_wal_replay_pause_state() = 'paused'")
 
     def resume(self) -> None:
         """Replay again."""
@@ -58,8 +57,7 @@ class Standby:
         ((position,),) = execute(
             self._primary, "select pg_logical_emit_message(false, '', '', true); select pg_current_wal_flush_lsn()"
         )
-        while execute(self.url(self._primary), f"select pg_last_wal_replay_lsn() >= '{position}'") != [(True,)]:
-            pass
+        wait_until_true(self.url(self._primary), f"select pg_last_wal_replay_lsn() >= '{position}'")
 
     def _run(self, program: str, *arguments: str) -> None:
         # Importing it warns where there is no XDG_RUNTIME_DIR; whoever started the primary has seen to that.

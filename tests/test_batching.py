@@ -2,20 +2,21 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
 import httpx
-import psycopg
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
 from api.batching import PATIENCE_SECONDS, Batcher, Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
-from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import execute, settings_for, wait_until
 from tests.serving import serve
+from tests.test_deadlines import locked
+from tests.test_metrics import scrape
 
 USERS = "/api/v1/users"
 
@@ -421,8 +422,7 @@ async def test_one_locked_row_does_not_hold_the_others(database: str, batching: 
         async with httpx.AsyncClient(base_url=url, timeout=30) as many:
             created = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(20)))
             paths = [answer.headers["location"] for answer in created]
-            with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-                other.execute("select from users where email = '7@example.com' for update")
+            with locked(database, "select from users where email = '7@example.com' for update"):
                 patches = [asyncio.ensure_future(many.patch(path, json={"name": "x"})) for path in paths]
                 free = await asyncio.gather(*(patch for n, patch in enumerate(patches) if n != 7))
                 assert {answer.status_code for answer in free} == {200}
@@ -444,16 +444,62 @@ async def test_a_write_is_answered_after_its_commit(client: httpx.Client, databa
         await asyncio.gather(*(create_and_look(many, n) for n in range(40)))
 
 
-async def test_a_client_that_vanishes_takes_nobody_along(client: httpx.Client) -> None:
-    async with httpx.AsyncClient(base_url=client.base_url) as many, httpx.AsyncClient(base_url=client.base_url) as gone:
-        leaving = [asyncio.ensure_future(gone.post(USERS, json={"email": f"gone{n}@example.com"})) for n in range(10)]
-        staying = [asyncio.ensure_future(many.post(USERS, json={"email": f"{n}@example.com"})) for n in range(10)]
-        await asyncio.sleep(0.003)
-        for task in leaving:
-            task.cancel()
-        assert {answer.status_code for answer in await asyncio.gather(*staying)} == {201}
-        await asyncio.gather(*leaving, return_exceptions=True)
-    assert client.get(USERS).status_code == 200
+def ends_with_its_client(app: ASGIApp) -> ASGIApp:
+    """The application on a server that cancels a request whose client has left. uvicorn lets it go on."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        body = [await receive()]
+        while body[-1].get("more_body"):
+            body.append(await receive())
+
+        async def replayed() -> Message:
+            return body.pop(0)
+
+        request = asyncio.ensure_future(app(scope, replayed, send))
+        left = asyncio.ensure_future(receive())
+        left.add_done_callback(lambda _: request.cancel())
+        await request
+        await left  # which is said, too, when the answer is complete
+
+    return served
+
+
+@pytest.mark.parametrize("cancels", [False, True], ids=["uvicorn", "a server that cancels"])
+async def test_a_client_that_vanishes_takes_nobody_along(database: str, batching: bool, cancels: bool) -> None:
+    settings = settings_for(
+        database, batching=batching, acquire_timeout_seconds=100, statement_timeout_seconds=100, batch_in_flight=1
+    )
+    app = create_app(settings)
+    with serve(ends_with_its_client(app) if cancels else app) as url:
+
+        async def until(holds: Callable[[float], bool], metric: str = "users_api_requests_under_way") -> None:
+            await asyncio.to_thread(wait_until, lambda: holds(scrape(url).value(metric)))
+
+        async with httpx.AsyncClient(base_url=url, timeout=100) as many:
+            with locked(database):
+                # In turns, so that those who leave share statements with those who stay.
+                posts = [asyncio.ensure_future(many.post(USERS, json={"email": f"{n}@example.com"})) for n in range(20)]
+                await until(lambda under_way: under_way == 20)
+                # The first left alone; with the second statement others are on their way.
+                await until(lambda in_use: in_use >= 2, "users_api_pool_in_use")
+                for post in posts[1::2]:
+                    post.cancel()
+                await asyncio.wait(posts[1::2])
+                await until(lambda under_way: under_way <= (10 if cancels else 20))
+            assert {answer.status_code for answer in await asyncio.gather(*posts[::2])} == {201}
+        await until(lambda under_way: under_way == 0)
+        problems = scrape(url).all("users_api_problems_total", "kind")
+    created = {email for (email,) in execute(database, "select email from users")}
+    stayed = {f"{n}@example.com" for n in range(0, 20, 2)}
+    if cancels:
+        assert problems.get(("outcome-unknown",), 0) + problems.get(("stopping",), 0) == 10
+        assert created >= stayed
+    else:
+        # What a client that is gone has asked for is done all the same.
+        assert created == stayed | {f"{n}@example.com" for n in range(1, 20, 2)}
 
 
 async def test_beyond_the_cap_a_503_with_retry_after(database: str) -> None:

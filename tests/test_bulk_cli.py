@@ -4,20 +4,17 @@ import csv
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from api.url import parse_url
-from tests.conftest import execute
+from tests.conftest import execute, wait_until_true
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
-from tests.test_cli import USERS_API, environment, on, run
+from tests.test_cli import USERS_API, environment, on, on_a_terminal, run
+from tests.test_deadlines import locked
 
 NAMES = ["Ada", None, "", 'quote " and \\', "\\n \\.", "tab\tline\n", "Zoë 🦊", "a,b"]
 
@@ -142,8 +139,7 @@ def test_more_than_a_chunk_with_a_duplicate_far_away(database: str, tmp_path: Pa
 
 def test_a_row_that_somebody_holds_is_refused(database: str, tmp_path: Path) -> None:
     file = write(tmp_path / "users.ndjson", people(5))
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as elsewhere:  # type: ignore[arg-type]
-        elsewhere.execute("insert into users (email) values ('3@example.com')")
+    with locked(database, "insert into users (email) values ('3@example.com')") as elsewhere:
         ended = run("import", file, STATEMENT_TIMEOUT_SECONDS="1", **on(database))
         elsewhere.rollback()
     assert [(line["line"], line["problem"]["status"]) for line in map(json.loads, ended.stdout.splitlines())] == [
@@ -241,11 +237,8 @@ def test_an_interrupted_import_leaves_whole_chunks_and_says_where(database: str)
     assert process.stdin is not None
     process.stdin.write(b"".join(b'{"email":"%d@example.com"}\n' % n for n in range(15_000)))
     process.stdin.flush()
-    deadline = time.monotonic() + 60
     # The second chunk is not whole, and is written since nothing more comes.
-    while execute(database, "select count(*) from users") != [(15_000,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_true(database, "select count(*) = 15000 from users")
     process.stdin.write(b'{"email":"more@example.com"}\n')
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
@@ -268,25 +261,13 @@ def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase,
     assert execute(neon.superuser, "select count(*) from users") == [(10,)]
 
 
-def on_terminal(*arguments: str, **variables: str) -> str:
-    """What a command shows on a terminal."""
-    ours, theirs = pty.openpty()
-    ended = subprocess.run(
-        [USERS_API, *arguments], env=environment(TERM="xterm", **variables), stderr=theirs, stdout=subprocess.PIPE
-    )
-    os.close(theirs)
-    shown = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert ended.returncode == 0
-    return shown
-
-
 def test_a_terminal_sees_a_bar(database: str, tmp_path: Path) -> None:
     file = write(tmp_path / "users.ndjson", people(2000))
-    imported = on_terminal("import", file, **on(database))
+    imported = on_a_terminal(USERS_API, "import", file, TERM="xterm", **on(database))
     execute(database, "analyze users")  # whose estimate is what an export goes by
-    exported = on_terminal("export", str(tmp_path / "out.ndjson"), **on(database))
+    exported = on_a_terminal(USERS_API, "export", tmp_path / "out.ndjson", TERM="xterm", **on(database))
     for shown in (imported, exported):
-        assert "[########################]" in shown
-        assert "2,000 users, " in shown
-        assert " users/s" in shown
+        assert shown.returncode == 0
+        assert "[########################]" in shown.stdout
+        assert "2,000 users, " in shown.stdout
+        assert " users/s" in shown.stdout

@@ -1,21 +1,22 @@
 """The command line as a user meets it: in a process of its own."""
 
 import os
+import pty
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from benchmarks.processes import free_port
 from tests import leaks
 from tests.conftest import execute
 
@@ -45,6 +46,19 @@ def run(
     if arguments[0] not in ("key", "export") and "--help" not in arguments:
         leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
     return ended
+
+
+def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on a terminal: what it writes there, to either output, is in `stdout`."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # how Linux says that the other side is closed
+        while piece := os.read(ours, 1 << 16):
+            written += piece
+    os.close(ours)
+    return subprocess.CompletedProcess(command, process.wait(60), written.decode())
 
 
 def on(database: str) -> dict[str, str]:
@@ -141,9 +155,7 @@ def served(
     **variables: str,
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [*program, "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -157,6 +169,8 @@ def served(
                 break
             except httpx.TransportError:
                 time.sleep(0.05)
+        else:
+            raise TimeoutError(f"{url} does not answer")
         yield url, process
     finally:
         process.send_signal(signal.SIGTERM)

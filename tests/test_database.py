@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
-import psycopg
 import pytest
 
 from api.app import create_app
 from api.database import Database
 from api.errors import DatabaseUnavailableError, Problem, email_taken, user_not_found, version_mismatch
 from api.statements import Statement, declared_statements
-from api.url import parse_url
 from api.users.queries import ESTIMATE_USERS
-from tests.conftest import KILL_ALL, execute, settings_for
+from tests.conftest import KILL_ALL, SLOW_WRITES, execute, settings_for, wait_until_true
 from tests.serving import serve
+from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_statements import arguments
 
 USERS = "/api/v1/users"
@@ -28,8 +27,7 @@ UNREACHABLE = "postgresql://nobody:sesame@127.0.0.1:1/none?sslmode=disable"
 def locked_user(client: httpx.Client, database: str) -> Iterator[str]:
     """The path of a user whose row another session holds."""
     path: str = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-        other.execute("select from users for update")
+    with locked(database, "select from users for update"):
         yield path
 
 
@@ -113,20 +111,12 @@ def test_no_connection_in_time_is_a_503(database: str) -> None:
     settings = settings_for(database, pool_max_size=1, acquire_timeout_seconds=0.3)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
-        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-            other.execute("select from users for update")
+        with locked(database, "select from users for update"):
             blocked = threading.Thread(target=client.delete, args=(path,))
             blocked.start()
-            while not execute(database, "select pid from pg_locks where not granted"):
-                pass
+            wait_until_waiting(database, 1)
             assert_unavailable(client.get(path), "unavailable")
         blocked.join()
-
-
-SLOW_WRITES = """
-    create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
-    create trigger slow after insert on users for each row execute function sleep()
-"""
 
 
 def test_a_write_that_takes_too_long_says_that_it_may_have_happened(database: str) -> None:
@@ -142,8 +132,7 @@ def test_a_locked_user_is_told_apart(database: str) -> None:
     settings = settings_for(database, statement_timeout_seconds=0.5)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
-        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-            other.execute("select from users for update")
+        with locked(database, "select from users for update"):
             assert_unavailable(client.delete(path), "locked")
             assert_unavailable(client.patch(path, json={"name": "x"}), "locked")
             assert client.get(path).status_code == 200
@@ -153,8 +142,7 @@ def test_a_locked_user_is_told_apart(database: str) -> None:
 def test_a_read_that_takes_too_long_is_a_504(database: str) -> None:
     settings = settings_for(database, statement_timeout_seconds=0.3)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
-        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-            other.execute("lock table users")
+        with locked(database):
             response = client.get(USERS)
             assert (response.status_code, response.json()["type"]) == (504, "about:blank")
         assert client.get(USERS).status_code == 200
@@ -167,8 +155,7 @@ def test_a_write_whose_connection_dies_says_that_it_may_have_happened(
         async with httpx.AsyncClient(base_url=client.base_url) as another:
             patch = asyncio.create_task(another.patch(locked_user, json={"name": "x"}))
             kill = "select pg_terminate_backend(pid) from pg_locks where not granted"
-            while not await asyncio.to_thread(execute, database, kill):
-                pass
+            await asyncio.to_thread(wait_until_true, database, kill)
             return await patch
 
     assert_unavailable(asyncio.run(killed()), "outcome-unknown")
@@ -227,8 +214,7 @@ async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str)
     closing = Database(settings_for(database, pool_max_size=2, acquire_timeout_seconds=300))
     await closing.open()
     slow = replace(ESTIMATE_USERS, sql="select pg_advisory_lock(1)")
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-        other.execute("select pg_advisory_lock(1)")
+    with locked(database, "select pg_advisory_lock(1)"):
         under_way = asyncio.create_task(closing.fetch(slow))
         await closing.fetch(ESTIMATE_USERS)
         end = asyncio.create_task(closing.close())

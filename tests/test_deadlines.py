@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ import pytest
 
 from api.app import create_app
 from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import execute, settings_for, wait_until_true
 from tests.rig import NeonDatabase
 from tests.serving import serve
 
 USERS = "/api/v1/users"
 WAITING = """
-    select count(*) from pg_stat_activity
+    select count(*) = {} from pg_stat_activity
     where datname = current_database() and state = 'active' and wait_event_type = 'Lock'
 """
 STARTED = """
@@ -46,8 +45,7 @@ def locked(database: str, sql: str = "lock table users") -> Iterator[psycopg.Con
 
 def wait_until_waiting(database: str, statements: int) -> None:
     """Until so many statements wait for a lock: the test's own time-out ends it."""
-    while execute(database, WAITING) != [(statements,)]:
-        time.sleep(0.01)
+    wait_until_true(database, WAITING.format(statements))
 
 
 def assert_problem(response: httpx.Response, status: int, kind: str | None) -> None:

@@ -76,9 +76,11 @@ def test_somebody_tries_it_out(page: Page, database: str) -> None:
         expect(answer.locator(".response-col_description").last).to_contain_text('"email": "ada@example.com"')
         if "SCREENSHOT" in os.environ:
             page.evaluate("scrollTo(0, 0)")
+            box = answer.bounding_box()
+            assert box is not None
             page.screenshot(
                 path=os.environ["SCREENSHOT"],
-                clip={"x": 0, "y": 0, "width": 1200, "height": 1600},
+                clip={"x": 0, "y": 0, "width": 1200, "height": box["y"] + box["height"]},  # with the answer
                 full_page=True,
                 mask=[page.locator(".curl-command")],  # it shows the key
                 mask_color="#333333",

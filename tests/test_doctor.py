@@ -3,10 +3,7 @@
 import asyncio
 import gc
 import json
-import os
-import pty
 import socket
-import subprocess
 import threading
 import time
 import warnings
@@ -38,7 +35,7 @@ from tests.rig import (
     Point,
     Rig,
 )
-from tests.test_cli import USERS_API, environment, on, run
+from tests.test_cli import USERS_API, on, on_a_terminal, run
 from tests.test_database import SESSION_STATE
 
 NETWORK = ["name resolution", "TCP", "TLS"]
@@ -547,34 +544,14 @@ def test_exit_codes_and_secrets(neon: NeonDatabase) -> None:
     assert run("doctor", "--timeout", "0", **wrong).returncode == 2
 
 
-def on_a_terminal(database: str, **variables: str) -> str:
-    """What doctor writes to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [USERS_API, "doctor"],
-        env=environment(**on(database), COLUMNS="80", **variables),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    written = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait(60) == 1
-    return written.decode().replace("\r\n", "\n")
-
-
 def test_a_terminal_gets_colours_and_lines_that_fit(empty_database: str) -> None:
-    shown = on_a_terminal(empty_database)
-    assert "\x1b[32mgreen  \x1b[0m URL" in shown
-    assert "\x1b[31mred    \x1b[0m migrations" in shown
-    assert "  ...     migrations" in shown
-    plain = on_a_terminal(empty_database, NO_COLOR="1")
+    variables = {**on(empty_database), "COLUMNS": "80"}
+    ended = on_a_terminal(USERS_API, "doctor", **variables)
+    assert ended.returncode == 1
+    assert "\x1b[32mgreen  \x1b[0m URL" in ended.stdout
+    assert "\x1b[31mred    \x1b[0m migrations" in ended.stdout
+    assert "  ...     migrations" in ended.stdout
+    plain = on_a_terminal(USERS_API, "doctor", NO_COLOR="1", **variables).stdout.replace("\r\n", "\n")
     assert "\x1b" not in plain
     assert "  red     migrations" in plain
     # What stands before a carriage return is written over, and a path is not torn.

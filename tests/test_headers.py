@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from api.app import create_app
 from api.credentials import make_api_key
-from tests import leaks
+from tests import leaks, rig
 from tests.conftest import settings_for
 from tests.serving import serve
 
@@ -104,6 +105,8 @@ def test_every_origin(client: httpx.Client) -> None:
     "text",
     [
         "password sesame",
+        f"password {rig.PASSWORD}",
+        f"password {quote(rig.PASSWORD, safe='')}",
         "postgresql://ada:x@localhost/x",
         f"sent {KEY}",
         "Bearer eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl",

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import execute, settings_for, wait_until_true
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
 from tests.test_contract import assert_problem
+from tests.test_deadlines import wait_until_waiting
 
 USERS = "/api/v1/users"
 ADA = {"email": "ada@example.com", "name": "Ada"}
@@ -174,16 +174,6 @@ def elsewhere(database: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def wait_until(database: str, condition: str) -> None:
-    deadline = time.monotonic() + 30
-    while execute(database, condition) != [(True,)]:
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.01)
-
-
-SOMEBODY_WAITS = """
-    select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-"""
 ELSEWHERE = """
     with created as (insert into users (email, name) values ('ada@example.com', 'Ada') returning id, body)
     insert into idempotency_keys (caller, key, fingerprint, user_id, body)
@@ -203,7 +193,7 @@ def test_a_twin_in_another_session_is_waited_for(
     assert found is not None
     with ThreadPoolExecutor() as threads:
         answer = threads.submit(create, client, "one")
-        wait_until(database, SOMEBODY_WAITS)
+        wait_until_waiting(database, 1)
         (elsewhere.rollback if ending == "rollback" else elsewhere.commit)()
         response = answer.result()
     if ending == "commit":
@@ -222,7 +212,7 @@ def test_a_twin_that_waits_at_the_key_alone_leaves_no_user(
     elsewhere.execute("insert into idempotency_keys values ('', 'one', 'other', null, '')")
     with ThreadPoolExecutor() as threads:
         answer = threads.submit(create, client, "one")
-        wait_until(database, SOMEBODY_WAITS)
+        wait_until_waiting(database, 1)
         elsewhere.commit()
         assert_problem(answer.result(), 422, "idempotency-key-reused")
     assert client.get(USERS).json() == []
@@ -246,7 +236,7 @@ def test_a_client_that_left_before_the_answer_can_send_again(client: httpx.Clien
     head = f"POST {USERS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: one\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        wait_until(database, "select count(*) = 1 from users")
+        wait_until_true(database, "select count(*) = 1 from users")
     again = create(client, "one")
     assert (again.status_code, is_replayed(again)) == (201, True)
     assert client.get(USERS).json() == [again.json()]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from api.migrations import _LOCK_KEY
 from api.url import parse_url
+from benchmarks.processes import free_port
 from tests.conftest import execute
+from tests.test_deadlines import locked
 
 ROOT = Path(__file__).parent.parent
 MEGABYTE = 10**6
@@ -170,9 +170,7 @@ def test_its_root_file_system_is_read_only_here(image: str) -> None:
 def test_it_migrates_serves_reports_its_health_and_stops(
     image: str, empty_database: str, user: tuple[str, ...], command: tuple[str, ...]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = (*on(empty_database), *user)
 
     migrated = run(image, "migrate", options=options)
@@ -212,16 +210,16 @@ def test_its_health_check_fails_where_nothing_answers(image: str) -> None:
 
 def test_sigterm_ends_a_migration_that_waits(image: str, empty_database: str) -> None:
     """As process 1 it would never see a signal that it does not handle, and run until it is killed."""
-    arguments = parse_url(empty_database).psycopg_arguments()
-    with psycopg.connect(**arguments, autocommit=True) as other:  # type: ignore[arg-type]
-        other.execute(f"select pg_advisory_lock({_LOCK_KEY})".encode())
-        with started(image, "migrate", options=on(empty_database)) as container:
-            deadline = time.monotonic() + 60
-            while "another migration is running: waiting" not in log_of(container):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert stop(container, grace_seconds=30) == 1
-            assert "Aborted!" in log_of(container)
+    with (
+        locked(empty_database, f"select pg_advisory_lock({_LOCK_KEY})"),
+        started(image, "migrate", options=on(empty_database)) as container,
+    ):
+        deadline = time.monotonic() + 60
+        while "another migration is running: waiting" not in log_of(container):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert stop(container, grace_seconds=30) == 1
+        assert "Aborted!" in log_of(container)
     assert "applying 0001.create-users" in run(image, "migrate", options=on(empty_database)).stdout
 
 
@@ -255,7 +253,7 @@ def test_compose_file() -> None:
         timeout=300,
     )
     if "Docker Compose is not here" in checked.stderr and "CI" not in os.environ:
-        pytest.skip(checked.stderr.strip())
+        pytest.skip(checked.stderr.splitlines()[-1])
     assert checked.returncode == 0, checked.stderr
     services = json.loads(checked.stdout)["services"]
     assert services["api"]["deploy"]["replicas"] == 2

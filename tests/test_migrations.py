@@ -4,7 +4,6 @@ import hashlib
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,8 @@ from api import migrations
 from api.migrations import MigrationError, MigrationStatus
 from api.resources import MIGRATIONS_DIRECTORY
 from api.url import parse_url
-from tests.conftest import execute
+from tests.conftest import execute, wait_until
+from tests.test_deadlines import wait_until_waiting
 
 # Every name in the schema with its definition, but for the tables that record migrations.
 CATALOG = r"""
@@ -269,9 +269,7 @@ def test_a_killed_run_leaves_nothing_in_the_way(here: Migrations, empty_database
     with holding_back(empty_database):
         process = start()
         assert first_line(process) == "applying 0001.slow"
-        blocked = "select 1 from pg_locks where locktype = 'advisory' and not granted"
-        while not execute(empty_database, blocked):
-            time.sleep(0.01)
+        wait_until_waiting(empty_database, 1)
         process.kill()
         process.wait()
         assert here.states() == {"0001.slow": "pending"}
@@ -403,11 +401,11 @@ def test_a_broken_rollback_undoes_nothing(here: Migrations, empty_database: str)
 
 
 def test_a_pooled_url_is_refused() -> None:
-    url = parse_url("postgresql://app:s3cret@ep-cool-sea-1-pooler.eu-central-1.aws.neon.tech/app?sslmode=require")
+    url = parse_url("postgresql://app:sesame@ep-cool-sea-1-pooler.eu-central-1.aws.neon.tech/app?sslmode=require")
     for command in (migrations.migrate, migrations.rollback):
         with pytest.raises(MigrationError, match="set DIRECT_URL") as raised:
             command(url)
-        assert "s3cret" not in str(raised.value)
+        assert "sesame" not in str(raised.value)
 
 
 @pytest.fixture
@@ -420,8 +418,7 @@ def password_asked(postgres: str) -> Iterator[None]:
         loaded = execute(postgres, "select pg_conf_load_time()")
         Path(name).write_text(rules)
         execute(postgres, "select pg_reload_conf()")
-        while execute(postgres, "select pg_conf_load_time()") == loaded:
-            time.sleep(0.01)
+        wait_until(lambda: execute(postgres, "select pg_conf_load_time()") != loaded)
 
     execute(postgres, "create role migrations_guest login password 'right'")
     load(f"local all migrations_guest scram-sha-256\nhost all migrations_guest all scram-sha-256\n{content}")
@@ -434,8 +431,8 @@ def password_asked(postgres: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("authority", "reason"),
     [
-        ("//migrations_guest:s3cret@/postgres", 'password authentication failed for user "migrations_guest"'),
-        ("//postgres:s3cret@/nowhere", 'database "nowhere" does not exist'),
+        ("//migrations_guest:sesame@/postgres", 'password authentication failed for user "migrations_guest"'),
+        ("//postgres:sesame@/nowhere", 'database "nowhere" does not exist'),
     ],
 )
 def test_a_failed_connection_is_one_line_without_the_password(postgres: str, authority: str, reason: str) -> None:
@@ -444,4 +441,4 @@ def test_a_failed_connection_is_one_line_without_the_password(postgres: str, aut
         with pytest.raises(MigrationError, match=f"^cannot connect to the database: .*{reason}") as raised:
             command(url)
         assert "\n" not in str(raised.value)
-        assert "s3cret" not in str(raised.value)
+        assert "sesame" not in str(raised.value)

@@ -25,7 +25,7 @@ from api import neon
 from api.neon import DatabaseURL, InvalidURLError
 from api.url import parse_url
 
-SECRET = "npg_Hunter2"
+SECRET = "npg_sesame"
 NEON = f"postgresql://owner:{SECRET}@ep-cool-1-pooler.eu-central-1.aws.neon.tech/neondb"
 LOCAL = f"postgresql://owner:{SECRET}@localhost/neondb"
 

@@ -98,7 +98,7 @@ def test_examples_are_what_the_schemas_say(document: dict[str, Any]) -> None:
                 check(content)
 
 
-def test_it_is_served_open_and_printed_the_same(document: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_served_open_and_printed_the_same(document: dict[str, Any]) -> None:
     _, entry = make_api_key("x", read_only=True)
     with serve(create_app(settings_for(NOWHERE, api_keys=entry))) as url:
         served = httpx.get(f"{url}/openapi.json")

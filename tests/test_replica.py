@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 from starlette.routing import Route, Router
 
@@ -18,11 +17,13 @@ from api.http import Resource
 from api.settings import Settings
 from api.telemetry.middleware import Telemetry
 from api.url import parse_url
-from tests.conftest import execute, settings_for
+from tests.conftest import SLOW_WRITES, execute, settings_for
 from tests.rig import NeonDatabase, Rig
 from tests.serving import serve
 from tests.standby import Standby
+from tests.test_deadlines import locked, wait_until_waiting
 from tests.test_linearizability import Distance
+from tests.test_metrics import STATEMENT, scrape
 
 USERS = "/api/v1/users"
 BEYOND = "FFFFFFFF/FFFFFFFF"
@@ -84,6 +85,21 @@ def names(client: httpx.Client, path: str, position: str | None) -> list[str]:
     return [user["name"] for user in found]
 
 
+def reads_of_the_primary(client: httpx.Client) -> float:
+    """How many reads the primary has had: what they show does not tell who answered them.
+
+    Who meets a new connection to the replica is answered by the primary, since it may lead to a server that restarted.
+    One may be opened while another is on its way back to the pool, unless POOL_MAX_SIZE is 1.
+    """
+    return sum(
+        sample.value
+        for sample in scrape(str(client.base_url)).samples
+        if sample.name == f"{STATEMENT}_count"
+        and sample.labels["url"] == "DATABASE_URL"
+        and sample.labels["statement"].startswith(("users/select", "users/list"))
+    )
+
+
 def test_reads_go_to_the_replica(settings: Settings, standby: Standby) -> None:
     with serving(settings) as client:
         path, _ = create(client)
@@ -98,21 +114,22 @@ def test_reads_go_to_the_replica(settings: Settings, standby: Standby) -> None:
 
 @both_ways
 def test_a_client_that_wrote_sees_what_it_wrote(settings: Settings, standby: Standby) -> None:
-    with serving(settings) as client:
+    with serving(settings, pool_max_size=1) as client:
         path, position = create(client)
         assert names(client, path, position) == ["old"] * 5
         standby.pause()
         position = client.patch(path, json={"name": "new"}).headers["read-after"]
-        read = threading.Timer(0.2, standby.resume)
-        read.start()
+        resumed = threading.Timer(0.2, standby.resume)
+        resumed.start()
         # It waits for the replica, which is resumed after it has begun to.
         assert names(client, path, position) == ["new"] * 5
-        read.join()
+        resumed.join()
+        assert reads_of_the_primary(client) == 0
 
 
 def test_a_replica_that_is_too_far_behind_makes_one_request_wait(settings: Settings, standby: Standby) -> None:
     # A wait that the test would not outlive for each of its requests.
-    with serving(settings, replica_wait_seconds=2) as client:
+    with serving(settings, replica_wait_seconds=2, pool_max_size=1) as client:
         path, _ = create(client)
         standby.catch_up()
         client.get(path)
@@ -123,7 +140,10 @@ def test_a_replica_that_is_too_far_behind_makes_one_request_wait(settings: Setti
         # Who wrote nothing is content with what the replica has.
         assert names(client, path, None) == ["old"] * 5
         standby.resume()
+        standby.catch_up()
+        before = reads_of_the_primary(client)
         assert names(client, path, position) == ["new"] * 5
+        assert reads_of_the_primary(client) == before > 0
 
 
 WRITES: list[tuple[str, Callable[[httpx.Client, str], httpx.Response], int]] = [
@@ -138,15 +158,16 @@ WRITES: list[tuple[str, Callable[[httpx.Client, str], httpx.Response], int]] = [
 
 @pytest.mark.parametrize(("write", "status"), [each[1:] for each in WRITES], ids=[each[0] for each in WRITES])
 def test_every_answer_to_a_write_says_what_to_read_after(
-    settings: Settings, standby: Standby, write: Callable[[httpx.Client, str], httpx.Response], status: int
+    settings: Settings, write: Callable[[httpx.Client, str], httpx.Response], status: int
 ) -> None:
-    with serving(settings) as client:
+    with serving(settings, pool_max_size=1) as client:
         path, position = create(client)
         answer = write(client, path)
         assert answer.status_code == status
         assert as_number(answer.headers["read-after"]) >= as_number(position)
         assert client.get(USERS, headers={"read-after": answer.headers["read-after"]}).status_code == 200
         assert "read-after" not in client.get(path).headers
+        assert reads_of_the_primary(client) == 0
 
 
 def as_number(position: str) -> int:
@@ -173,13 +194,11 @@ def test_a_position_from_within_the_writing_statement_is_too_early(database: str
         position as materialized (select pg_current_wal_insert_lsn() as lsn from created)
         select lsn, pg_advisory_xact_lock_shared(1) from position
     """
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as gate:  # type: ignore[arg-type]
-        gate.execute("select pg_advisory_xact_lock(1)")
+    with locked(database, "select pg_advisory_xact_lock(1)") as gate:
         within: list[tuple[object, ...]] = []
         writing = threading.Thread(target=lambda: within.extend(execute(database, write)))
         writing.start()
-        while not execute(database, "select pid from pg_locks where locktype = 'advisory' and not granted"):
-            pass
+        wait_until_waiting(database, 1)
         # The statement has its position, and has not committed yet. The replica replays beyond it.
         standby.catch_up()
         replayed = str(execute(far, "select pg_last_wal_replay_lsn()")[0][0])
@@ -214,16 +233,8 @@ def test_a_position_that_no_log_reaches_is_read_from_the_primary(
         assert names(client, path, token) == ["new"] * 5
 
 
-def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(
-    settings: Settings, standby: Standby, database: str
-) -> None:
-    execute(
-        database,
-        """
-        create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
-        create trigger slow after insert on users for each row execute function sleep()
-        """,
-    )
+def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(settings: Settings, database: str) -> None:
+    execute(database, SLOW_WRITES)
     with serving(settings, statement_timeout_seconds=0.3) as client:
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert answer.json()["type"] == "urn:problem:users-api:outcome-unknown"
@@ -271,21 +282,15 @@ async def test_a_replica_that_is_busy_is_not_left_alone(
     standby.catch_up()
     with serving(settings) as client:
         path, _ = create(client)
-        with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-            other.execute("lock table users")
+        with locked(database) as other:
             # The lock is replayed, so that the first read waits for it there, and the other here.
             standby.catch_up()
             async with httpx.AsyncClient(base_url=client.base_url, timeout=40) as many:
                 reads = [asyncio.create_task(many.get(path)) for _ in range(2)]
-                await asyncio.to_thread(wait_for_lock, database)
+                await asyncio.to_thread(wait_until_waiting, database, 1)
                 other.rollback()
                 assert [(await read).status_code for read in reads] == [200, 200]
     assert "the primary answers instead" not in caplog.text
-
-
-def wait_for_lock(url: str) -> None:
-    while not execute(url, "select pid from pg_locks where not granted and locktype = 'relation'"):
-        pass
 
 
 def test_a_replica_that_crashes_and_returns(
@@ -379,12 +384,14 @@ async def test_nobody_misses_what_it_wrote_whatever_becomes_of_the_replica(
 
 async def test_the_writes_of_a_batch_share_the_question(rig: Rig, neon: NeonDatabase, session_standby: Standby) -> None:
     session_standby.catch_up()
-    with serving(neon.settings(read_database_url=session_standby.url(neon.superuser))) as client:
+    settings = neon.settings(read_database_url=session_standby.url(neon.superuser), replica_wait_seconds=10)
+    with serving(settings, pool_max_size=1) as client:
         async with httpx.AsyncClient(base_url=client.base_url, limits=httpx.Limits(max_connections=None)) as many:
             answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(100)))
         for answer in answers:
             position = answer.headers["read-after"]
             assert client.get(answer.headers["location"], headers={"read-after": position}).content == answer.content
+        assert reads_of_the_primary(client) == 0
     # A hundred writes, the questions after them, and no read.
     assert rig.counts.statements < 100
 
@@ -403,6 +410,7 @@ def test_without_a_replica_nothing_stands_between(database: str) -> None:
 def test_a_replica_that_is_the_primary(database: str, batching: bool) -> None:
     """As before the first replica is made: the same URL twice."""
     settings = settings_for(database, read_database_url=database, replica_wait_seconds=10, batching=batching)
-    with serving(settings) as client:
+    with serving(settings, pool_max_size=1) as client:
         path, position = create(client)
         assert names(client, path, position) == ["old"] * 5
+        assert reads_of_the_primary(client) == 0

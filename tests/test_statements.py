@@ -53,7 +53,7 @@ def test_a_renamed_column_is_named_with_its_file_and_declaration(database: str) 
     execute(database, "alter table users rename column version to revision")
     mismatches = {mismatch.statement.name: str(mismatch) for mismatch in check(database)}
     assert "users/select_users.sql" in mismatches
-    assert "list_users_after" not in mismatches
+    assert "users/list_users_after.sql" not in mismatches
     message = mismatches["users/select_users.sql"]
     assert message.startswith("sql/users/select_users.sql, declared at api/users/queries.py:")
     assert 'column "version" does not exist' in message

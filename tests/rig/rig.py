@@ -19,7 +19,7 @@ from tests.rig.pgbouncer import PgBouncer
 from tests.rig.proxy import Proxy
 
 ROLE = "neondb_owner"
-PASSWORD = "npg_s3cret/with:odd@characters?"
+PASSWORD = "npg_sesame/with:odd@characters?"
 HOSTS: dict[Route, str] = {"pooled": "ep-rig-000001-pooler.localhost", "direct": "ep-rig-000001.localhost"}
 
 Certificate = Literal["valid", "expired", "wrong name", "unknown authority", "none"]
