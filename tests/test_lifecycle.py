@@ -109,6 +109,17 @@ def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable
         assert httpx.get(f"{url}/ready").status_code == 200
 
 
+def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) -> None:
+    """Each time, not only the first: it is not known before that a statement will have no answer."""
+    settings = settings_for(database, readiness_probe_seconds=3600, statement_timeout_seconds=300)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        with locked(database):
+            for _ in range(3):
+                assert_problem(client.get("/ready"), 503, "unavailable")
+            wait_until_waiting(database, 1)  # One question is enough.
+        until(lambda: client.get("/ready").status_code == 200)
+
+
 # What signals do
 
 
