@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from socket import socket
+from typing import Any
 
 import uvicorn
 
@@ -59,9 +60,15 @@ class Supervisor:
             loop.add_signal_handler(each, self._stop, end, each)
         hang_up = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-        self._workers = [self._start() for _ in range(self._config.workers)]
-        tasks = [loop.create_task(self._keep(place, end)) for place in range(self._config.workers)]
+        for _ in range(self._config.workers):
+            if (worker := self._start()) is None:
+                self._stop(end, signal.SIGINT, 1)
+                break
+            self._workers.append(worker)
+        tasks = [loop.create_task(self._keep(place, end)) for place in range(len(self._workers))]
         tasks.append(loop.create_task(self._replace_on(hang_up)))
+        for task in tasks:
+            task.add_done_callback(partial(self._notice_failure, end))
         sig, code = await end
         # While this process had it, clients would be let in that no worker turns to any more.
         self._listener.close()
@@ -70,8 +77,13 @@ class Supervisor:
         self._tell(sig)
         return code if await self._see_off(self._living) else 1
 
-    def _start(self) -> "_Worker":
-        worker = _Worker(self._make_server, self._listener)
+    def _start(self) -> "_Worker | None":
+        """Start a worker. None where the system has no room for it."""
+        try:
+            worker = _Worker(self._make_server, self._listener)
+        except OSError as error:
+            logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: where it was says nothing
+            return None
         self._living.add(worker)
         worker.ended.add_done_callback(lambda _: self._living.discard(worker))
         return worker
@@ -81,6 +93,12 @@ class Supervisor:
             self._tell(sig)
         else:
             end.set_result((sig, code))
+
+    def _notice_failure(self, end: _End, task: asyncio.Task[None]) -> None:
+        """Stop everything: a place would stay empty, or SIGHUP without an effect, and nobody would see why."""
+        if not task.cancelled() and (error := task.exception()):
+            logger.critical("the supervisor has failed: the workers stop", exc_info=error)
+            self._stop(end, signal.SIGTERM, 1)
 
     def _tell(self, sig: signal.Signals) -> None:
         for worker in self._living:
@@ -102,7 +120,7 @@ class Supervisor:
         """See to it that somebody serves in a place."""
         while True:
             worker = self._workers[place]
-            await asyncio.wait([worker.ended])
+            await asyncio.wait([worker.ended, worker.replaced], return_when=asyncio.FIRST_COMPLETED)
             if self._workers[place] is not worker:
                 continue
             logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
@@ -113,9 +131,11 @@ class Supervisor:
                     self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
-                if self._workers[place] is not worker:
-                    continue
-            self._workers[place] = self._start()
+            while self._workers[place] is worker:
+                if (successor := self._start()) is None:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                else:
+                    self._workers[place] = successor
 
     async def _replace_on(self, hang_up: asyncio.Event) -> None:
         while True:
@@ -131,24 +151,31 @@ class Supervisor:
 
     async def _replace(self, place: int) -> bool:
         """Put a new worker into a place, and let the old one finish. False, and nothing changes, where it cannot."""
-        successor = self._start()
+        if (successor := self._start()) is None:
+            return False
         await asyncio.wait([successor.serves], timeout=_START_SECONDS)
         if not successor.has_served:
             successor.kill()
             return False
         old, self._workers[place] = self._workers[place], successor
+        old.replaced.set_result(None)
         old.tell(signal.SIGHUP)
+        logger.info("worker %d serves instead of worker %d, which finishes what it has", successor.pid, old.pid)
         # The next has to wait: each of those that finish holds connections to the database beyond the budget.
         await self._see_off([old])
         return True
 
 
 class _Worker:
-    """A process, and what is known of it: that it serves, or did, and its exit code when it has ended."""
+    """A process, and what is known of it: that it serves, or did, that another one has its place, and its exit code.
+
+    Raises OSError where the system has no room for it.
+    """
 
     def __init__(self, make_server: Callable[..., Server], listener: socket) -> None:
         self._loop = asyncio.get_running_loop()
         self.serves: asyncio.Future[bool] = self._loop.create_future()
+        self.replaced: asyncio.Future[Any] = self._loop.create_future()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
         self._process = _spawn.Process(target=_work, args=(make_server, listener, its_end), daemon=True)

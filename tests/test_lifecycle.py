@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from uvicorn.config import STARTUP_FAILURE
 
 from api.app import create_app
 from tests.conftest import KILL_ALL, execute, settings_for
@@ -291,14 +289,3 @@ def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], dire
         assert httpx.get(f"{url}{USERS}").status_code == 200
     assert "users-api: POOL_MAX_SIZE: " in log.read_text()
     assert "Traceback" not in log.read_text()
-
-
-def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
-    code = (
-        "from api.supervisor import Supervisor; from uvicorn import Config; import sys; "
-        "config = Config('api.no_such_module:app', port=0, workers=2); "
-        "sys.exit(Supervisor(config, drain_seconds=0, grace_seconds=5).run()) if __name__ == '__main__' else None"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == STARTUP_FAILURE
-    assert "ended by itself, with exit code 3" in ended.stderr
