@@ -10,9 +10,10 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from socket import socket
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 import uvicorn
 
 from api.lifecycle import Server
-from api.settings import SettingsError
+from api.settings import SettingsError, load_settings
+from api.telemetry.logs import log_config
 
 logger = logging.getLogger("api.supervisor")
 
@@ -30,6 +32,8 @@ _START_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _MARGIN_SECONDS = 2.0
 
+_FROM_TERMINAL = {each for each in signal.Signals if each.name in ("SIGINT", "SIGHUP")}  # Windows lacks one.
+
 _End = asyncio.Future[tuple[signal.Signals, int]]
 """What ends it: the signal that the workers get, and the exit code."""
 
@@ -37,13 +41,13 @@ _End = asyncio.Future[tuple[signal.Signals, int]]
 class Supervisor:
     """Runs `config.workers` processes.
 
-    A worker that has not ended 2 s after its `grace_seconds` is killed, so that the whole ends within that time too.
+    A worker that has not ended 2 s after its GRACE_SECONDS is killed, so that the whole ends within that time too. It
+    reads them when it starts; `grace_seconds` are for one that has not done so yet.
     """
 
-    def __init__(self, config: uvicorn.Config, *, drain_seconds: float, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, *, grace_seconds: float) -> None:
         self._config = config
-        self._make_server = partial(Server, config, drain_seconds=drain_seconds, grace_seconds=grace_seconds)
-        self._longest_end = grace_seconds + _MARGIN_SECONDS
+        self._grace_seconds = grace_seconds
         self._listener: socket
         self._workers: list[_Worker] = []  # one for each place
         self._living: set[_Worker] = set()  # these, the next that starts, and those that finish what they have
@@ -80,7 +84,7 @@ class Supervisor:
     def _start(self) -> "_Worker | None":
         """Start a worker. None where the system has no room for it."""
         try:
-            worker = _Worker(self._make_server, self._listener)
+            worker = _Worker(self._config, self._listener, self._grace_seconds)
         except OSError as error:
             logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: where it was says nothing
             return None
@@ -108,7 +112,8 @@ class Supervisor:
         """Wait for the end of workers that were told to stop. False where that had to be forced."""
         if not workers:
             return True
-        _, late = await asyncio.wait([worker.ended for worker in workers], timeout=self._longest_end)
+        longest = max(worker.grace_seconds for worker in workers) + _MARGIN_SECONDS
+        _, late = await asyncio.wait([worker.ended for worker in workers], timeout=longest)
         for worker in [worker for worker in workers if worker.ended in late]:
             logger.error("worker %d does not end: it is killed", worker.pid)
             worker.kill()
@@ -172,14 +177,21 @@ class _Worker:
     Raises OSError where the system has no room for it.
     """
 
-    def __init__(self, make_server: Callable[..., Server], listener: socket) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket, grace_seconds: float) -> None:
+        self.grace_seconds = grace_seconds
         self._loop = asyncio.get_running_loop()
         self.serves: asyncio.Future[bool] = self._loop.create_future()
         self.replaced: asyncio.Future[Any] = self._loop.create_future()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
-        self._process = _spawn.Process(target=_work, args=(make_server, listener, its_end), daemon=True)
-        self._process.start()
+        self._process = _spawn.Process(target=_work, args=(config, listener, its_end), daemon=True)
+        # What a terminal sends to each process has to wait until the worker, which inherits this, can ignore it.
+        resource_tracker.ensure_running()  # Its start, a part of the first worker's otherwise, lets SIGINT through.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         its_end.close()
         self.pid: int = self._process.pid  # type: ignore[assignment] # it has one from its start on
         self._loop.add_reader(self._pipe.fileno(), self._hear)
@@ -200,7 +212,7 @@ class _Worker:
     def _hear(self) -> None:
         self._loop.remove_reader(self._pipe.fileno())
         with suppress(EOFError, OSError):
-            self._pipe.recv_bytes()
+            self.grace_seconds = float(self._pipe.recv_bytes())
             self.serves.set_result(True)
 
     def _bury(self) -> None:
@@ -213,10 +225,15 @@ class _Worker:
         self.ended.set_result(self._process.exitcode or 0)
 
 
-def _work(make_server: Callable[..., Server], listener: socket, parent: Connection) -> None:
-    server = make_server(parent=parent)
-    server.config.configure_logging()
+def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
+    for each in _FROM_TERMINAL:
+        signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)
     try:
-        server.run([listener])
+        settings = load_settings()
+        config.log_config = log_config(settings.log_level)
+        config.configure_logging()
+        drain, grace = settings.drain_seconds, settings.grace_seconds
+        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run([listener])
     except SettingsError as error:  # What they say now is not what they said when the supervisor started.
         sys.exit(f"users-api: {error}")
