@@ -20,7 +20,7 @@ from api.http import resources, respond_not_found
 from api.limits import Gate
 from api.probes import Probes
 from api.replica import Replica, replicated
-from api.settings import NOBODY_TO_ASK, Settings, SettingsError, load_settings
+from api.settings import NOBODY_TO_ASK, Settings, SettingsError
 from api.telemetry.endpoint import metrics_route
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
@@ -29,6 +29,7 @@ from api.tokens import Tokens
 from api.users.bulk import Bulk
 from api.users.handlers import Users
 from api.users.queries import select_users
+from api.workers import worker_settings
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
@@ -97,7 +98,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
 def app_from_environment() -> ASGIApp:
     """The application with the environment's settings: what each uvicorn worker calls."""
-    app = create_app(load_settings(), metrics_from_environment(), tracing_from_environment())
+    app = create_app(worker_settings(), metrics_from_environment(), tracing_from_environment())
     # What there is by now stays, so that the garbage collector need not look at it again; nor need it look at the
     # requests under way each time that there are 700 objects more. It took a sixth of the time of a batched GET.
     gc.collect()

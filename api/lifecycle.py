@@ -33,9 +33,10 @@ class Server(uvicorn.Server):
     - SIGTERM does that, and without a supervisor SIGHUP, which would end the process otherwise.
     - SIGINT (Ctrl-C) leaves out the delay. A second one does not wait for what is under way.
 
-    `parent` is a worker's end of the pipe to its supervisor. The worker says there that it serves, hears signals from
-    there as bytes, and stops when the other end is closed. SIGHUP from there says that a successor serves: the worker
-    accepts no more connections at once, and /ready is left alone, since the service as a whole goes on.
+    `parent` is a worker's end of the pipe to its supervisor. The worker says there that it serves, by its
+    `grace_seconds`, hears signals from there as bytes, and stops when the other end is closed. SIGHUP from there says
+    that a successor serves: the worker accepts no more connections at once, and /ready is left alone, since the service
+    as a whole goes on.
     """
 
     def __init__(
@@ -59,11 +60,9 @@ class Server(uvicorn.Server):
         """Listen to the signals that end a process, as uvicorn does."""
         with super().capture_signals():
             if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
-                # A terminal sends these two to the workers as well as to the supervisor, which passes them on.
                 if self._parent is None:
                     signal.signal(signal.SIGHUP, self.handle_exit)
-                else:
-                    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                else:  # as its supervisor started it, which passes on what a terminal sends to each process
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
             yield
 
@@ -82,7 +81,7 @@ class Server(uvicorn.Server):
         if self._parent is not None:
             asyncio.get_running_loop().add_reader(self._parent.fileno(), self._listen_to, self._parent)
             with suppress(OSError):  # It is gone already, which is heard in a moment.
-                self._parent.send_bytes(b"serves")
+                self._parent.send_bytes(b"%f" % self._grace_seconds)
 
     def _listen_to(self, parent: Connection) -> None:
         try:

@@ -73,10 +73,16 @@ class Probes:
             raise StoppingError
         # Without the question nothing would show that the database is back: nobody sends requests to a server that is
         # not ready. It wakes nothing that sleeps: the request that failed had wanted it awake.
-        due = self._every is not None and asyncio.get_running_loop().time() - self._asked >= self._every
-        if (due or not self._database.answers) and not await self._database_answers():
+        if (self._is_due() or not self._database.answers) and not await self._database_answers():
             raise DatabaseUnavailableError
         return JSONBody(b'{"status":"ready"}')
+
+    def _is_due(self) -> bool:
+        """Whether the database is asked in any case; what it has not answered yet, or refused, is due again."""
+        if self._every is None:
+            return False
+        answered = self._question is not None and self._question.done() and self._question.result()
+        return not answered or asyncio.get_running_loop().time() - self._asked >= self._every
 
     async def _database_answers(self) -> bool:
         if self._question is None or self._question.done():

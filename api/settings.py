@@ -247,12 +247,16 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the environment and `.env` in the working directory; the environment wins.
 
-    Raises SettingsError with one line for each variable that cannot be used.
+    Raises SettingsError with one line for each variable that cannot be used, or for `.env`, where it cannot be read.
     """
     try:
         return Settings(_env_file=".env")
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(fault["loc"], fault["msg"]) for fault in error.errors())) from None
+    except UnicodeDecodeError as error:  # whose text quotes what may be a secret
+        raise SettingsError(f".env: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f".env: {error.strerror}: let this user read it, or take it away") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -10,16 +10,19 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from socket import socket
+from typing import Any
 
 import uvicorn
 
 from api.lifecycle import Server
-from api.settings import SettingsError
+from api.settings import SettingsError, load_settings
+from api.telemetry.logs import log_config
 
 logger = logging.getLogger("api.supervisor")
 
@@ -29,6 +32,8 @@ _START_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _MARGIN_SECONDS = 2.0
 
+_FROM_TERMINAL = {each for each in signal.Signals if each.name in ("SIGINT", "SIGHUP")}  # Windows lacks one.
+
 _End = asyncio.Future[tuple[signal.Signals, int]]
 """What ends it: the signal that the workers get, and the exit code."""
 
@@ -36,13 +41,13 @@ _End = asyncio.Future[tuple[signal.Signals, int]]
 class Supervisor:
     """Runs `config.workers` processes.
 
-    A worker that has not ended 2 s after its `grace_seconds` is killed, so that the whole ends within that time too.
+    A worker that has not ended 2 s after its GRACE_SECONDS is killed, so that the whole ends within that time too. It
+    reads them when it starts; `grace_seconds` are for one that has not done so yet.
     """
 
-    def __init__(self, config: uvicorn.Config, *, drain_seconds: float, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, *, grace_seconds: float) -> None:
         self._config = config
-        self._make_server = partial(Server, config, drain_seconds=drain_seconds, grace_seconds=grace_seconds)
-        self._longest_end = grace_seconds + _MARGIN_SECONDS
+        self._grace_seconds = grace_seconds
         self._listener: socket
         self._workers: list[_Worker] = []  # one for each place
         self._living: set[_Worker] = set()  # these, the next that starts, and those that finish what they have
@@ -59,9 +64,15 @@ class Supervisor:
             loop.add_signal_handler(each, self._stop, end, each)
         hang_up = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-        self._workers = [self._start() for _ in range(self._config.workers)]
-        tasks = [loop.create_task(self._keep(place, end)) for place in range(self._config.workers)]
+        for _ in range(self._config.workers):
+            if (worker := self._start()) is None:
+                self._stop(end, signal.SIGINT, 1)
+                break
+            self._workers.append(worker)
+        tasks = [loop.create_task(self._keep(place, end)) for place in range(len(self._workers))]
         tasks.append(loop.create_task(self._replace_on(hang_up)))
+        for task in tasks:
+            task.add_done_callback(partial(self._notice_failure, end))
         sig, code = await end
         # While this process had it, clients would be let in that no worker turns to any more.
         self._listener.close()
@@ -70,8 +81,13 @@ class Supervisor:
         self._tell(sig)
         return code if await self._see_off(self._living) else 1
 
-    def _start(self) -> "_Worker":
-        worker = _Worker(self._make_server, self._listener)
+    def _start(self) -> "_Worker | None":
+        """Start a worker. None where the system has no room for it."""
+        try:
+            worker = _Worker(self._config, self._listener, self._grace_seconds)
+        except OSError as error:
+            logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: where it was says nothing
+            return None
         self._living.add(worker)
         worker.ended.add_done_callback(lambda _: self._living.discard(worker))
         return worker
@@ -82,6 +98,12 @@ class Supervisor:
         else:
             end.set_result((sig, code))
 
+    def _notice_failure(self, end: _End, task: asyncio.Task[None]) -> None:
+        """Stop everything: a place would stay empty, or SIGHUP without an effect, and nobody would see why."""
+        if not task.cancelled() and (error := task.exception()):
+            logger.critical("the supervisor has failed: the workers stop", exc_info=error)
+            self._stop(end, signal.SIGTERM, 1)
+
     def _tell(self, sig: signal.Signals) -> None:
         for worker in self._living:
             worker.tell(sig)
@@ -90,7 +112,8 @@ class Supervisor:
         """Wait for the end of workers that were told to stop. False where that had to be forced."""
         if not workers:
             return True
-        _, late = await asyncio.wait([worker.ended for worker in workers], timeout=self._longest_end)
+        longest = max(worker.grace_seconds for worker in workers) + _MARGIN_SECONDS
+        _, late = await asyncio.wait([worker.ended for worker in workers], timeout=longest)
         for worker in [worker for worker in workers if worker.ended in late]:
             logger.error("worker %d does not end: it is killed", worker.pid)
             worker.kill()
@@ -102,7 +125,7 @@ class Supervisor:
         """See to it that somebody serves in a place."""
         while True:
             worker = self._workers[place]
-            await asyncio.wait([worker.ended])
+            await asyncio.wait([worker.ended, worker.replaced], return_when=asyncio.FIRST_COMPLETED)
             if self._workers[place] is not worker:
                 continue
             logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
@@ -113,9 +136,11 @@ class Supervisor:
                     self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
-                if self._workers[place] is not worker:
-                    continue
-            self._workers[place] = self._start()
+            while self._workers[place] is worker:
+                if (successor := self._start()) is None:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                else:
+                    self._workers[place] = successor
 
     async def _replace_on(self, hang_up: asyncio.Event) -> None:
         while True:
@@ -131,28 +156,42 @@ class Supervisor:
 
     async def _replace(self, place: int) -> bool:
         """Put a new worker into a place, and let the old one finish. False, and nothing changes, where it cannot."""
-        successor = self._start()
+        if (successor := self._start()) is None:
+            return False
         await asyncio.wait([successor.serves], timeout=_START_SECONDS)
         if not successor.has_served:
             successor.kill()
             return False
         old, self._workers[place] = self._workers[place], successor
+        old.replaced.set_result(None)
         old.tell(signal.SIGHUP)
+        logger.info("worker %d serves instead of worker %d, which finishes what it has", successor.pid, old.pid)
         # The next has to wait: each of those that finish holds connections to the database beyond the budget.
         await self._see_off([old])
         return True
 
 
 class _Worker:
-    """A process, and what is known of it: that it serves, or did, and its exit code when it has ended."""
+    """A process, and what is known of it: that it serves, or did, that another one has its place, and its exit code.
 
-    def __init__(self, make_server: Callable[..., Server], listener: socket) -> None:
+    Raises OSError where the system has no room for it.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: socket, grace_seconds: float) -> None:
+        self.grace_seconds = grace_seconds
         self._loop = asyncio.get_running_loop()
         self.serves: asyncio.Future[bool] = self._loop.create_future()
+        self.replaced: asyncio.Future[Any] = self._loop.create_future()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
-        self._process = _spawn.Process(target=_work, args=(make_server, listener, its_end), daemon=True)
-        self._process.start()
+        self._process = _spawn.Process(target=_work, args=(config, listener, its_end), daemon=True)
+        # What a terminal sends to each process has to wait until the worker, which inherits this, can ignore it.
+        resource_tracker.ensure_running()  # Its start, a part of the first worker's otherwise, lets SIGINT through.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         its_end.close()
         self.pid: int = self._process.pid  # type: ignore[assignment] # it has one from its start on
         self._loop.add_reader(self._pipe.fileno(), self._hear)
@@ -173,7 +212,7 @@ class _Worker:
     def _hear(self) -> None:
         self._loop.remove_reader(self._pipe.fileno())
         with suppress(EOFError, OSError):
-            self._pipe.recv_bytes()
+            self.grace_seconds = float(self._pipe.recv_bytes())
             self.serves.set_result(True)
 
     def _bury(self) -> None:
@@ -186,10 +225,15 @@ class _Worker:
         self.ended.set_result(self._process.exitcode or 0)
 
 
-def _work(make_server: Callable[..., Server], listener: socket, parent: Connection) -> None:
-    server = make_server(parent=parent)
-    server.config.configure_logging()
+def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
+    for each in _FROM_TERMINAL:
+        signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)
     try:
-        server.run([listener])
+        settings = load_settings()
+        config.log_config = log_config(settings.log_level)
+        config.configure_logging()
+        drain, grace = settings.drain_seconds, settings.grace_seconds
+        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run([listener])
     except SettingsError as error:  # What they say now is not what they said when the supervisor started.
         sys.exit(f"users-api: {error}")

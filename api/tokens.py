@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPMessage
@@ -13,6 +15,7 @@ import jwt
 
 from api.credentials import invalid_credentials, keys_unavailable
 from api.errors import describe
+from api.threads import in_daemon_thread
 
 logger = logging.getLogger("api.tokens")
 
@@ -83,6 +86,7 @@ class SigningKeys:
         self._fetched_at = -inf
         self._failed = False
         self._fetching: asyncio.Task[None] | None = None
+        self._reading = threading.Lock()  # of the thread that fetches: it may go on when nobody waits for it any more
 
     async def find(self, kid: str) -> jwt.PyJWK | None:
         """The key, None where the issuer has none of that name. Raises Problem where that cannot be known."""
@@ -110,7 +114,7 @@ class SigningKeys:
         try:
             # urllib's time-out is for each read: a host that sends a byte now and then must not hold up who waits.
             async with asyncio.timeout(2 * _FETCH_SECONDS):
-                self._keys = await asyncio.to_thread(_fetch_keys, self._url)
+                self._keys = await in_daemon_thread(self._fetch_alone)
             self._failed = False
         except Exception as error:  # Whatever the host sends, the keys that are known stay.
             self._failed = True
@@ -122,6 +126,14 @@ class SigningKeys:
         finally:
             self._fetching = None
 
+    def _fetch_alone(self) -> dict[str, jwt.PyJWK]:
+        if not self._reading.acquire(blocking=False):  # Otherwise there would be more and more of these threads.
+            raise TimeoutError("the answer before has not ended yet")
+        try:
+            return _fetch_keys(self._url)
+        finally:
+            self._reading.release()
+
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
@@ -132,12 +144,22 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def _fetch_keys(url: str) -> dict[str, jwt.PyJWK]:
     """GET a JWKS (RFC 7517, section 5), for a thread: it blocks. Keys that are not for our algorithms are left out."""
+    ends = monotonic() + 2 * _FETCH_SECONDS
     request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - settings.py lets https alone pass, and http on the loopback address
-    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS) as response:
-        text = response.read(_MAX_JWKS_BYTES + 1)
+    try:
+        response = urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()  # It is the answer too.
+        raise
+    text = b""
+    with response:
+        while len(text) <= _MAX_JWKS_BYTES and (data := response.read1(_MAX_JWKS_BYTES)):
+            text += data
+            if monotonic() > ends:
+                raise TimeoutError("the answer does not end")
     if len(text) > _MAX_JWKS_BYTES:
         raise ValueError(f"the answer is longer than {_MAX_JWKS_BYTES} bytes")
-    keys = jwt.PyJWKSet.from_json(text).keys
+    keys = jwt.PyJWKSet.from_json(text.decode()).keys
     usable = {
         key.key_id: key
         for key in keys

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tests.conftest import execute, wait_until_true
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.test_cli import USERS_API, environment, on, on_a_terminal, run
-from tests.test_deadlines import locked
+from tests.test_deadlines import locked, wait_until_waiting
 
 NAMES = ["Ada", None, "", 'quote " and \\', "\\n \\.", "tab\tline\n", "Zoë 🦊", "a,b"]
 
@@ -161,6 +162,23 @@ def test_an_export_that_fails_leaves_the_old_file(database: str, tmp_path: Path)
         'users-api: the database failed: UndefinedTableError: relation "users" does not exist'
     )
     assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o444])
+def test_an_export_is_its_owners_alone_unless_the_file_was_not(database: str, tmp_path: Path, mode: int | None) -> None:
+    """Also while it is written: a reader of the database holds it up here."""
+    file = tmp_path / "users.ndjson"
+    if mode is not None:
+        file.touch()
+        file.chmod(mode)
+    with locked(database):
+        process = subprocess.Popen([USERS_API, "export", file], env=environment(**on(database)), stderr=subprocess.PIPE)
+        wait_until_waiting(database, 1)
+        (partial,) = tmp_path.glob(".*.partial")
+        found = stat.S_IMODE(partial.stat().st_mode)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert (found, stat.S_IMODE(file.stat().st_mode)) == (mode or 0o600, mode or 0o600)
 
 
 def test_an_import_of_nothing(database: str, tmp_path: Path) -> None:

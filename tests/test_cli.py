@@ -107,6 +107,14 @@ def test_wrong_settings_end_with_one_message(command: list[str], variables: dict
     assert "sesame" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["check-sql"], ["doctor"], ["import", "-"], ["export"]])
+def test_an_env_file_that_is_not_utf_8_ends_with_one_message(command: list[str], directory: Path) -> None:
+    (directory / ".env").write_bytes(b"# caf\xe9\n")
+    ended = run(*command, program=["sh", "-c", 'cd "$0" && exec "$@"', directory, USERS_API])
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == ["users-api: .env: not UTF-8 at byte 5: save it as UTF-8"]
+
+
 @pytest.mark.parametrize("command", [["migrate"], ["migrate", "status"], ["check-sql"]])
 def test_an_unreachable_database_ends_with_one_message(command: list[str]) -> None:
     ended = run(*command, **on("postgresql://ada:sesame@127.0.0.1:1/x"))

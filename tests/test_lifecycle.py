@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from uvicorn.config import STARTUP_FAILURE
 
 from api.app import create_app
 from tests.conftest import KILL_ALL, execute, settings_for
@@ -107,6 +105,17 @@ def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable
         shut(True)
         until(lambda: httpx.get(f"{often}/ready").status_code == 503)
         assert httpx.get(f"{url}/ready").status_code == 200
+
+
+def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) -> None:
+    """Each time, not only the first: it is not known before that a statement will have no answer."""
+    settings = settings_for(database, readiness_probe_seconds=3600, statement_timeout_seconds=300)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        with locked(database):
+            for _ in range(3):
+                assert_problem(client.get("/ready"), 503, "unavailable")
+            wait_until_waiting(database, 1)  # One question is enough.
+        until(lambda: client.get("/ready").status_code == 200)
 
 
 # What signals do
@@ -280,14 +289,3 @@ def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], dire
         assert httpx.get(f"{url}{USERS}").status_code == 200
     assert "users-api: POOL_MAX_SIZE: " in log.read_text()
     assert "Traceback" not in log.read_text()
-
-
-def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
-    code = (
-        "from api.supervisor import Supervisor; from uvicorn import Config; import sys; "
-        "config = Config('api.no_such_module:app', port=0, workers=2); "
-        "sys.exit(Supervisor(config, drain_seconds=0, grace_seconds=5).run()) if __name__ == '__main__' else None"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == STARTUP_FAILURE
-    assert "ended by itself, with exit code 3" in ended.stderr

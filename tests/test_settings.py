@@ -52,6 +52,12 @@ def test_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPat
     assert (settings.pool_max_size, settings.pool_idle_seconds) == (4, 7)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_an_env_file_that_is_not_utf_8_is_named(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    Path(".env").write_bytes("POOL_MAX_SIZE=3 # at the café, sesame\n".encode(encoding))
+    assert refusal(monkeypatch).startswith(".env: not UTF-8 at byte ")
+
+
 @pytest.mark.parametrize(("given", "missing"), [("DATABASE_URL", "DIRECT_URL"), ("DIRECT_URL", "DATABASE_URL")])
 def test_one_url_without_the_other(monkeypatch: pytest.MonkeyPatch, given: str, missing: str) -> None:
     message = refusal(monkeypatch, **{given: DIRECT})

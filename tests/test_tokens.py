@@ -8,9 +8,10 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,8 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from api import auth, tokens
 from api.app import create_app
 from api.credentials import make_api_key
-from tests.conftest import settings_for
+from api.errors import Problem
+from tests.conftest import settings_for, wait_until
 from tests.serving import serve
+from tests.test_cli import directory, on, served  # noqa: F401 - a fixture
 
 ISSUER, AUDIENCE = "https://issuer.example.com", "users-api"
 USERS = "/api/v1/users"
@@ -68,7 +71,8 @@ class Issuer:
     body: bytes | None = None
     asked: int = 0
     may_answer: threading.Event = field(default_factory=threading.Event)
-    drips: bool = False  # sends a byte now and then, until it may answer
+    drips: str = ""  # of its head or its body, when it is asked, a byte now and then, until the test ends
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -76,11 +80,15 @@ def issuing() -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             made.asked += 1
-            if made.drips:
+            if drips := made.drips:
                 self.send_response(200)
-                self.end_headers()
-                while not made.may_answer.wait(0.02):
-                    self.wfile.write(b" ")
+                if drips == "body":
+                    self.end_headers()
+                else:
+                    self.flush_headers()
+                with suppress(OSError):  # Whoever asked is gone.
+                    while not made.ended.wait(0.02):
+                        self.wfile.write(b" ")
                 return
             made.may_answer.wait(30)
             self.send_response(made.status)
@@ -103,6 +111,7 @@ def issuing() -> Iterator[Issuer]:
             yield made
         finally:
             made.may_answer.set()
+            made.ended.set()
             server.shutdown()
             thread.join()
 
@@ -426,15 +435,52 @@ def test_the_issuer_is_down_at_the_start_and_comes_back(
         assert_good(ask(client, token()))
 
 
-@pytest.mark.parametrize("drips", [False, True], ids=["silent", "drips"])
-def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drips: bool) -> None:
+@pytest.mark.parametrize("drips", ["", "head", "body"])
+def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
     """Who waits for it is told in time that their token cannot be judged."""
     monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
     issuer.drips = drips
     issuer.may_answer.clear()
     with serving(issuer) as client:
         assert ask(client, token()).status_code == 503
-        issuer.may_answer.set()
+
+
+def test_an_issuer_that_did_not_end_its_answer_is_asked_again(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fetch that nobody waits for any more ends as well, though the host goes on."""
+    monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
+    issuer.drips = "body"
+    with serving(issuer) as client:
+        assert ask(client, token()).status_code == 503
+        issuer.drips = ""
+        while (response := ask(client, token())).status_code == 503:
+            pass
+        assert_good(response)
+
+
+def test_only_one_thread_waits_for_an_issuer_that_does_not_answer(issuer: Issuer) -> None:
+    """Also where nobody waits for that one any more: there would be more and more of them."""
+    issuer.may_answer.clear()
+    keys = tokens.SigningKeys(issuer.url)
+
+    async def give_up() -> None:
+        finding = asyncio.create_task(keys.find("EdDSA"))
+        await asyncio.to_thread(wait_until, lambda: issuer.asked)
+        finding.cancel()
+
+    asyncio.run(give_up())  # whose end ends the fetch, but not its thread
+    with pytest.raises(Problem):
+        asyncio.run(keys.find("EdDSA"))
+    assert issuer.asked == 1
+
+
+def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer: Issuer, directory: Path) -> None:  # noqa: F811
+    """Nobody waits for the thread that reads it: it is still there when the server stops."""
+    issuer.drips = "head"
+    variables = {"JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWT_JWKS_URL": issuer.url}
+    with served(cwd=directory, **on(NOWHERE), **variables) as (_, process):  # type: ignore[arg-type]
+        wait_until(lambda: issuer.asked)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
 
 
 def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def export_users(file: Path, format_name: str | None) -> None:
 
     In the order of the ids, from one snapshot: the users as they are when the export begins. NDJSON has a user a line,
     as GET answers it. FILE is replaced when all of it is there, so an export that fails leaves the old one.
+    A new FILE is its owner's alone to read, and one that is replaced keeps its mode.
 
     \b
     Examples:
@@ -81,8 +83,13 @@ def _open(file: Path) -> Iterator[BinaryIO]:
     else:
         file = file.resolve()
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        partial.unlink(missing_ok=True)  # of one that was killed, as the same process of a container
         try:
+            # It holds every address: nobody else may read it, unless they may read the file that it replaces.
+            partial.touch(0o600, exist_ok=False)
             with partial.open("wb") as output:
+                if file.exists():
+                    partial.chmod(stat.S_IMODE(file.stat().st_mode))
                 yield output
             partial.replace(file)
         finally:

@@ -1,7 +1,6 @@
 """`users-api serve`."""
 
 import logging
-import os
 import sys
 
 import click
@@ -13,8 +12,9 @@ from api.cli.common import explain_errors, settings_with_database
 from api.lifecycle import Server
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
 from api.supervisor import Supervisor
-from api.telemetry.logs import LOG_CONFIG
+from api.telemetry.logs import log_config
 from api.telemetry.setup import serve_metrics, shared_metrics
+from api.workers import tell_workers
 
 _WINDOWS = sys.platform == "win32"
 
@@ -48,7 +48,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     Without API_KEYS or JWT_ISSUER nobody is asked who they are: then only an address of this machine alone is served.
 
     SIGTERM stops without losing a request: /ready says no for DRAIN_SECONDS, and all of it takes GRACE_SECONDS at most.
-    SIGHUP replaces two workers or more one by one, with the code and the .env that are there then.
+    SIGHUP replaces two workers or more one by one, with the code and the .env that are there then. The options here and
+    METRICS_PORT stay as they are until a restart.
 
     \b
     Examples:
@@ -69,6 +70,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         if settings.metrics_port == port:
             raise SettingsError(f"METRICS_PORT: the API itself is served on port {port}: name another one")
         serve_metrics(directory, host, settings.metrics_port)
+    tell_workers(settings, host)
     click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
@@ -83,7 +85,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         loop="auto" if _WINDOWS else "uvloop",
         http="auto" if _WINDOWS else "api.protocol:HTTPProtocol",
         lifespan="on",
-        log_config={**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": settings.log_level.upper()}},
+        log_config=log_config(settings.log_level),
         ws="none",
         access_log=False,
         proxy_headers=False,
@@ -105,21 +107,14 @@ def _run(config: uvicorn.Config, settings: Settings) -> int:
     elif _WINDOWS:  # which lacks the signals of our own supervisor
         Multiprocess(config, sockets=[config.bind_socket()]).run()
     else:
-        return Supervisor(config, drain_seconds=drain, grace_seconds=grace).run()
+        return Supervisor(config, grace_seconds=grace).run()
     return 0
 
 
 def _check_who_can_come_in(settings: Settings, host: str) -> None:
-    """Say in the environment, for the workers, that nobody is asked who they are, where only this machine can come.
-
-    Raises SettingsError where others can.
-    """
-    if settings.asks_for_credentials:
+    """Raises SettingsError where nobody would be asked who they are, and others than this machine can come."""
+    if settings.asks_for_credentials or is_loopback(host):
         return
-    if settings.auth == "off":
-        if not is_loopback(host):
-            logging.getLogger("api").warning("AUTH=off: whoever reaches %s can read and change every user", host)
-    elif is_loopback(host):
-        os.environ["AUTH"] = "off"
-    else:
+    if settings.auth != "off":
         raise SettingsError(f"--host {host}: others can reach it, and {NOBODY_TO_ASK}")
+    logging.getLogger("api").warning("AUTH=off: whoever reaches %s can read and change every user", host)

@@ -5,17 +5,13 @@ import os
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from ipaddress import ip_address
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from api.doctor.findings import Finding, green, red, yellow
 from api.neon import DatabaseURL
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from api.threads import in_daemon_thread
 
 # Length and code: https://www.postgresql.org/docs/current/protocol-message-formats.html, SSLRequest.
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -164,21 +160,6 @@ class Route:
             f"not verified: the certificate is for {names}",
             f"write a host in the URL that the certificate names, or have one issued for {self._host}",
         )
-
-
-async def in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what blocks in a thread that neither the event loop nor the interpreter waits for, unlike `to_thread`."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)
 
 
 def _reason(error: Exception) -> str:

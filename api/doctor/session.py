@@ -13,10 +13,10 @@ import asyncpg
 
 from api import migrations, statements
 from api.doctor.findings import Finding, green, red, yellow
-from api.doctor.network import in_daemon_thread
 from api.faults import DATABASE_ERRORS, judge
 from api.neon import DatabaseURL
 from api.settings import Settings
+from api.threads import in_daemon_thread
 
 _ROUNDS = 5  # enough to meet a shared backend, however a pooler hands them out
 _ROUND_TRIPS = 21

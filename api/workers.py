@@ -1,0 +1,30 @@
+"""What `serve` tells its workers. They read the settings when they start, which may have changed since it did."""
+
+import logging
+import os
+
+from api.settings import Settings, is_loopback, load_settings
+
+logger = logging.getLogger("api.workers")
+
+_LOOPBACK = "USERS_API_LOOPBACK"
+_METRICS_PORT = "USERS_API_METRICS_PORT"
+
+
+def tell_workers(settings: Settings, host: str) -> None:
+    """Note in the environment, for the workers that are started, what they cannot see from their settings."""
+    os.environ[_LOOPBACK] = "yes" if is_loopback(host) else ""
+    os.environ[_METRICS_PORT] = str(settings.metrics_port or "")
+
+
+def worker_settings() -> Settings:
+    """The settings now, but for what `serve` decided when it began. Under another server there is nothing of that."""
+    settings = load_settings()
+    if os.environ.get(_LOOPBACK) and not settings.asks_for_credentials:
+        # Nobody is asked who they are, since only this machine can come.
+        settings = settings.model_copy(update={"auth": "off"})
+    served = os.environ.get(_METRICS_PORT)
+    if served is not None and served != str(settings.metrics_port or ""):
+        logger.warning("METRICS_PORT has changed, which takes a restart: it stays %s until then", served or "unset")
+        settings = settings.model_copy(update={"metrics_port": int(served) if served else None})
+    return settings
