@@ -10,8 +10,7 @@ import os
 import socket
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -31,7 +30,7 @@ from api.url import parse_url
 from api.users import writing
 from api.users.bulk import CHUNK_ROWS
 from api.users.formats import FORMATS, export_users
-from tests.conftest import execute, settings_for
+from tests.conftest import execute, settings_for, wait_until
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve
 from tests.test_contract import assert_invalid, assert_problem, create
@@ -373,13 +372,6 @@ def lines_of(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def count(database: str) -> Any:
     return execute(database, "select count(*) from users")[0][0]
 
@@ -437,10 +429,10 @@ def test_a_client_that_vanishes_leaves_whole_chunks_and_no_connection(
         execute(database, "truncate users")
         with uploading(client, size=1_000_000_000) as connection:
             connection.sendall(lines_of(people(rows)))
-            wait_for(lambda: count(database) >= CHUNK_ROWS)
+            wait_until(lambda: count(database) >= CHUNK_ROWS)
             if ending == "reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        wait_for(lambda: client.get(USERS).status_code == 200 and is_idle(database))
+        wait_until(lambda: client.get(USERS).status_code == 200 and is_idle(database))
         # What was on its way is there as a whole, or not at all; what was less than a chunk is not.
         assert count(database) % CHUNK_ROWS == 0
         assert count(database) <= 2 * CHUNK_ROWS
@@ -455,8 +447,8 @@ def test_a_client_that_vanishes_while_postgresql_writes_is_no_error_of_ours(
         elsewhere.execute("update users set name = 'held'")
         with uploading(client, on_conflict="update") as connection:
             connection.sendall(chunk(lines_of(people(1))))
-            wait_for(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(1,)])
-        wait_for(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(0,)])
+            wait_until(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(1,)])
+        wait_until(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(0,)])
         elsewhere.rollback()
     assert load(client, people(1), on_conflict="skip")[1]["complete"]
     gc.collect()  # asyncio complains of an exception that nobody has looked at when its task is gone
@@ -515,7 +507,7 @@ def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
         def send_piece() -> HTTPProtocol:
             before = connections[0]._received if connections else 0
             connection.sendall(chunk(piece))
-            wait_for(lambda: bool(connections) and connections[0]._received >= before + len(piece))
+            wait_until(lambda: bool(connections) and connections[0]._received >= before + len(piece))
             return connections[0]
 
         while not send_piece().transport.get_write_buffer_size():
@@ -541,7 +533,7 @@ def test_only_so_many_at_once(database: str, path: str) -> None:
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         with uploading(client) as connection:
             connection.sendall(chunk(b'{"email":"ada@example.com"}\n'))
-            wait_for(lambda: count(database) == 1)
+            wait_until(lambda: count(database) == 1)
             refused = send(client, b"") if path == IMPORT else client.get(EXPORT)
             assert_problem(refused, 503, "overloaded")
             assert refused.headers["retry-after"] == "5"
@@ -549,7 +541,7 @@ def test_only_so_many_at_once(database: str, path: str) -> None:
             assert len(client.get(USERS).json()) == 1
             connection.sendall(b"0\r\n\r\n")
             connection.recv(65536)
-        wait_for(lambda: client.get(EXPORT).status_code == 200)
+        wait_until(lambda: client.get(EXPORT).status_code == 200)
 
 
 async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> None:
@@ -727,7 +719,7 @@ def exporting(client: httpx.Client) -> Iterator[socket.socket]:
 def test_a_slow_reader_holds_postgresql_back_and_sees_one_snapshot(client: httpx.Client, database: str) -> None:
     execute(database, FILL)
     with exporting(client) as connection:
-        wait_for(lambda: execute(database, IS_HELD_BACK) == [(1,)])
+        wait_until(lambda: execute(database, IS_HELD_BACK) == [(1,)])
         execute(database, "update users set name = 'later'; delete from users where id % 2 = 0")
         client.post(USERS, json={"email": "later@example.com"})
         received = bytearray()
@@ -754,9 +746,9 @@ def test_a_reader_that_vanishes_frees_its_connection(client: httpx.Client, datab
     execute(database, FILL)
     for _ in range(3):
         with exporting(client) as connection:
-            wait_for(lambda: execute(database, IS_HELD_BACK) == [(1,)])
+            wait_until(lambda: execute(database, IS_HELD_BACK) == [(1,)])
             connection.recv(1000)
-        wait_for(lambda: execute(database, COPIES) == [(0,)])
+        wait_until(lambda: execute(database, COPIES) == [(0,)])
     assert client.get(EXPORT).content.count(b"\n") == MANY
 
 
@@ -764,7 +756,7 @@ def test_a_reader_that_falls_silent_is_given_up(strict: httpx.Client, database: 
     execute(database, FILL)
     with exporting(strict) as connection:
         received = bytearray(connection.recv(1000))  # it has begun
-        wait_for(lambda: execute(database, COPIES) == [(0,)])
+        wait_until(lambda: execute(database, COPIES) == [(0,)])
         while data := connection.recv(1 << 20):
             received += data
     # Or, on a machine under load, PostgreSQL was the one that was silent.
@@ -792,7 +784,7 @@ def test_an_import_tells_where_its_database_left_it(rig: Rig, neon: NeonDatabase
         # In a later one: the lines before it are done.
         with uploading(client) as connection:
             connection.sendall(chunk(lines_of(people(CHUNK_ROWS, 100))))
-            wait_for(lambda: count(neon.superuser) == 5 + CHUNK_ROWS)
+            wait_until(lambda: count(neon.superuser) == 5 + CHUNK_ROWS)
             rig.inject(Fault(Point.ANSWER, Cut.RESET))
             connection.sendall(chunk(lines_of(people(CHUNK_ROWS, 5000))))
             answer = b""
@@ -834,7 +826,7 @@ def test_an_export_that_breaks_off_has_no_end(rig: Rig, neon: NeonDatabase) -> N
     execute(neon.superuser, FILL.replace(str(MANY), str(3 * MANY)))
     with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url, timeout=60) as client:
         with exporting(client) as connection:
-            wait_for(lambda: execute(neon.superuser, IS_HELD_BACK) == [(1,)])
+            wait_until(lambda: execute(neon.superuser, IS_HELD_BACK) == [(1,)])
             execute(neon.superuser, "select pg_terminate_backend(pid) from pg_stat_activity where query ~* '^copy'")
             received = bytearray()
             while data := connection.recv(1 << 20):

@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from api.app import create_app
-from tests.conftest import KILL_ALL, execute, settings_for
+from tests.conftest import KILL_ALL, execute, settings_for, wait_until
 from tests.serving import serve
 from tests.test_cli import USERS_API, directory, on, served  # noqa: F401 - a fixture
 from tests.test_database import connections
@@ -23,12 +22,6 @@ from tests.test_deadlines import assert_problem, locked, wait_until_waiting
 
 USERS = "/api/v1/users"
 Served = AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for something; the test's own time-out ends it."""
-    while not holds():
-        time.sleep(0.02)
 
 
 def is_refused(url: str) -> bool:
@@ -87,7 +80,7 @@ def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, 
         assert client.get("/health").status_code == 200
         shut(False)
         # Nobody sends requests to a server that is not ready: it has to find out by itself.
-        until(lambda: client.get("/ready").status_code == 200)
+        wait_until(lambda: client.get("/ready").status_code == 200)
         assert client.get(USERS).status_code == 200
 
 
@@ -103,7 +96,7 @@ def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable
         assert httpx.get(f"{url}/ready").status_code == 200
         assert execute(database, asked) == first
         shut(True)
-        until(lambda: httpx.get(f"{often}/ready").status_code == 503)
+        wait_until(lambda: httpx.get(f"{often}/ready").status_code == 503)
         assert httpx.get(f"{url}/ready").status_code == 200
 
 
@@ -115,7 +108,7 @@ def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) ->
             for _ in range(3):
                 assert_problem(client.get("/ready"), 503, "unavailable")
             wait_until_waiting(database, 1)  # One question is enough.
-        until(lambda: client.get("/ready").status_code == 200)
+        wait_until(lambda: client.get("/ready").status_code == 200)
 
 
 # What signals do
@@ -138,7 +131,7 @@ def test_a_server_that_stops_serves_on_for_a_while_and_says_so(start: Callable[.
         assert "connection" not in httpx.get(f"{url}{USERS}").headers
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)  # as systemd does, to each process
-        until(lambda: all(httpx.get(f"{url}/ready").status_code == 503 for _ in range(10)))
+        wait_until(lambda: all(httpx.get(f"{url}/ready").status_code == 503 for _ in range(10)))
         assert_problem(httpx.get(f"{url}/ready"), 503, "stopping")
         for path in (USERS, "/health"):
             answer = httpx.get(f"{url}{path}")
@@ -156,7 +149,7 @@ def test_requests_under_way_finish(start: Callable[..., Served], database: str, 
             patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
             wait_until_waiting(database, 1)
             process.send_signal(signal.Signals[sig])
-            until(lambda: is_refused(url))
+            wait_until(lambda: is_refused(url))
         assert patch.result().status_code == 200
         assert patch.result().headers["connection"] == "close"
         assert process.wait(timeout=60) == 0
@@ -219,7 +212,7 @@ def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]
             connection.sendall(request + request[:9])
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")  # The 9 bytes were read with the first.
             process.send_signal(signal.SIGTERM)
-            until(lambda: is_refused(url))
+            wait_until(lambda: is_refused(url))
             connection.sendall(request[9:])
             answer = connection.recv(1 << 16)
             assert answer.startswith(b"HTTP/1.1 200 ")
@@ -232,11 +225,11 @@ def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]
 
 def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> None:
     with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
-        until(lambda: len(workers(process)) == 2)
+        wait_until(lambda: len(workers(process)) == 2)
         for _ in range(2):
             killed, other = workers(process)
             psutil.Process(killed).kill()
-            until(lambda: len(workers(process) - {killed, other}) == 1)  # noqa: B023
+            wait_until(lambda: len(workers(process) - {killed, other}) == 1)  # noqa: B023
             assert other in workers(process)
             assert httpx.get(f"{url}{USERS}").status_code == 200
 
@@ -248,7 +241,7 @@ def test_workers_that_are_killed_before_they_serve_come_back(start: Callable[...
             for worker in workers(process) - killed:
                 psutil.Process(worker).kill()
                 killed.add(worker)
-        until(lambda: not is_refused(url) and len(workers(process) - killed) == 2)
+        wait_until(lambda: not is_refused(url) and len(workers(process) - killed) == 2)
         assert httpx.get(f"{url}{USERS}", timeout=30).status_code == 200
 
 
@@ -256,22 +249,22 @@ def test_workers_do_not_outlive_their_supervisor(start: Callable[..., Served]) -
     with start("--workers", "2", ends_with=-signal.SIGKILL) as (url, process):
         process.kill()
         process.wait()
-        until(lambda: is_refused(url))
+        wait_until(lambda: is_refused(url))
 
 
 def test_a_worker_that_hangs_does_not_keep_the_others(start: Callable[..., Served]) -> None:
     hung = start("--workers", "2", ends_with=1, says="does not end: it is killed", GRACE_SECONDS="1")
     with hung as (_, process):
-        until(lambda: len(workers(process)) == 2)
+        wait_until(lambda: len(workers(process)) == 2)
         psutil.Process(workers(process).pop()).suspend()
 
 
 def test_a_server_can_be_stopped_while_its_workers_are_replaced(start: Callable[..., Served]) -> None:
     with start("--workers", "2", DRAIN_SECONDS="60", GRACE_SECONDS="90") as (url, process):
-        until(lambda: len(workers(process)) == 2)
+        wait_until(lambda: len(workers(process)) == 2)
         process.send_signal(signal.SIGHUP)
-        until(lambda: len(workers(process)) == 3)
-        until(lambda: httpx.get(f"{url}{USERS}").headers.get("connection") is None)
+        wait_until(lambda: len(workers(process)) == 3)
+        wait_until(lambda: httpx.get(f"{url}{USERS}").headers.get("connection") is None)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
 
@@ -280,11 +273,11 @@ def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], dire
     log = directory / "log"
     into_the_log = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
     with start("--workers", "2", program=into_the_log) as (url, process):
-        until(lambda: log.read_text().count("Application startup complete") == 2)
+        wait_until(lambda: log.read_text().count("Application startup complete") == 2)
         before = workers(process)
         (directory / ".env").write_text("POOL_MAX_SIZE=0\n")
         process.send_signal(signal.SIGHUP)
-        until(lambda: "a new worker does not start" in log.read_text())
+        wait_until(lambda: "a new worker does not start" in log.read_text())
         assert workers(process) == before
         assert httpx.get(f"{url}{USERS}").status_code == 200
     assert "users-api: POOL_MAX_SIZE: " in log.read_text()

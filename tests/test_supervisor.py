@@ -15,9 +15,10 @@ from uvicorn.config import STARTUP_FAILURE
 
 from api.credentials import make_api_key
 from benchmarks.processes import free_port
+from tests.conftest import wait_until
 from tests.test_cli import ROOT, USERS_API, directory, environment  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
-from tests.test_lifecycle import USERS, Served, start, until, workers  # noqa: F401 - a fixture
+from tests.test_lifecycle import USERS, Served, start, workers  # noqa: F401 - a fixture
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of another process are Linux's")
 INTO_THE_LOG = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
@@ -72,19 +73,19 @@ def test_a_supervisor_that_fails_ends_and_takes_its_workers_along() -> None:
 def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
     log = directory / "log"
     with start("--workers", "2", program=INTO_THE_LOG) as (url, process):
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
         supervisor, (killed, other) = psutil.Process(process.pid), workers(process)
         limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
         supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
         psutil.Process(killed).kill()
-        until(said(log, "a worker cannot be started: ", 2))  # It is tried again.
+        wait_until(said(log, "a worker cannot be started: ", 2))  # It is tried again.
         process.send_signal(signal.SIGHUP)
-        until(said(log, "a new worker does not start"))
+        wait_until(said(log, "a new worker does not start"))
         assert workers(process) == {other}
         supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
-        until(lambda: len(workers(process)) == 2)
+        wait_until(lambda: len(workers(process)) == 2)
         process.send_signal(signal.SIGHUP)
-        until(said(log, '"the workers are replaced"'))
+        wait_until(said(log, '"the workers are replaced"'))
         assert len(workers(process)) == 2
         assert other not in workers(process)
         assert httpx.get(f"{url}{USERS}").status_code == 200
@@ -97,17 +98,17 @@ def test_a_successor_that_dies_is_replaced_while_its_predecessor_finishes(
 ) -> None:
     log = directory / "log"
     with start("--workers", "2", program=INTO_THE_LOG, GRACE_SECONDS="3600") as (url, process):
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
         before = [psutil.Process(worker) for worker in workers(process)]
         try:
             for worker in before:
                 worker.suspend()  # They take a very long time.
             process.send_signal(signal.SIGHUP)
-            until(said(log, "which finishes what it has"))
+            wait_until(said(log, "which finishes what it has"))
             successors = workers(process) - {worker.pid for worker in before}
             assert len(successors) == 1
             psutil.Process(*successors).kill()
-            until(lambda: len(workers(process) - {worker.pid for worker in before} - successors) == 1)
+            wait_until(lambda: len(workers(process) - {worker.pid for worker in before} - successors) == 1)
             assert httpx.get(f"{url}{USERS}", timeout=60).status_code == 200
         finally:
             for worker in before:
@@ -122,14 +123,14 @@ def test_a_worker_that_starts_leaves_to_the_supervisor_what_a_terminal_sends(
 ) -> None:
     log = directory / "log"
     with start("--workers", "2", program=INTO_THE_LOG) as (_, process):
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
         for count in (1, 2):
             killed, other = before = workers(process)
             psutil.Process(killed).kill()
-            until(lambda: len(workers(process) - before) == 1)  # noqa: B023
+            wait_until(lambda: len(workers(process) - before) == 1)  # noqa: B023
             (new,) = workers(process) - before
             psutil.Process(new).send_signal(sig)
-            until(said(log, "Application startup complete", 2 + count))
+            wait_until(said(log, "Application startup complete", 2 + count))
             psutil.Process(new).send_signal(sig)
             assert workers(process) == {new, other}
     assert log.read_text().count("ended by itself") == 2  # those that were killed
@@ -148,12 +149,12 @@ def test_new_workers_have_the_settings_that_are_there_now(
     bearer = {"authorization": f"Bearer {key}"}
     dotenv.write_text("DRAIN_SECONDS=0\n")
     with start("--workers", "2", program=INTO_THE_LOG, DRAIN_SECONDS="") as (url, process):
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
 
         def replace(settings: str, times: int) -> None:
             dotenv.write_text(settings)
             process.send_signal(signal.SIGHUP)
-            until(said(log, '"the workers are replaced"', times))
+            wait_until(said(log, '"the workers are replaced"', times))
 
         assert httpx.get(f"{url}{USERS}").status_code == 200
         replace(f"API_KEYS={entry}\nMETRICS_PORT={free_port()}\nDRAIN_SECONDS=0\n", 1)
@@ -167,7 +168,7 @@ def test_new_workers_have_the_settings_that_are_there_now(
         assert log.read_text().count("Started server process") == started
         replace("DRAIN_SECONDS=77\nGRACE_SECONDS=99\n", 3)
         process.send_signal(signal.SIGTERM)
-        until(said(log, "everything is served on for 77 s", 2))
+        wait_until(said(log, "everything is served on for 77 s", 2))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
     assert "Traceback" not in log.read_text()
@@ -180,10 +181,10 @@ def test_the_metrics_stay_on_the_port_where_they_are_served(
     log, dotenv, port = directory / "log", directory / ".env", free_port()
     dotenv.write_text(f"METRICS_PORT={port}\n")
     with start("--workers", "2", program=INTO_THE_LOG) as (url, process):
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
         dotenv.unlink()
         process.send_signal(signal.SIGHUP)
-        until(said(log, '"the workers are replaced"'))
+        wait_until(said(log, '"the workers are replaced"'))
         assert httpx.get(f"{url}/metrics").status_code == 404
         assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
         assert said(log, f"METRICS_PORT has changed, which takes a restart: it stays {port}", 2)()
@@ -194,10 +195,10 @@ def test_a_new_worker_has_its_own_grace(start: Callable[..., Served], directory:
     log = directory / "log"
     (directory / ".env").write_text("GRACE_SECONDS=1\n")
     with start("--workers", "2", program=INTO_THE_LOG) as (url, process), ThreadPoolExecutor() as threads:
-        until(said(log, "Application startup complete", 2))
+        wait_until(said(log, "Application startup complete", 2))
         (directory / ".env").write_text("GRACE_SECONDS=3600\nSTATEMENT_TIMEOUT_SECONDS=300\n")
         process.send_signal(signal.SIGHUP)
-        until(said(log, '"the workers are replaced"'))
+        wait_until(said(log, '"the workers are replaced"'))
         with locked(database):
             answer = threads.submit(httpx.get, f"{url}{USERS}", timeout=90)
             wait_until_waiting(database, 1)
