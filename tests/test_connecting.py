@@ -20,9 +20,10 @@ def attempts(database: str, made: list[asyncpg.Connection]) -> Callable[[], Coro
 
 
 async def end(before: set[asyncio.Task[Any]]) -> None:
-    """Wait for the tasks that there were not before."""
+    """Wait for the tasks that there were not before, and for what is called at their end."""
     while others := asyncio.all_tasks() - before:
         await asyncio.wait(others)
+    await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("ticks", range(8))

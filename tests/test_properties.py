@@ -102,7 +102,7 @@ def test_patch(shared: httpx.Client, user_id: str, body: bytes, conditions: dict
 @EXAMPLES
 @given(user_id=ids, conditions=headers)
 def test_get(shared: httpx.Client, user_id: str, conditions: dict[str, str]) -> None:
-    assert_answered(shared.get(f"{USERS}/{quoted(user_id)}", headers=conditions), 200, 304, 404)
+    assert_answered(shared.get(f"{USERS}/{quoted(user_id)}", headers=conditions), 200, 304, 404, 412)
 
 
 @EXAMPLES
