@@ -154,7 +154,7 @@ class Batcher(Generic[Item, Result]):
 
     def _fill_slots(self, limits: Limits) -> None:
         """Give a free slot to a task of its own, unless one is about to take what waits, or nothing can be taken."""
-        if self._gathering or len(self._slots) >= limits.in_flight:
+        if not self._waiting or self._gathering or len(self._slots) >= limits.in_flight:
             return
         too_old = perf_counter() - limits.max_wait_seconds
         if any(call.key not in self._busy or call.arrived < too_old or call.future.done() for call in self._waiting):

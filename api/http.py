@@ -184,6 +184,8 @@ def read_condition(request: Request) -> list[int] | None:
 
     If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
     """
+    if not _has_conditions(request):
+        return None
     if _read_list(request, b"if-none-match") is not None:
         raise Problem(412, "A change is made conditional by If-Match, not by If-None-Match", "version-mismatch")
     return read_if_match(request)
@@ -194,13 +196,17 @@ def is_known(request: Request, version: int) -> bool:
 
     Raises Problem: 412, where If-Match names others.
     """
-    if not [name for name, _ in request.scope["headers"] if name in _CONDITIONS]:
+    if not _has_conditions(request):
         return False
     versions = read_if_match(request)
     if versions is not None and version not in versions:
         raise version_mismatch()
     header = _read_list(request, b"if-none-match") or b""
     return header.strip() == b"*" or any(tag[1] == b"%d" % version for tag in _ETAG.finditer(header))
+
+
+def _has_conditions(request: Request) -> bool:
+    return bool([name for name, _ in request.scope["headers"] if name in _CONDITIONS])
 
 
 def _read_list(request: Request, name: bytes) -> bytes | None:
