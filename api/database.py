@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from api import connecting
-from api.connecting import delay
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
 from api.faults import DATABASE_ERRORS, Next, judge, judge_statement
 from api.pool import Pool
@@ -81,7 +80,7 @@ class Database:
                 self._metrics.failed_to_open()
                 failures += 1
                 fault = judge(error)
-                pause = delay(failures)
+                pause = connecting.delay(failures)
                 if not fault.transient or loop.time() + pause >= deadline:
                     raise DatabaseUnavailableError(fault.remedy) from error
             await asyncio.sleep(pause)
@@ -174,7 +173,7 @@ class Database:
                         self._tracing.statement(statement, outcome, seconds, served)
             self._metrics.retry()
             if step is Next.RESEND:
-                await asyncio.sleep(delay(sends))
+                await asyncio.sleep(connecting.delay(sends))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from api import connecting, faults
-from api.connecting import delay
 from api.errors import DatabaseUnavailableError, describe
 from api.settings import Settings
 from api.telemetry.metrics import DatabaseMetrics
@@ -164,7 +163,7 @@ class Pool:
         self._metrics.failed_to_open()
         self._failure = error.with_traceback(None)
         if self._timer is None:
-            self._timer = loop.call_later(delay(self._failures), self._try_again)
+            self._timer = loop.call_later(connecting.delay(self._failures), self._try_again)
         # While there is a connection there is hope: it serves those who wait, one after the other.
         if not faults.judge(error).transient and not self._pool.get_size():
             self._hopeless = True
@@ -192,7 +191,7 @@ class Pool:
             self._free -= self._hand_over(None)
         if self._free and self._waiters and (self._timer is None or self._pool.get_idle_size()):
             loop = asyncio.get_running_loop()
-            self._timer = self._timer or loop.call_later(delay(self._failures), self._try_again)
+            self._timer = self._timer or loop.call_later(connecting.delay(self._failures), self._try_again)
             self._free -= self._hand_over(None)
 
     def _give_up_place(self, error: BaseException, deadline: float) -> None:
