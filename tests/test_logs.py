@@ -3,8 +3,6 @@
 import asyncio
 import json
 import logging
-import os
-import pty
 import re
 import socket
 import subprocess
@@ -24,7 +22,7 @@ from api.telemetry import logs
 from api.telemetry.context import RequestContext, serving
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve
-from tests.test_cli import USERS_API, directory, environment, on, served  # noqa: F401 - a fixture
+from tests.test_cli import USERS_API, directory, environment, on, on_a_terminal, served  # noqa: F401 - a fixture
 from tests.test_deadlines import locked, wait_until_waiting
 
 USERS = "/api/v1/users"
@@ -286,22 +284,6 @@ def test_every_line_of_a_server_is_json(directory: Path, database: str) -> None:
     assert (line["event"], line["level"], line["path"]) == ("request", "info", f"{USERS}/1")
 
 
-def on_a_terminal(*command: str, **variables: str) -> str:
-    """What a command prints on a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            said += os.read(ours, 1 << 16)
-        except OSError:  # EIO: the other end is closed
-            break
-    os.close(ours)
-    assert process.wait() == 0
-    return said.decode()
-
-
 LOG_SOMETHING = """
 import logging.config
 from api.telemetry.logs import LOG_CONFIG
@@ -315,9 +297,12 @@ except ZeroDivisionError:
 
 
 def test_lines_for_people_on_a_terminal() -> None:
-    said = on_a_terminal(sys.executable, "-c", LOG_SOMETHING)
-    assert "\x1b[" in said
-    plain = on_a_terminal(sys.executable, "-c", LOG_SOMETHING, NO_COLOR="1")
+    coloured = on_a_terminal(sys.executable, "-c", LOG_SOMETHING)
+    assert coloured.returncode == 0
+    assert "\x1b[" in coloured.stdout
+    ended = on_a_terminal(sys.executable, "-c", LOG_SOMETHING, NO_COLOR="1")
+    assert ended.returncode == 0
+    plain = ended.stdout
     assert "\x1b[" not in plain
     assert re.search(r"\d{4}-\S+Z \[error +\] it failed +\[api\] seconds=0.25 also=1", plain), plain
     assert "ZeroDivisionError" in plain

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import re
 import socket
 import threading
@@ -147,6 +148,8 @@ def test_an_address_of_ipv6(tmp_path: Path) -> None:
     try:
         server = MetricsServer(shared_registry(tmp_path), "::1", 0)
     except OSError as error:
+        if "CI" in os.environ:
+            raise
         pytest.skip(f"no IPv6 here: {error}")
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
