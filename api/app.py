@@ -11,25 +11,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
-from api.auth import Guard
-from api.batching import Limits
-from api.database import Database
-from api.documentation import documentation
-from api.headers import REQUEST_HEADERS, RESPONSE_HEADERS
-from api.http import resources, respond_not_found
-from api.limits import Gate
-from api.probes import Probes
-from api.replica import Replica, replicated
+from api.auth.guard import Guard
+from api.auth.tokens import Tokens
+from api.database.batching import Limits
+from api.database.fetch import Database
+from api.database.replica import Replica, replicated
+from api.http.gate import Gate
+from api.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
+from api.http.resource import resources, respond_not_found
+from api.openapi.pages import documentation
+from api.server.workers import worker_settings
+from api.service.metrics import metrics_route
+from api.service.probes import Probes
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError
-from api.telemetry.endpoint import metrics_route
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 from api.telemetry.setup import metrics_from_environment, tracing_from_environment
-from api.tokens import Tokens
-from api.users.bulk import Bulk
+from api.users.bulk.handlers import Bulk
 from api.users.handlers import Users
 from api.users.queries import select_users
-from api.workers import worker_settings
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing

@@ -13,7 +13,7 @@ import asyncpg
 import orjson
 from starlette.responses import Response
 
-from api.telemetry.context import request_id, serving
+from api.context import request_id, serving
 
 logger = logging.getLogger("api")
 
@@ -98,7 +98,7 @@ _ONLY_READS = (StatementTimeoutError,)
 
 
 def database_refusals(*, writes: bool) -> list[Problem]:
-    """What any statement, a read or a write, can end in; what api.limits adds is there."""
+    """What any statement, a read or a write, can end in; what api.http.gate adds is there."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.credentials import Caller, parse_api_keys
-from api.neon import DatabaseURL
-from api.url import parse_url
+from api.auth.keys import Caller, parse_api_keys
+from api.neon.tls import DatabaseURL
+from api.neon.url import parse_url
 
 NOBODY_TO_ASK = (
     "nobody would be asked who they are: set API_KEYS (`users-api key NAME` makes a key), or JWT_ISSUER, JWT_AUDIENCE "

@@ -10,7 +10,7 @@ from functools import partial
 import psutil
 import psycopg
 
-from api.url import parse_url
+from api.neon.url import parse_url
 from tests.rig import NEON_PERMANENT, NEON_TRANSIENT, ROLE, SHUTDOWN, Cut, Farewell, Fault, NeonDatabase, Point, Rig
 from tests.rig.faults import Action
 

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import psutil
 import psycopg
 
-from api import embedded, migrations
-from api.url import parse_url
+from api.database import embedded, migrations
+from api.neon.url import parse_url
 from benchmarks.processes import cpu_seconds
 
 SETTINGS = {

@@ -11,10 +11,10 @@ import asyncpg
 from starlette.types import ASGIApp
 
 from api import app
-from api.database import Database
+from api.database.fetch import Database
+from api.database.statements import Statement
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError
 from api.settings import Settings, load_settings
-from api.statements import Statement
 
 _BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 

@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import uvloop
 
-from api.url import parse_url
+from api.neon.url import parse_url
 from benchmarks.database import Database
 from benchmarks.endurance import BURST, BURST_SECONDS, SAMPLE_SECONDS, Sample, render
 from benchmarks.machine import describe_machine

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp
 
 import api.app
 from api.cli import main as users_api
-from api.database import Database
-from api.statements import Statement
+from api.database.fetch import Database
+from api.database.statements import Statement
 from benchmarks.peers.constant import BODY
 from benchmarks.peers.constant import app as constant
 

@@ -11,8 +11,8 @@ import click
 import psutil
 import uvloop
 
-from api import migrations
-from api.url import parse_url
+from api.database import migrations
+from api.neon.url import parse_url
 from benchmarks.chaos import Chaos
 from benchmarks.database import Database, execute
 from benchmarks.findings import Findings, render
@@ -95,7 +95,7 @@ def _with_bug(name: str) -> System:
     """The system that serves the application with a bug, set up as `users-api serve` does it."""
     options = (
         f"--factory benchmarks.planted:{name} --host 127.0.0.1 --port {{port}} --workers {{workers}} --lifespan on "
-        "--loop uvloop --http api.protocol:HTTPProtocol --no-access-log --log-level warning"
+        "--loop uvloop --http api.server.protocol:HTTPProtocol --no-access-log --log-level warning"
     )
     # On the loopback address `users-api serve` asks nobody who they are, either.
     return System(name, name, (sys.executable, "-m", "uvicorn", *options.split()), {"AUTH": "off"})

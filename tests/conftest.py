@@ -14,11 +14,11 @@ import httpx
 import psycopg
 import pytest
 
-from api import embedded, migrations
 from api.app import create_app
-from api.resources import MIGRATIONS_DIRECTORY
+from api.database import embedded, migrations
+from api.database.files import MIGRATIONS_DIRECTORY
+from api.neon.url import parse_url
 from api.settings import Settings
-from api.url import parse_url
 from tests import leaks
 from tests import rig as neon_rig
 from tests.rig import NeonDatabase, Rig

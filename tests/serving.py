@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Send
 
-from api.protocol import HTTPProtocol
+from api.server.protocol import HTTPProtocol
 from tests.leaks import scan_answers
 
 

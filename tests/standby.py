@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from api.url import parse_url
+from api.neon.url import parse_url
 from tests.conftest import execute, wait_until_true
 
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from api.app import create_app
-from api.auth import Guard, caller
-from api.credentials import make_api_key, parse_api_keys
+from api.auth.guard import Guard, caller
+from api.auth.keys import make_api_key, parse_api_keys
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback
 from tests.conftest import execute, settings_for
 from tests.serving import serve

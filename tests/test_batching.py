@@ -11,7 +11,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
-from api.batching import PATIENCE_SECONDS, Batcher, Limits
+from api.database.batching import PATIENCE_SECONDS, Batcher, Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
 from tests.conftest import execute, settings_for, wait_until
 from tests.serving import serve

@@ -18,7 +18,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from benchmarks import endurance, latency, overload, plan, profile, scaling, soak
 from benchmarks.charts import draw
 from benchmarks.delay import new_loop, start_proxy

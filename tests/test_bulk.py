@@ -20,16 +20,16 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from api import streaming
 from api.app import create_app
-from api.database import Database
+from api.database.fetch import Database
 from api.errors import DatabaseUnavailableError
-from api.protocol import PERIOD_SECONDS, HTTPProtocol
-from api.streaming import Lines
-from api.url import parse_url
-from api.users import writing
-from api.users.bulk import CHUNK_ROWS
-from api.users.formats import FORMATS, export_users
+from api.http import streaming
+from api.http.streaming import Lines
+from api.neon.url import parse_url
+from api.server.protocol import PERIOD_SECONDS, HTTPProtocol
+from api.users.bulk import writing
+from api.users.bulk.formats import FORMATS, export_users
+from api.users.bulk.handlers import CHUNK_ROWS
 from tests.conftest import execute, settings_for, wait_until
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from api import connecting
-from api.url import parse_url
+from api.database import connecting
+from api.neon.url import parse_url
 
 
 def attempts(database: str, made: list[asyncpg.Connection]) -> Callable[[], Coroutine[Any, Any, asyncpg.Connection]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.protocol import HTTPProtocol
+from api.server.protocol import HTTPProtocol
 from tests.conftest import wait_until
 from tests.serving import live, serve
 from tests.test_limits import connected, exchange, read_all

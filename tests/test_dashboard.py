@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from api.telemetry.families import FAMILIES
 from benchmarks.processes import free_port
 from tests.conftest import wait_until

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from api.app import create_app
-from api.url import parse_url
+from api.neon.url import parse_url
 from tests.conftest import execute, settings_for, wait_until_true
 from tests.rig import NeonDatabase
 from tests.serving import serve

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from tests.conftest import settings_for
 from tests.serving import serve
 
@@ -105,7 +105,7 @@ def test_a_script_in_the_page_is_not_run(page: Page, database: str) -> None:
 
 
 def test_the_page_without_its_package(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.documentation._assets", lambda: None)
+    monkeypatch.setattr("api.openapi.pages._assets", lambda: None)
     with serve(create_app(settings_for(database))) as url:
         missing = httpx.get(f"{url}/docs")
         assert missing.status_code == 404

@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 
 import api.users.queries  # noqa: F401 - declares the statements that doctor checks
+from api.database.statements import declared_statements
 from api.doctor import examine
 from api.doctor.findings import Status, Step
 from api.doctor.network import Route
 from api.doctor.session import Session
+from api.neon.url import parse_url
 from api.settings import Settings
-from api.statements import declared_statements
-from api.url import parse_url
 from tests.conftest import MIGRATIONS, execute, settings_for
 from tests.rig import (
     NEON_PERMANENT,

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.connecting import delay
-from api.faults import Next, judge, judge_statement
-from api.url import parse_url
+from api.database.connecting import delay
+from api.database.faults import Next, judge, judge_statement
+from api.neon.url import parse_url
 from tests.conftest import SLOW_WRITES, execute, settings_for, wait_until
 from tests.rig import (
     NEON_PERMANENT,

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.errors import Problem
-from api.users.formats import CSV, FORMATS, NDJSON, Format, choose_by_accept, choose_by_content
+from api.users.bulk.formats import CSV, FORMATS, NDJSON, Format, choose_by_accept, choose_by_content
 
 ZEROS = b"0" * 4400  # more digits than Python reads as a number
 PARTS = [

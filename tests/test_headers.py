@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from tests import leaks, rig
 from tests.conftest import settings_for
 from tests.serving import serve
@@ -121,8 +121,8 @@ def test_a_leak_would_be_found(text: str) -> None:
 
 
 def test_a_leak_in_a_problem_would_be_found(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    from api import http
     from api.errors import Problem
+    from api.http import resource as http
 
     monkeypatch.setattr(http, "not_json", lambda: Problem(415, "not what ada@example.com may send"))
     client.post(USERS, content=b"x", headers={"authorization": f"Bearer {KEY}"})

@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
-from api.url import parse_url
+from api.neon.url import parse_url
 from tests.conftest import execute, settings_for, wait_until_true
 from tests.rig import Cut, Fault, NeonDatabase, Point, Rig
 from tests.serving import serve

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.migrations import _LOCK_KEY
-from api.url import parse_url
+from api.database.migrations import _LOCK_KEY
+from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.conftest import execute
 from tests.test_deadlines import locked

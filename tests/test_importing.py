@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from api.database import Database
+from api.database.fetch import Database
 from api.errors import OutcomeUnknownError, client_silent
-from api.users.importing import Counts, Import
-from api.users.parsing import CSVParser, NDJSONParser, Parser, Row
-from api.users.writing import WriteRows, Written, write_rows
+from api.users.bulk.importing import Counts, Import
+from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser, Row
+from api.users.bulk.writing import WriteRows, Written, write_rows
 from tests.conftest import settings_for
 from tests.test_deadlines import locked, wait_until_waiting
 

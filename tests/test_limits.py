@@ -9,7 +9,7 @@ import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HTTPProtocol
+from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HTTPProtocol
 from tests.serving import live, serve
 
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -18,7 +18,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
-from api.url import parse_url
+from api.neon.url import parse_url
 from tests.conftest import KILL_ALL, execute, settings_for
 from tests.history import USERS, Fate, Kind, Operation, Recorder, Seen, check
 from tests.rig import NEON_TRANSIENT, POOLER_FULL, SERVER_FULL, SHUTDOWN, Cut, Farewell, NeonDatabase, Point, Rig

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
+from api.context import RequestContext, serving
 from api.telemetry import logs
-from api.telemetry.context import RequestContext, serving
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve
 from tests.test_cli import USERS_API, directory, environment, on, on_a_terminal, served  # noqa: F401 - a fixture
@@ -161,7 +161,7 @@ def test_the_trace_of_a_request_is_in_the_log(
 def test_a_slow_request_says_where_its_time_went(
     database: str, batching: bool, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.batching.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("api.database.batching.PATIENCE_SECONDS", 60.0)
     settings = settings_for(database, batching=batching, batch_in_flight=1, pool_max_size=1, slow_request_seconds=0)
     with serve(create_app(settings)) as url:
         path = f"{url}{httpx.post(f'{url}{USERS}', json={'email': 'ada@example.com'}).headers['location']}"

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from api.settings import SettingsError
 from api.telemetry.counters import Counters, read
 from api.telemetry.metrics import Metrics
@@ -107,7 +107,7 @@ def test_histograms_hold_what_was_observed(client: httpx.Client) -> None:
 
 
 def test_statements_and_batches(database: str, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.batching.PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr("api.database.batching.PATIENCE_SECONDS", 60.0)
     with serve(create_app(settings_for(database, batching=batching, batch_in_flight=1))) as url:
         path = f"{url}{httpx.post(f'{url}{USERS}', json={'email': 'ada@example.com'}).headers['location']}"
         with ThreadPoolExecutor(10) as threads, locked(database):

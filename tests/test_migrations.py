@@ -12,10 +12,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from api import migrations
-from api.migrations import MigrationError, MigrationStatus
-from api.resources import MIGRATIONS_DIRECTORY
-from api.url import parse_url
+from api.database import migrations
+from api.database.files import MIGRATIONS_DIRECTORY
+from api.database.migrations import MigrationError, MigrationStatus
+from api.neon.url import parse_url
 from tests.conftest import execute, wait_until
 from tests.test_deadlines import wait_until_waiting
 
@@ -336,7 +336,7 @@ def test_a_faulty_header_is_reported(here: Migrations, empty_database: str, sql:
 
 def test_what_yoyo_skips_is_an_error(here: Migrations, monkeypatch: pytest.MonkeyPatch) -> None:
     here.write("0001.one", "select 1")
-    monkeypatch.setattr("api.migrations._Backend.apply_one", lambda self, migration: None)
+    monkeypatch.setattr("api.database.migrations._Backend.apply_one", lambda self, migration: None)
     with pytest.raises(MigrationError, match=r"still not applied, although nothing failed: 0001\.one"):
         here.migrate()
 

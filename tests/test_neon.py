@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
-from api import neon
-from api.neon import DatabaseURL, InvalidURLError
-from api.url import parse_url
+from api.neon import tls as neon
+from api.neon.tls import DatabaseURL, InvalidURLError
+from api.neon.url import parse_url
 
 SECRET = "npg_sesame"
 NEON = f"postgresql://owner:{SECRET}@ep-cool-1-pooler.eu-central-1.aws.neon.tech/neondb"

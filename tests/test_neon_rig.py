@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import uvloop
 
-from api.neon import DatabaseURL
-from api.url import parse_url
+from api.neon.tls import DatabaseURL
+from api.neon.url import parse_url
 from tests.conftest import execute, wait_until
 from tests.rig import (
     HOSTS,

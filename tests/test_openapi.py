@@ -11,11 +11,11 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from api import openapi
 from api.app import create_app, routes
-from api.credentials import make_api_key
-from api.database import Database
-from api.http import resources
+from api.auth.keys import make_api_key
+from api.database.fetch import Database
+from api.http.resource import resources
+from api.openapi import document as openapi
 from tests.conftest import settings_for
 from tests.serving import serve
 

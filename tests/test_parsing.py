@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import Problem
-from api.users.parsing import MAX_RECORD_BYTES, CSVParser, NDJSONParser, Parser, Refusal, Row
+from api.users.bulk.parsing import MAX_RECORD_BYTES, CSVParser, NDJSONParser, Parser, Refusal, Row
 
 ADA, BOB = b'{"email":"ada@example.com","name":"Ada"}', b'{"email":"bob@example.com"}'
 ADA_CSV = b"ada@example.com,Ada"

@@ -13,10 +13,10 @@ import pytest
 from starlette.routing import Route, Router
 
 from api.app import create_app
-from api.http import Resource
+from api.http.resource import Resource
+from api.neon.url import parse_url
 from api.settings import Settings
 from api.telemetry.middleware import Telemetry
-from api.url import parse_url
 from tests.conftest import SLOW_WRITES, execute, settings_for
 from tests.rig import NeonDatabase, Rig
 from tests.serving import serve

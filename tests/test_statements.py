@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 
 import api.app  # noqa: F401 - declares the statements
-from api import statements
-from api.statements import Mismatch, Statement
-from api.url import parse_url
+from api.database import statements
+from api.database.statements import Mismatch, Statement
+from api.neon.url import parse_url
 from tests.conftest import execute
 
 NAMES = [statement.name for statement in statements.declared_statements()]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 from benchmarks.processes import free_port
 from tests.conftest import wait_until
 from tests.test_cli import ROOT, USERS_API, directory, environment  # noqa: F401 - a fixture
@@ -31,7 +31,7 @@ def said(log: Path, text: str, times: int = 1) -> Callable[[], bool]:
 def run_supervisor(code: str) -> "subprocess.CompletedProcess[str]":
     """Run `supervisor`, which `code` makes."""
     code = (
-        "import asyncio, resource, sys; from uvicorn import Config; from api.supervisor import Supervisor\n"
+        "import asyncio, resource, sys; from uvicorn import Config; from api.server.supervisor import Supervisor\n"
         f"{code}\n"
         "if __name__ == '__main__': sys.exit(supervisor.run())"
     )

@@ -20,9 +20,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from api import auth, tokens
 from api.app import create_app
-from api.credentials import make_api_key
+from api.auth import guard as auth
+from api.auth import tokens
+from api.auth.keys import make_api_key
 from api.errors import Problem
 from tests.conftest import settings_for, wait_until
 from tests.serving import serve

@@ -7,8 +7,8 @@ import asyncpg
 import click
 
 import api.app  # noqa: F401 - declares the statements that check-sql checks
-from api import migrations, statements
 from api.cli.common import explain_errors, settings_with_database
+from api.database import migrations, statements
 from api.errors import describe
 from api.settings import Settings
 

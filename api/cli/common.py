@@ -10,7 +10,7 @@ import asyncpg
 import click
 from pydantic import SecretStr
 
-from api import embedded, migrations
+from api.database import embedded, migrations
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, Problem, describe
 from api.settings import Settings, SettingsError, load_settings
 

@@ -13,10 +13,10 @@ import click
 
 from api.cli.common import direct_settings, explain_errors
 from api.cli.progress import Progress
-from api.database import Database
+from api.database.fetch import Database
 from api.settings import Settings
-from api.users.formats import FORMATS, Format
-from api.users.formats import export_users as copy_users
+from api.users.bulk.formats import FORMATS, Format
+from api.users.bulk.formats import export_users as copy_users
 from api.users.queries import ESTIMATE_USERS
 
 

@@ -17,12 +17,12 @@ import orjson
 
 from api.cli.common import direct_settings, explain_errors
 from api.cli.progress import Progress
-from api.database import Database
+from api.database.fetch import Database
 from api.settings import Settings
-from api.users.formats import FORMATS, Format
-from api.users.importing import Counts, Import
+from api.users.bulk.formats import FORMATS, Format
+from api.users.bulk.importing import Counts, Import
+from api.users.bulk.writing import copy_rows, write_rows
 from api.users.schemas import OnConflict
-from api.users.writing import copy_rows, write_rows
 
 _CHUNK_ROWS = 10_000
 _CONNECTIONS = 2

@@ -2,7 +2,7 @@
 
 import click
 
-from api.credentials import make_api_key
+from api.auth.keys import make_api_key
 
 
 @click.command()

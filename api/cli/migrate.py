@@ -2,8 +2,8 @@
 
 import click
 
-from api import migrations
 from api.cli.common import explain_errors, settings_with_database
+from api.database import migrations
 
 
 @click.group(invoke_without_command=True)

@@ -19,8 +19,8 @@ def openapi() -> None:
     """
     # Only here: no other command needs the whole application.
     from api.app import routes
-    from api.database import Database
-    from api.openapi import document
+    from api.database.fetch import Database
+    from api.openapi.document import document
 
     settings = load_settings()
     click.echo(json.dumps(document(routes(settings, Database(settings))), indent=2, ensure_ascii=False))

@@ -7,14 +7,14 @@ import click
 import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
-from api import migrations
 from api.cli.common import explain_errors, settings_with_database
-from api.lifecycle import Server
+from api.database import migrations
+from api.server.lifecycle import Server
+from api.server.supervisor import Supervisor
+from api.server.workers import tell_workers
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
-from api.supervisor import Supervisor
 from api.telemetry.logs import log_config
 from api.telemetry.setup import serve_metrics, shared_metrics
-from api.workers import tell_workers
 
 _WINDOWS = sys.platform == "win32"
 
@@ -83,7 +83,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         reload=reload,
         # Named, since uvicorn falls back to slower ones in silence where they are missing.
         loop="auto" if _WINDOWS else "uvloop",
-        http="auto" if _WINDOWS else "api.protocol:HTTPProtocol",
+        http="auto" if _WINDOWS else "api.server.protocol:HTTPProtocol",
         lifespan="on",
         log_config=log_config(settings.log_level),
         ws="none",

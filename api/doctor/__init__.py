@@ -5,12 +5,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from api.database.faults import DATABASE_ERRORS, judge
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import Route
 from api.doctor.session import Session
 from api.errors import describe
-from api.faults import DATABASE_ERRORS, judge
-from api.neon import DatabaseURL
+from api.neon.tls import DatabaseURL
 from api.settings import Settings
 
 Report = Callable[[str, str, Step | None], None]

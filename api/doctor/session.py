@@ -11,10 +11,10 @@ from statistics import median
 
 import asyncpg
 
-from api import migrations, statements
+from api.database import migrations, statements
+from api.database.faults import DATABASE_ERRORS, judge
 from api.doctor.findings import Finding, green, red, yellow
-from api.faults import DATABASE_ERRORS, judge
-from api.neon import DatabaseURL
+from api.neon.tls import DatabaseURL
 from api.settings import Settings
 from api.threads import in_daemon_thread
 

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from structlog.types import EventDict, WrappedLogger
 
-from api.telemetry.context import serving
+from api.context import serving
 
 LOG_CONFIG: dict[str, Any] = {
     "version": 1,

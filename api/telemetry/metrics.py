@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from api.statements import Statement
+from api.context import Batch, RequestContext
+from api.database.statements import Statement
 from api.telemetry import counters
-from api.telemetry.context import Batch, RequestContext
 from api.telemetry.counters import Counters, Key, Row
 from api.telemetry.families import (
     BATCH_SIZE,

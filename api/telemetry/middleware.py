@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.headers import REQUEST_ID
+from api.context import CLIENT_LEFT, RequestContext, serving
+from api.http.headers import REQUEST_ID
 from api.settings import Settings
-from api.telemetry.context import CLIENT_LEFT, RequestContext, serving
 from api.telemetry.families import SECONDS, SUM
 from api.telemetry.metrics import Metrics
 

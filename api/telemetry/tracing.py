@@ -18,8 +18,8 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.util.re import parse_env_headers
 from starlette.types import Scope
 
-from api.statements import Statement
-from api.telemetry.context import RequestContext
+from api.context import RequestContext
+from api.database.statements import Statement
 from api.threads import in_daemon_thread
 
 logger = logging.getLogger("api.telemetry")

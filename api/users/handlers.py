@@ -10,19 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.batching import Batcher, Limits
-from api.database import Database
+from api.database.batching import Batcher, Limits
+from api.database.fetch import Database
 from api.errors import email_taken, user_not_found, version_mismatch
-from api.http import (
-    JSONBody,
-    Resource,
-    etag,
-    is_known,
-    read_body,
-    read_condition,
-    read_query,
-)
-from api.limits import Gate
+from api.http.gate import Gate
+from api.http.resource import JSONBody, Resource, etag, is_known, read_body, read_condition, read_query
 from api.users import operations, queries
 from api.users.cursors import MAX_ID
 from api.users.emails import Email, email_key

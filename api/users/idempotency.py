@@ -12,10 +12,10 @@ import orjson
 from asyncpg import Record
 from starlette.requests import Request
 
-from api.auth import caller
-from api.batching import Batcher
+from api.auth.guard import caller
+from api.database.batching import Batcher
 from api.errors import Problem, email_taken, to_response
-from api.http import read_header
+from api.http.resource import read_header
 from api.users.queries import KeyedUser
 from api.users.schemas import UserCreate
 

@@ -15,11 +15,11 @@ from api.errors import (
     user_not_found,
     version_mismatch,
 )
-from api.http import body_too_large, not_json, unprocessable
-from api.operation import Answer, Content, Operation
-from api.users.formats import not_acceptable, not_importable
+from api.http.operation import Answer, Content, Operation
+from api.http.resource import body_too_large, not_json, unprocessable
+from api.users.bulk.formats import not_acceptable, not_importable
+from api.users.bulk.parsing import no_columns
 from api.users.idempotency import key_reused
-from api.users.parsing import no_columns
 from api.users.schemas import ExportQuery, ImportQuery, ListQuery, User, UserCreate, UserPath, UserUpdate
 
 _ADA = {

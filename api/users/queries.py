@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from asyncpg import Record
 
-from api.batching import PATIENCE_SECONDS
-from api.database import Database
-from api.statements import Statement, declare
+from api.database.batching import PATIENCE_SECONDS
+from api.database.fetch import Database
+from api.database.statements import Statement, declare
 from api.users.cursors import Position
 
 _USER = {"id": "int8", "version": "int8", "body": "text"}

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 
 from asyncpg import Record
 
-from api.database import Database
+from api.database.fetch import Database
 from api.users import queries
 from api.users.cursors import MAX_ID, Position, write_cursor
 from api.users.schemas import ListQuery

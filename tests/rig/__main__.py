@@ -12,8 +12,8 @@ from typing import get_args
 
 import psycopg
 
-from api import embedded
-from api.url import parse_url
+from api.database import embedded
+from api.neon.url import parse_url
 from tests.rig import NEON_PERMANENT, NEON_TRANSIENT, ROLE, SCRIPT, SHUTDOWN, Cut, Fault, Point, Rig, find, running
 from tests.rig.faults import Action
 from tests.rig.rig import Certificate

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import psycopg
 import trustme
 
+from api.neon.url import parse_url
 from api.settings import Settings
-from api.url import parse_url
 from tests.rig.faults import Route
 from tests.rig.pgbouncer import PgBouncer
 from tests.rig.proxy import Proxy

@@ -1,0 +1,1 @@
+"""PostgreSQL: the connection pool, faults, statements, batching, the read replica, and migrations."""

@@ -1,0 +1,1 @@
+"""HTTP resources: reading requests, conditions, responses, and the gate that admits requests."""

@@ -1,0 +1,1 @@
+"""A connection URL, its TLS context, and the drivers' arguments."""

@@ -1,0 +1,210 @@
+"""OpenAPI 3.1 from the route table: each method of a Resource carries an Operation, and pydantic makes the schemas."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from starlette.routing import BaseRoute
+
+from api.auth.keys import (
+    READ,
+    WRITE,
+    insufficient_scope,
+    invalid_credentials,
+    keys_unavailable,
+    several_credentials,
+    unauthenticated,
+)
+from api.errors import Problem, database_refusals, internal_error, problem_body
+from api.http.gate import gate_refusals
+from api.http.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
+from api.http.operation import Answer, Content, Operation
+from api.http.resource import Resource, resources
+
+_REFERENCE = "#/components/schemas/{model}"
+_INTRODUCTION = """\
+Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
+its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
+`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A request may name itself \
+in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace Context).
+"""
+_REQUEST_ID = "2b9ea715591e7aa5"
+_FAULT = {
+    "type": "object",
+    "properties": {
+        "loc": {
+            "type": "array",
+            "items": {"type": ["string", "integer"]},
+            "description": "Where: body or query first.",
+        },
+        "msg": {"type": "string"},
+        "type": {"type": "string", "description": "pydantic's name of the fault."},
+    },
+    "required": ["loc", "msg", "type"],
+    "additionalProperties": False,
+}
+_PROBLEM = {
+    "type": "object",
+    "description": "A refusal, as RFC 9457 has it.",
+    "properties": {
+        "type": {
+            "type": "string",
+            "format": "uri",
+            "description": "What went wrong, for programs: `urn:problem:users-api:…`, `about:blank` where the status "
+            "says it all.",
+        },
+        "title": {"type": "string", "description": "The name of the status."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string", "description": "What went wrong, for people."},
+        "request_id": {"type": "string", "pattern": REQUEST_ID, "description": "X-Request-Id, its name in the log."},
+        "errors": {"type": "array", "items": _FAULT, "description": "The faults; 422 alone has them."},
+    },
+    "required": ["type", "title", "status", "detail", "request_id"],
+    "additionalProperties": False,
+}
+_ALWAYS = "X-Request-Id"
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, or a token (JWT) of the issuer that the operator has set. A key reads, or reads and "
+    "writes; a token's `scope` holds `users:read`, `users:write` or both.",
+}
+
+
+def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """Return the OpenAPI document of each Resource in `routes`: its operations, with the schemas that they name."""
+    schemas: dict[str, Any] = {"Problem": _PROBLEM}
+    paths: dict[str, dict[str, Any]] = {}
+    for path, resource in resources(routes):
+        if path.endswith("/"):  # the same as without it
+            continue
+        for method, (handler, operation) in resource.methods.items():
+            if operation is not None:
+                described = _operation(handler.__name__, method, operation, resource, schemas)
+                paths.setdefault(path, {})[method.lower()] = described
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "users-api",
+            "version": version("users-api"),
+            "description": _INTRODUCTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": dict(sorted(paths.items())),
+        "components": {
+            "schemas": schemas,
+            "parameters": {
+                name: {"name": name, "in": "header", "required": False, **described}
+                for name, described in REQUEST_HEADERS.items()
+            },
+            "headers": RESPONSE_HEADERS,
+            "securitySchemes": {"bearer": _BEARER},
+        },
+    }
+
+
+def _operation(
+    name: str, method: str, operation: Operation, resource: Resource, schemas: dict[str, Any]
+) -> dict[str, Any]:
+    writes = method != "GET"
+    refusals = [*operation.refusals, internal_error()]
+    headers = [*operation.headers]
+    if resource.gate:
+        headers.append("Request-Timeout")
+        refusals += gate_refusals()
+    if not resource.is_open:
+        refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
+        refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
+    if operation.uses_database:
+        refusals += database_refusals(writes=writes)
+    described: dict[str, Any] = {
+        "operationId": name,
+        "summary": operation.summary,
+        "description": operation.description,
+        "tags": [operation.tag],
+        "security": [] if resource.is_open else [{"bearer": [WRITE if writes else READ]}],
+        "parameters": [
+            *_parameters(operation.path, "path"),
+            *_parameters(operation.query, "query"),
+            *({"$ref": f"#/components/parameters/{header}"} for header in headers),
+        ],
+    }
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": _contents(operation.body, schemas)}
+    described["responses"] = {
+        **{str(status): _answer(answer, schemas) for status, answer in operation.answers.items()},
+        **_refusals(refusals),
+    }
+    return described
+
+
+def _parameters(model: type[BaseModel] | None, place: str) -> list[dict[str, Any]]:
+    """The fields of a model as parameters. None, which a query string cannot say, only means that one is left out."""
+    if model is None:
+        return []
+    schema = model.model_json_schema()
+    parameters = []
+    for name, of_field in schema["properties"].items():
+        kinds = [kind for kind in of_field.pop("anyOf", ()) if kind != {"type": "null"}]
+        of_field.update(*kinds[:1])
+        if of_field.get("default", ...) is None:
+            del of_field["default"]
+        parameter = {"name": name, "in": place, "required": name in schema.get("required", ())}
+        parameters.append({**parameter, "description": of_field.pop("description", ""), "schema": of_field})
+    return parameters
+
+
+def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
+    described = {"description": answer.description, "headers": _headers([*answer.headers, _ALWAYS])}
+    if answer.content:
+        described["content"] = _contents(answer.content, schemas)
+    if answer.links:
+        described["links"] = {
+            name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in answer.links
+        }
+    return described
+
+
+def _refusals(problems: Sequence[Problem]) -> dict[str, Any]:
+    """A response for each status, with an example for each problem that has it."""
+    by_status: dict[int, list[Problem]] = {}
+    for problem in problems:
+        by_status.setdefault(problem.status, []).append(problem)
+    return {str(status): _refusal(alike) for status, alike in sorted(by_status.items())}
+
+
+def _refusal(problems: Sequence[Problem]) -> dict[str, Any]:
+    bodies = [problem_body(problem, _REQUEST_ID) for problem in problems]
+    examples = {problem.kind or "about-blank": {"value": body} for problem, body in zip(problems, bodies, strict=True)}
+    described: dict[str, Any] = {
+        "description": "; ".join(dict.fromkeys(problem.detail for problem in problems)),
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}
+        },
+    }
+    headers = [header for header in problems[0].headers or () if header in RESPONSE_HEADERS]
+    return {**described, "headers": _headers([*headers, _ALWAYS])}
+
+
+def _headers(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _contents(contents: Iterable[Content], schemas: dict[str, Any]) -> dict[str, Any]:
+    return {
+        content.media_type: {"schema": _schema(content.schema, schemas), "example": content.example}
+        for content in contents
+    }
+
+
+def _schema(described: Any, schemas: dict[str, Any]) -> Mapping[str, Any]:
+    """JSON Schema as it is, a type as what pydantic makes of it; models go into `schemas` and are referred to."""
+    if isinstance(described, Mapping):
+        return described
+    schema = TypeAdapter(described).json_schema(ref_template=_REFERENCE)
+    schemas.update(schema.pop("$defs", {}))
+    if isinstance(described, type) and issubclass(described, BaseModel):
+        schemas[described.__name__] = schema
+        return {"$ref": _REFERENCE.format(model=described.__name__)}
+    return schema

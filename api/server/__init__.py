@@ -1,0 +1,1 @@
+"""The server process: the HTTP protocol with its limits, workers, signals, and draining."""

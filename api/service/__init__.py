@@ -1,0 +1,1 @@
+"""Routes that belong to no resource: probes, metrics, and read-after routing."""

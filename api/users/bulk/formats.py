@@ -1,0 +1,118 @@
+"""The formats of import and export: each has its media types, a parser, and a statement that COPY sends as it is."""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from api.database.fetch import link_errors
+from api.database.statements import Statement
+from api.errors import DatabaseUnavailableError, Problem
+from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser
+from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. Of `media_types`, in lower case, the first is what an export says."""
+
+    name: str
+    media_types: tuple[str, ...]
+    parser: Callable[[], Parser]
+    statement: Statement
+    copy_options: Mapping[str, Any]
+
+
+NDJSON = Format(
+    "ndjson",
+    ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"),
+    NDJSONParser,
+    EXPORT_USERS,
+    # COPY's text format would escape the backslashes in the JSON. Its CSV quotes what holds one of these two, which no
+    # JSON does: control characters are escaped there (RFC 8259, section 7).
+    {"format": "csv", "delimiter": "\x01", "quote": "\x02"},
+)
+CSV = Format("csv", ("text/csv",), CSVParser, EXPORT_USERS_CSV, {"format": "csv", "header": True})
+FORMATS = {format.name: format for format in (NDJSON, CSV)}
+
+_LAST_WORDS_SECONDS = 1.0
+_IS_UTF_8 = re.compile(r'charset\s*=\s*("?)(?:utf-8|us-ascii)\1')
+_QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
+
+
+async def export_users(
+    connection: asyncpg.Connection, format: Format, write: Callable[[bytes], Coroutine[Any, Any, None]]
+) -> int:
+    """Send every user to `write`, from one snapshot, and return their number; PostgreSQL waits for `write`.
+
+    Raises DatabaseUnavailableError, asyncpg.PostgresError, and what `write` raises, which must be no OSError.
+    """
+    loop = asyncio.get_running_loop()
+    copying = loop.create_task(connection.copy_from_query(format.statement.sql, output=write, **format.copy_options))
+
+    def cancel_soon(_: object) -> None:
+        loop.call_later(_LAST_WORDS_SECONDS, copying.cancel)
+
+    # Where the connection ends while `write` has a piece, asyncpg waits for the next one for ever (copy_out in
+    # asyncpg/protocol/protocol.pyx); elsewhere it says by itself what has ended it.
+    connection.add_termination_listener(cancel_soon)
+    try:
+        with link_errors(writes=False):
+            status: str = await copying
+    except asyncio.CancelledError:
+        if connection.is_closed():
+            raise DatabaseUnavailableError("the connection ended in the middle of an export") from None
+        raise
+    finally:
+        connection.remove_termination_listener(cancel_soon)
+    return int(status.removeprefix("COPY "))
+
+
+def choose_by_content(content_type: bytes | None, content_encoding: bytes | None) -> Format:
+    """The format that a body says it is in. Raises Problem: 415."""
+    media_type, *parameters = (part.strip() for part in (content_type or b"").decode("latin-1").lower().split(";"))
+    # Also one in RFC 2231's writing, `charset*=`, which HTTP does not have here: nobody knows what its sender means.
+    charsets = [parameter for parameter in parameters if parameter.startswith("charset")]
+    if all(map(_IS_UTF_8.fullmatch, charsets)) and (content_encoding or b"identity").lower() == b"identity":
+        for format in FORMATS.values():
+            if media_type in format.media_types:
+                return format
+    raise not_importable()
+
+
+def choose_by_accept(accept: bytes | None) -> Format:
+    """The format that a client likes best, NDJSON where it does not mind (RFC 9110, section 12.5.1). Raises Problem."""
+    qualities: dict[str, float] = {}
+    for media_range in (accept or b"*/*").decode("latin-1").lower().split(","):
+        kind, *parameters = (part.strip() for part in media_range.split(";"))
+        weights = [float(match[1]) for each in parameters if (match := _QUALITY.fullmatch(each))]
+        qualities[kind] = weights[0] if weights else 1.0
+
+    def quality(format: Format) -> float:
+        any_of_kind = f"{format.media_types[0].partition('/')[0]}/*"
+        for kinds in (format.media_types, [any_of_kind], ["*/*"]):
+            if named := [qualities[kind] for kind in kinds if kind in qualities]:
+                return max(named)
+        return 0.0
+
+    best = max(FORMATS.values(), key=quality)  # the first of equals
+    if not quality(best):
+        raise not_acceptable()
+    return best
+
+
+def not_importable() -> Problem:
+    """The problem of a body that does not say that it is NDJSON or CSV."""
+    return Problem(
+        415, f"The body must be {NDJSON.media_types[0]} or {CSV.media_types[0]}, in UTF-8 and not compressed"
+    )
+
+
+def not_acceptable() -> Problem:
+    """The problem of a client that takes neither NDJSON nor CSV."""
+    return Problem(
+        406, f"There are {NDJSON.media_types[0]} and {CSV.media_types[0]}: Accept, or format=, must name one"
+    )
