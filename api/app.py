@@ -1,7 +1,6 @@
 """The application, wired in one place: settings in, an ASGI application out."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,18 +14,17 @@ from api.auth.guard import Guard
 from api.auth.tokens import Tokens
 from api.database.batching import Limits
 from api.database.fetch import Database
-from api.database.replica import Replica, replicated
+from api.database.replica import Replica
 from api.http.gate import Gate
 from api.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 from api.http.resource import resources, respond_not_found
 from api.openapi.pages import documentation
-from api.server.workers import worker_settings
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
+from api.service.read_after import replicated
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.telemetry.setup import metrics_from_environment, tracing_from_environment
 from api.users.bulk.handlers import Bulk
 from api.users.handlers import Users
 from api.users.queries import select_users
@@ -94,17 +92,6 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
             expose_headers=list(RESPONSE_HEADERS),
         )
     return Telemetry(app, settings, metrics, tracing)
-
-
-def app_from_environment() -> ASGIApp:
-    """The application with the environment's settings: what each uvicorn worker calls."""
-    app = create_app(worker_settings(), metrics_from_environment(), tracing_from_environment())
-    # What there is by now stays, so that the garbage collector need not look at it again; nor need it look at the
-    # requests under way each time that there are 700 objects more. It took a sixth of the time of a batched GET.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000)
-    return app
 
 
 def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:

@@ -114,45 +114,18 @@ def internal_error() -> Problem:
     return Problem(500, "Internal server error; the log has it under this request_id")
 
 
-def email_taken() -> Problem:
-    """The problem of an address that another user has."""
-    return Problem(409, "Email already registered", "email-taken")
-
-
-def user_not_found() -> Problem:
-    """The problem of an id that no user has."""
-    return Problem(404, "User not found")
-
-
-def version_mismatch() -> Problem:
-    """The problem of an If-Match that names no current version."""
-    return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
-
-
-def too_many_at_once() -> Problem:
-    """The problem of an import or export beside as many as BULK_MAX_REQUESTS allows."""
-    detail = "Other imports and exports are running: try again when one has ended"
-    return Problem(503, detail, "overloaded", headers={"Retry-After": "5"})
-
-
-def client_silent(seconds: float) -> Problem:
-    """The problem of a client that stops in the middle of what it sends."""
-    return Problem(408, f"Nothing has come for {seconds:g} seconds", headers={"Connection": "close"})
-
-
-def import_stopped() -> Problem:
-    """The problem of an import that the server does not wait for any longer, when it stops."""
-    detail = "The server is stopping; nothing behind the lines that are counted was written"
-    return Problem(503, detail, "stopping", headers=_RETRY_AFTER)
-
-
 # A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
 # than once would gather the tracebacks, and the frames, of every request that it refused.
-_CONSTRAINTS: dict[str, Callable[[], Problem]] = {"users_email_key": email_taken}
+_CONSTRAINTS: dict[str, Callable[[], Problem]] = {}
 
 # An index that "reindex concurrently" rebuilds goes by such a name for a moment, and refuses as before.
 # https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
 _REBUILT = re.compile(r"_cc(new|old)\d*$")
+
+
+def register_constraint(name: str, problem: Callable[[], Problem]) -> None:
+    """Answer a violation of the constraint `name` with `problem()`; without this it is a 500."""
+    _CONSTRAINTS[name] = problem
 
 
 def to_response(error: Exception) -> Response:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-import api.app
+import api.server.workers
 from api.cli import main as users_api
 from api.database.fetch import Database
 from api.database.statements import Statement
@@ -57,9 +57,9 @@ def without_postgres(seconds: float) -> None:
 def main(stack: str, port: int) -> None:
     """Serve a part of the stack as `users-api serve` serves the whole, in one worker."""
     if stack == "constant":
-        api.app.app_from_environment = lambda: constant
+        api.server.workers.app_from_environment = lambda: constant
     elif stack == "starlette":
-        api.app.app_from_environment = starlette_constant
+        api.server.workers.app_from_environment = starlette_constant
     else:
         os.environ["BATCHING"] = "true" if stack == "batching" else "false"
         without_postgres(STATEMENT_SECONDS if stack == "batching" else 0.0)

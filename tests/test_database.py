@@ -12,7 +12,9 @@ import pytest
 from api.app import create_app
 from api.database.fetch import Database
 from api.database.statements import Statement, declared_statements
-from api.errors import DatabaseUnavailableError, Problem, email_taken, user_not_found, version_mismatch
+from api.errors import DatabaseUnavailableError, Problem
+from api.http.conditions import version_mismatch
+from api.users.problems import email_taken, user_not_found
 from api.users.queries import ESTIMATE_USERS
 from tests.conftest import KILL_ALL, SLOW_WRITES, execute, settings_for, wait_until_true
 from tests.serving import serve

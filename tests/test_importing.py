@@ -9,9 +9,10 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from api.database.fetch import Database
-from api.errors import OutcomeUnknownError, client_silent
+from api.errors import OutcomeUnknownError
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser, Row
+from api.users.bulk.problems import client_silent
 from api.users.bulk.writing import WriteRows, Written, write_rows
 from tests.conftest import settings_for
 from tests.test_deadlines import locked, wait_until_waiting

@@ -17,7 +17,7 @@ from api.auth.keys import (
     unauthenticated,
 )
 from api.auth.tokens import Tokens
-from api.http.resource import send_problem
+from api.http.response import send_problem
 
 _INVALID = "The API key or token is not valid"
 _MAX_REMEMBERED = 10_000

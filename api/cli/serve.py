@@ -75,7 +75,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
     config = uvicorn.Config(
-        "api.app:app_from_environment",
+        "api.server.workers:app_from_environment",
         factory=True,
         host=host,
         port=port,

@@ -8,22 +8,17 @@ the replica once that has replayed the log up to it.
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from starlette.requests import Request
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.database.batching import Batcher, Limits
 from api.database.fetch import Database
 from api.database.statements import Statement, declare
-from api.errors import DatabaseUnavailableError, OverloadedError, Problem, StatementTimeoutError, describe
-from api.http.resource import read_header, send_problem
+from api.errors import DatabaseUnavailableError, OverloadedError, StatementTimeoutError, describe
 from api.settings import Settings
 from api.telemetry.metrics import Metrics
 
@@ -34,12 +29,8 @@ logger = logging.getLogger("api.database")
 
 _SELECT_POSITION = declare("wal/select_position.sql", [], {"position": "int8"})
 
-_POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
-_BEYOND = b"FFFFFFFF/FFFFFFFF"
+BEYOND = b"FFFFFFFF/FFFFFFFF"
 """A position that no log reaches: it stands for one that is not known, and has the primary answer."""
-
-# The answers to a write that tell what the database holds. A refusal does so too: what it saw may not be replayed yet.
-_ANSWERS = frozenset({200, 201, 204, 404, 409, 412})
 
 _REST_SECONDS = 1.0
 _POLL_SECONDS = 0.005
@@ -103,7 +94,7 @@ class Replica(Database):
             async with asyncio.timeout(self._wait):
                 return b"%X/%X" % divmod(await self._ask_primary(None), 2**32)
         except (TimeoutError, asyncio.CancelledError, OverloadedError, *_UNANSWERED, asyncpg.PostgresError):
-            return _BEYOND  # The write has happened, and is acknowledged.
+            return BEYOND  # The write has happened, and is acknowledged.
 
     async def reaches(self, position: int) -> int | None:
         """The epoch in which it is known to have replayed the log up to `position`; None where the primary must answer.
@@ -169,73 +160,3 @@ async def _select_position(
 ) -> list[int]:
     rows = await fetch(_SELECT_POSITION)
     return [rows[0]["position"]] * len(calls)
-
-
-def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
-    """The routes of `primary`; where `reads` has one of the same path, on the replica, that answers GET and HEAD."""
-    there = {route.path: route.app for route in reads if isinstance(route, Route)}
-    return [
-        Route(route.path, _Replicated(route.app, there[route.path], replica))
-        if isinstance(route, Route) and route.path in there
-        else route
-        for route in primary
-    ]
-
-
-class _RestartedError(Exception):
-    """The replica may have been restarted since it was seen to have what the client wrote."""
-
-
-class _Replicated:
-    """A resource: a write on the primary, its answer with Read-After; a read where that allows."""
-
-    def __init__(self, primary: ASGIApp, reads: ASGIApp, replica: Replica) -> None:
-        self._primary = primary
-        self._reads = reads
-        self._replica = replica
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["method"] not in ("GET", "HEAD"):
-            await self._primary(scope, receive, partial(self._send_position, send))
-            return
-        read_after = read_header(Request(scope), b"read-after")
-        if read_after is None:
-            await self._reads(scope, receive, send)
-            return
-        if (match := _POSITION.fullmatch(read_after)) is None:
-            await send_problem(_malformed(), scope, receive, send)
-            return
-        epoch = None
-        if read_after.upper() != _BEYOND:
-            epoch = await self._replica.reaches((int(match[1], 16) << 32) + int(match[2], 16))
-        if epoch is not None:
-            try:
-                await self._reads(scope, receive, partial(self._send_unless_restarted, send, epoch))
-            except _RestartedError:
-                pass
-            else:
-                return
-        await self._primary(scope, receive, send)
-
-    async def _send_position(self, send: Send, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            if status in _ANSWERS or status >= 500:
-                position = _BEYOND if status >= 500 else await self._replica.position()
-                message = {**message, "headers": [*message["headers"], (b"read-after", position)]}
-        await send(message)
-
-    async def _send_unless_restarted(self, send: Send, epoch: int, message: Message) -> None:
-        if message["type"] == "http.response.start" and self._replica.epoch != epoch:
-            raise _RestartedError
-        await send(message)
-
-
-def _malformed() -> Problem:
-    fault = {
-        "loc": ["header", "read-after"],
-        "msg": "must be what the answer to a write said, such as 0/16B3748",
-        "type": "read_after",
-    }
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from api.errors import Problem
+from api.http.request import unprocessable
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,12 @@ class Operation:
     refusals: Sequence[Problem] = ()
     uses_database: bool = True
     tag: str = "users"
+
+
+def invalid_example(model: type[BaseModel], where: str, sent: dict[str, Any]) -> Problem:
+    """The problem that `sent` really meets."""
+    try:
+        model.model_validate(sent)
+    except ValidationError as error:
+        return unprocessable(error, where)
+    raise ValueError(f"{model.__name__} takes {sent}")

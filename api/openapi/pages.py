@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 
 from api.errors import Problem
 from api.http.headers import SECURITY_HEADERS
-from api.http.resource import Handler, JSONBody, Resource
+from api.http.resource import Handler, Resource
+from api.http.response import JSONBody
 from api.openapi.document import document
 
 _PAGE = b"""\

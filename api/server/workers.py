@@ -1,9 +1,14 @@
 """What `serve` tells its workers. They read the settings when they start, which may have changed since it did."""
 
+import gc
 import logging
 import os
 
+from starlette.types import ASGIApp
+
+from api.app import create_app
 from api.settings import Settings, is_loopback, load_settings
+from api.telemetry.setup import metrics_from_environment, tracing_from_environment
 
 logger = logging.getLogger("api.workers")
 
@@ -28,3 +33,14 @@ def worker_settings() -> Settings:
         logger.warning("METRICS_PORT has changed, which takes a restart: it stays %s until then", served or "unset")
         settings = settings.model_copy(update={"metrics_port": int(served) if served else None})
     return settings
+
+
+def app_from_environment() -> ASGIApp:
+    """The application with the environment's settings: what each uvicorn worker calls."""
+    app = create_app(worker_settings(), metrics_from_environment(), tracing_from_environment())
+    # What there is by now stays, so that the garbage collector need not look at it again; nor need it look at the
+    # requests under way each time that there are 700 objects more. It took a sixth of the time of a batched GET.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    return app

@@ -11,7 +11,8 @@ from starlette.routing import BaseRoute, Route
 from api.database.fetch import Database
 from api.errors import DatabaseUnavailableError, StoppingError, problem_of
 from api.http.operation import Answer, Content, Operation
-from api.http.resource import JSONBody, Resource
+from api.http.resource import Resource
+from api.http.response import JSONBody
 
 DRAINING = "draining"
 """Set in the lifespan's state, which every request's scope holds a copy of, by a server that is about to stop."""

@@ -12,13 +12,16 @@ from starlette.routing import BaseRoute, Route
 
 from api.database.batching import Batcher, Limits
 from api.database.fetch import Database
-from api.errors import email_taken, user_not_found, version_mismatch
+from api.http.conditions import etag, is_known, read_condition, version_mismatch
 from api.http.gate import Gate
-from api.http.resource import JSONBody, Resource, etag, is_known, read_body, read_condition, read_query
+from api.http.request import read_body, read_query
+from api.http.resource import Resource
+from api.http.response import JSONBody
 from api.users import operations, queries
 from api.users.cursors import MAX_ID
 from api.users.emails import Email, email_key
 from api.users.idempotency import create_once, read_key
+from api.users.problems import email_taken, user_not_found
 from api.users.schemas import ListQuery, UserCreate, UserUpdate
 from api.users.search import read_page
 

@@ -14,8 +14,9 @@ from starlette.requests import Request
 
 from api.auth.guard import caller
 from api.database.batching import Batcher
-from api.errors import Problem, email_taken, to_response
-from api.http.resource import read_header
+from api.errors import Problem, to_response
+from api.http.request import read_header
+from api.users.problems import email_taken
 from api.users.queries import KeyedUser
 from api.users.schemas import UserCreate
 

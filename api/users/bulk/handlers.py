@@ -13,13 +13,15 @@ from starlette.types import Receive
 
 from api.context import request_id
 from api.database.fetch import Database
-from api.errors import OutcomeUnknownError, StatementTimeoutError, StoppingError, import_stopped, too_many_at_once
-from api.http.resource import Resource, read_header, read_query
+from api.errors import OutcomeUnknownError, StatementTimeoutError, StoppingError
+from api.http.request import read_header, read_query
+from api.http.resource import Resource
 from api.http.streaming import Lines, Stream
 from api.settings import Settings
-from api.users import operations
+from api.users.bulk import operations
 from api.users.bulk.formats import FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.bulk.importing import Counts, Import
+from api.users.bulk.problems import import_stopped, too_many_at_once
 from api.users.bulk.writing import write_rows
 from api.users.handlers import PATH
 from api.users.schemas import ExportQuery, ImportQuery

@@ -13,8 +13,9 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from api.errors import OutcomeUnknownError, client_silent, problem_body, to_problem
+from api.errors import OutcomeUnknownError, problem_body, to_problem
 from api.users.bulk.parsing import Parser, Refusal, Row
+from api.users.bulk.problems import client_silent
 from api.users.bulk.writing import WriteRows
 
 # Others get their turn after so much of the input, mostly a fifth of a millisecond, and where its users take longer, as

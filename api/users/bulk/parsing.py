@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from pydantic import ValidationError
 
 from api.errors import Problem
-from api.http.resource import MAX_BODY_BYTES, unprocessable
+from api.http.request import MAX_BODY_BYTES, unprocessable
 from api.users.schemas import UserCreate
 
 MAX_RECORD_BYTES = MAX_BODY_BYTES

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from api.database.fetch import Database, link_errors
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, email_taken, to_problem
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, to_problem
 from api.users import queries
 from api.users.bulk.parsing import Refusal, Row
 from api.users.emails import email_key
+from api.users.problems import email_taken
 from api.users.schemas import OnConflict
 
 _COPY_SECONDS = 60.0

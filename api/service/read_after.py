@@ -1,0 +1,89 @@
+"""Read-after routing: which requests the replica answers, and the header Read-After."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.database.replica import BEYOND, Replica
+from api.errors import Problem
+from api.http.request import read_header
+from api.http.response import send_problem
+
+_POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+
+# The answers to a write that tell what the database holds. A refusal does so too: what it saw may not be replayed yet.
+_ANSWERS = frozenset({200, 201, 204, 404, 409, 412})
+
+
+def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
+    """The routes of `primary`; where `reads` has one of the same path, on the replica, that answers GET and HEAD."""
+    there = {route.path: route.app for route in reads if isinstance(route, Route)}
+    return [
+        Route(route.path, _Replicated(route.app, there[route.path], replica))
+        if isinstance(route, Route) and route.path in there
+        else route
+        for route in primary
+    ]
+
+
+class _RestartedError(Exception):
+    """The replica may have been restarted since it was seen to have what the client wrote."""
+
+
+class _Replicated:
+    """A resource: a write on the primary, its answer with Read-After; a read where that allows."""
+
+    def __init__(self, primary: ASGIApp, reads: ASGIApp, replica: Replica) -> None:
+        self._primary = primary
+        self._reads = reads
+        self._replica = replica
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] not in ("GET", "HEAD"):
+            await self._primary(scope, receive, partial(self._send_position, send))
+            return
+        read_after = read_header(Request(scope), b"read-after")
+        if read_after is None:
+            await self._reads(scope, receive, send)
+            return
+        if (match := _POSITION.fullmatch(read_after)) is None:
+            await send_problem(_malformed(), scope, receive, send)
+            return
+        epoch = None
+        if read_after.upper() != BEYOND:
+            epoch = await self._replica.reaches((int(match[1], 16) << 32) + int(match[2], 16))
+        if epoch is not None:
+            try:
+                await self._reads(scope, receive, partial(self._send_unless_restarted, send, epoch))
+            except _RestartedError:
+                pass
+            else:
+                return
+        await self._primary(scope, receive, send)
+
+    async def _send_position(self, send: Send, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            if status in _ANSWERS or status >= 500:
+                position = BEYOND if status >= 500 else await self._replica.position()
+                message = {**message, "headers": [*message["headers"], (b"read-after", position)]}
+        await send(message)
+
+    async def _send_unless_restarted(self, send: Send, epoch: int, message: Message) -> None:
+        if message["type"] == "http.response.start" and self._replica.epoch != epoch:
+            raise _RestartedError
+        await send(message)
+
+
+def _malformed() -> Problem:
+    fault = {
+        "loc": ["header", "read-after"],
+        "msg": "must be what the answer to a write said, such as 0/16B3748",
+        "type": "read_after",
+    }
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])

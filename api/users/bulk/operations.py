@@ -1,0 +1,68 @@
+"""The OpenAPI operations of import and export."""
+
+from api.errors import StoppingError, problem_of
+from api.http.operation import Answer, Content, Operation, invalid_example
+from api.users.bulk.formats import not_acceptable, not_importable
+from api.users.bulk.parsing import no_columns
+from api.users.bulk.problems import client_silent, import_stopped, too_many_at_once
+from api.users.schemas import ExportQuery, ImportQuery
+
+_NDJSON, _CSV = "application/x-ndjson", "text/csv"
+_ADA_NDJSON = '{"id":5,"email":"ada@example.com","name":"Ada","created_at":"…","updated_at":"…"}\n'
+_ADA_CSV = "id,email,name,created_at,updated_at\n5,ada@example.com,Ada,…,…\n"
+
+IMPORT_USERS = Operation(
+    summary="Import users",
+    description="A file of any length, a user a line, each held to what a single creation asks for. A line that cannot "
+    "be imported is refused, and the rest goes on. Users are written a thousand at a time at most, and all of these or "
+    "none.",
+    query=ImportQuery,
+    body=[
+        Content({"type": "string"}, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
+        Content({"type": "string"}, "email,name\nada@example.com,Ada\n", _CSV),
+    ],
+    answers={
+        200: Answer(
+            "A line of JSON for each line that is refused (`line`, `problem`), now and then the `progress`, and at the "
+            "end a `summary`. Where that says `complete: false`, its `problem` has ended the import behind the line "
+            "`lines`, and where that is `outcome-unknown`, what comes next may have been written; where there is no "
+            "summary, the connection has.",
+            [
+                Content(
+                    {"type": "string"},
+                    '{"line":7,"problem":{"type":"urn:problem:users-api:email-taken","title":"Conflict","status":409,'
+                    '"detail":"Email already registered","request_id":"2b9ea715591e7aa5"}}\n'
+                    '{"summary":{"complete":true,"lines":9,"created":8,"updated":0,"skipped":0,"refused":1,'
+                    '"seconds":0.004}}\n',
+                    _NDJSON,
+                )
+            ],
+        )
+    },
+    refusals=[
+        client_silent(25),
+        not_importable(),
+        no_columns("email is missing"),
+        invalid_example(ImportQuery, "query", {"on_conflict": "ignore"}),
+        too_many_at_once(),
+        import_stopped(),
+    ],
+)
+EXPORT_USERS = Operation(
+    summary="Export users",
+    description="Every user in the order of the ids, from one snapshot, as they are at the moment of the request. A "
+    "connection that ends without the end of the body (RFC 9112, section 7.1) has not brought all.",
+    query=ExportQuery,
+    answers={
+        200: Answer(
+            "A line for each user.",
+            [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
+        )
+    },
+    refusals=[
+        not_acceptable(),
+        invalid_example(ExportQuery, "query", {"format": "xml"}),
+        too_many_at_once(),
+        problem_of(StoppingError),
+    ],
+)

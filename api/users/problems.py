@@ -1,0 +1,16 @@
+"""The problems of users, and the constraint that becomes one."""
+
+from api.errors import Problem, register_constraint
+
+
+def email_taken() -> Problem:
+    """The problem of an address that another user has."""
+    return Problem(409, "Email already registered", "email-taken")
+
+
+def user_not_found() -> Problem:
+    """The problem of an id that no user has."""
+    return Problem(404, "User not found")
+
+
+register_constraint("users_email_key", email_taken)
