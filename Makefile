@@ -21,10 +21,11 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
 	$(BIN)/pytest $(ARGS)
 
-lint: install ## ruff format and check, mypy strict, squawk on the migrations
+lint: install ## ruff format and check, mypy strict, the floors of api/, squawk on the migrations
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/squawk $(filter-out %.rollback.sql,$(wildcard migrations/*.sql))
 
 format: install ## write what ruff can mend by itself

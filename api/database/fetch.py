@@ -168,9 +168,9 @@ class Database:
                 self._pool.give_back(borrowed, answered, first=not executed)
                 if connection is not None:
                     seconds = perf_counter() - begun
-                    self._metrics.statement(statement, outcome, begun - asked, seconds, served)
+                    self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)
                     if self._tracing is not None:
-                        self._tracing.statement(statement, outcome, seconds, served)
+                        self._tracing.statement(statement.name, outcome, seconds, served)
             self._metrics.retry()
             if step is Next.RESEND:
                 await asyncio.sleep(connecting.delay(sends))

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import asyncpg
 
@@ -14,20 +13,16 @@ from api.database.files import SQL_DIRECTORY
 class Statement:
     """One SQL file and what the Python side takes its parameters and columns to be.
 
+    `name` is the file's below `sql/`, as in `users/select_users.sql`.
     Types are PostgreSQL's internal names, as `pg_type.typname` has them, an array's with `[]` behind the element's.
     """
 
-    path: Path
+    name: str
     sql: str
     parameters: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     writes: bool
     declared_at: str
-
-    @property
-    def name(self) -> str:
-        """The file's name below `sql/`, as in `users/select_users.sql`."""
-        return self.path.relative_to(SQL_DIRECTORY).as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +45,12 @@ def declare(name: str, parameters: list[str], columns: dict[str, str], *, writes
     Raises FileNotFoundError with the file's path where there is none, and ValueError where two declarations name the
     same file.
     """
-    path = SQL_DIRECTORY / name
     if name in _declared:
         raise ValueError(f"sql/{name} is declared twice, at {_declared[name].declared_at} too")
     caller = sys._getframe(1)
     statement = Statement(
-        path=path,
-        sql=path.read_text(encoding="utf-8"),
+        name=name,
+        sql=(SQL_DIRECTORY / name).read_text(encoding="utf-8"),
         parameters=tuple(parameters),
         columns=tuple(columns.items()),
         writes=writes,

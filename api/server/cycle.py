@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-
-if TYPE_CHECKING:
-    from api.server.protocol import HTTPProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 _BODILESS = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
+
+
+class CountingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, as a Cycle uses it."""
+
+    written = 0
+    """Bytes of responses, in all."""
 
 
 class Cycle(RequestResponseCycle):
@@ -21,7 +25,7 @@ class Cycle(RequestResponseCycle):
     would give a client a line of its own.
     """
 
-    def __init__(self, protocol: "HTTPProtocol", *, keep_alive: bool) -> None:
+    def __init__(self, protocol: CountingProtocol, *, keep_alive: bool) -> None:
         super().__init__(
             scope=protocol.scope,
             transport=protocol.transport,

@@ -5,11 +5,11 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from api.errors import Problem, to_response
 from api.http.headers import SECURITY_HEADERS
-from api.server.cycle import Cycle, render_head
+from api.server.cycle import CountingProtocol, Cycle, render_head
 
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 * 1024
@@ -18,7 +18,7 @@ PERIOD_SECONDS = 30.0
 MIN_BYTES = 1024
 
 
-class HTTPProtocol(HttpToolsProtocol):
+class HTTPProtocol(CountingProtocol):
     """HttpToolsProtocol with limits, one timer for a connection where it sets one for each request, and a Cycle.
 
     Neither uvicorn nor llhttp, its parser, limits the size of a head, the number of its fields, or how many requests
@@ -44,7 +44,6 @@ class HTTPProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
         self._received = 0  # bytes, in all
-        self.written = 0  # bytes of answers, in all
         self._read = 0  # those received that came until the last head or piece of a body was complete
         self._deaf = False  # nothing more is read: the connection ends after the answers that are due
         self._refusal: Problem | None = None

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 
 from api.context import Batch, RequestContext
-from api.database.statements import Statement
 from api.telemetry import counters
 from api.telemetry.counters import Counters, Key, Row
 from api.telemetry.families import (
@@ -105,13 +104,14 @@ class DatabaseMetrics:
         )
 
     def statement(
-        self, statement: Statement, outcome: str, queue: float, seconds: float, served: Sequence[RequestContext]
+        self, statement: str, outcome: str, queue: float, seconds: float, served: Sequence[RequestContext]
     ) -> None:
         """Count a statement that was sent, and note for the requests that it served where their time went.
 
-        `outcome` is ok, refused or failed; it waited `queue` seconds for a connection.
+        `statement` is its file's name below sql/; `outcome` is ok, refused or failed; `queue` are the seconds that it
+        waited for a connection.
         """
-        duration, size, wait = self._statements.get((statement.sql, outcome)) or self._add(statement, outcome)
+        duration, size, wait = self._statements.get((statement, outcome)) or self._add(statement, outcome)
         duration[bisect_left(SECONDS, seconds)] += 1
         duration[SUM] += seconds
         number = len(served)
@@ -129,14 +129,14 @@ class DatabaseMetrics:
             if number > request.shared_by:
                 request.shared_by = number
 
-    def _add(self, statement: Statement, outcome: str) -> _StatementRows:
-        name = statement.name.removesuffix(".sql")
+    def _add(self, statement: str, outcome: str) -> _StatementRows:
+        name = statement.removesuffix(".sql")
         rows = _StatementRows(
             self._metrics.row(STATEMENT.name, self._url, name, outcome),
             self._metrics.row(BATCH_SIZE.name, self._url, name),
             self._metrics.row(BATCH_WAIT.name, self._url, name),
         )
-        self._statements[statement.sql, outcome] = rows
+        self._statements[statement, outcome] = rows
         return rows
 
     def retry(self) -> None:

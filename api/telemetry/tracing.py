@@ -19,7 +19,6 @@ from opentelemetry.util.re import parse_env_headers
 from starlette.types import Scope
 
 from api.context import RequestContext
-from api.database.statements import Statement
 from api.threads import in_daemon_thread
 
 logger = logging.getLogger("api.telemetry")
@@ -75,7 +74,7 @@ class Tracing:
                 span.set_status(StatusCode.ERROR)
         span.end()
 
-    def statement(self, statement: Statement, outcome: str, seconds: float, served: Sequence[RequestContext]) -> None:
+    def statement(self, statement: str, outcome: str, seconds: float, served: Sequence[RequestContext]) -> None:
         """Make the span of a statement that has just ended, below the first of its requests that is recorded.
 
         Where several share it, it has a link to each of them, and each of them one to it: its time is everybody's.
@@ -84,7 +83,7 @@ class Tracing:
         if not spans:
             return
         end = time_ns()
-        name = statement.name.removesuffix(".sql")
+        name = statement.removesuffix(".sql")
         attributes: dict[str, str | int] = {"db.system.name": "postgresql", "db.query.summary": name}
         links = []
         if len(served) > 1:
