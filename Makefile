@@ -16,7 +16,7 @@ run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded Postgre
 
 neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and faults at the prompt (Ctrl-C ends it)
 	.ci/pgbouncer >/dev/null
-	$(BIN)/python -m tests.rig
+	$(BIN)/python -m tests.support.rig
 
 test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
 	$(BIN)/pytest $(ARGS)

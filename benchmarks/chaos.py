@@ -11,8 +11,19 @@ import psutil
 import psycopg
 
 from api.neon.url import parse_url
-from tests.rig import NEON_PERMANENT, NEON_TRANSIENT, ROLE, SHUTDOWN, Cut, Farewell, Fault, NeonDatabase, Point, Rig
-from tests.rig.faults import Action
+from tests.support.rig import (
+    NEON_PERMANENT,
+    NEON_TRANSIENT,
+    ROLE,
+    SHUTDOWN,
+    Cut,
+    Farewell,
+    Fault,
+    NeonDatabase,
+    Point,
+    Rig,
+)
+from tests.support.rig.faults import Action
 
 _STARTING = Farewell("57P03", "the database system is starting up")
 # What PgBouncer says to a client for whose statement it has no server, and to one whose server went away meanwhile.

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.machine import summarise
 from benchmarks.svg import line_chart
 from benchmarks.tables import table
-from tests.history import PATIENCE_SECONDS, TIMED_OUT, Fate, Kind, Operation, Violation
+from tests.support.history import PATIENCE_SECONDS, TIMED_OUT, Fate, Kind, Operation, Violation
 
 # 100,000 operations and every kind of fault 20 times in five minutes.
 OPERATIONS_A_MINUTE = 20_000

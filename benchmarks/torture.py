@@ -22,9 +22,9 @@ from benchmarks.progress import Progress
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
 from benchmarks.systems import SYSTEMS, System, serving
-from tests import rig as neon_rig
-from tests.history import check
-from tests.workload import USERS_LEFT, Workload, final_reads
+from tests.support import rig as neon_rig
+from tests.support.history import check
+from tests.support.workload import USERS_LEFT, Workload, final_reads
 
 WHOLE_MINUTES = 5
 WORKERS = 2

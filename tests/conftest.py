@@ -19,10 +19,10 @@ from api.database import embedded, migrations
 from api.database.files import MIGRATIONS_DIRECTORY
 from api.neon.url import parse_url
 from api.settings import Settings
-from tests import leaks
-from tests import rig as neon_rig
-from tests.rig import NeonDatabase, Rig
-from tests.serving import serve
+from tests.support import leaks
+from tests.support import rig as neon_rig
+from tests.support.rig import NeonDatabase, Rig
+from tests.support.serving import serve
 
 MakeDatabase = Callable[[], str]
 

@@ -2,7 +2,7 @@
 
 While a statement is on its way, the calls that arrive wait together, and leave in the next one. There is no timer: a
 call that finds nobody else leaves at once, and with a free slot one leaves at the end of the event loop's tick. What
-holds, and `tests/test_batching.py` pins:
+holds, and `tests/database/test_batching.py` pins:
 
 1. A batch is closed before it is sent, so a read sees every write that was acknowledged before the read arrived.
 2. With a free slot a lone call leaves at once.

@@ -7,7 +7,7 @@ does; that includes every address that is refused, so all the messages are those
 
 What is certain was read from `validate_email` in pydantic/networks.py and from `split_email`,
 `validate_email_local_part`, `validate_email_domain_name` and `validate_email_length` in email_validator/syntax.py.
-tests/test_emails.py compares the two.
+tests/users/test_emails.py compares the two.
 
 email-validator's settings (`STRICT`, `ALLOW_QUOTED_LOCAL`, `TEST_ENVIRONMENT`...) may change at any time: none of them
 alters the answer to an address that the fast path takes. A special-use domain has to be added before this module is

@@ -1,0 +1,523 @@
+"""Tokens: what is believed, what is not, and where the keys come from. The issuer is an HTTP server of the tests."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from api.app import create_app
+from api.auth import guard as auth
+from api.auth import tokens
+from api.auth.keys import make_api_key
+from api.errors import Problem
+from tests.cli.test_commands import directory, on, served  # noqa: F401 - a fixture
+from tests.conftest import settings_for, wait_until
+from tests.support.serving import serve
+
+ISSUER, AUDIENCE = "https://issuer.example.com", "users-api"
+USERS = "/api/v1/users"
+NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
+PRIVATE: dict[str, Any] = {
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "RS256": rsa.generate_private_key(65537, 2048),
+}
+STRANGER = ed25519.Ed25519PrivateKey.generate()
+
+
+def jwk(private: Any, kid: str | None, algorithm: str, **more: Any) -> dict[str, Any]:
+    made: dict[str, Any] = jwt.get_algorithm_by_name(algorithm).to_jwk(private.public_key(), as_dict=True)
+    return {**made, "alg": algorithm, **({"kid": kid} if kid else {}), **more}
+
+
+def token(algorithm: str = "EdDSA", *, key: Any = None, headers: dict[str, Any] | None = None, **claims: Any) -> str:
+    """A good token, but for what is given; a claim that is given as None is left out."""
+    given: dict[str, Any] = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "ada",
+        "exp": int(time.time()) + 3600,
+        "scope": "openid users:read users:write",
+        **claims,
+    }
+    kept = {name: value for name, value in given.items() if value is not None}
+    fields = {"kid": algorithm, **(headers or {})}
+    if fields["kid"] is None:
+        del fields["kid"]
+    return jwt.encode(kept, key or PRIVATE[algorithm], algorithm, headers=fields)
+
+
+@dataclass
+class Issuer:
+    """What the JWKS host answers with, and how often it was asked."""
+
+    url: str
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    status: int = 200
+    body: bytes | None = None
+    asked: int = 0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    drips: str = ""  # of its head or its body, when it is asked, a byte now and then, until the test ends
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def issuing() -> Iterator[Issuer]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked += 1
+            if drips := made.drips:
+                self.send_response(200)
+                if drips == "body":
+                    self.end_headers()
+                else:
+                    self.flush_headers()
+                with suppress(OSError):  # Whoever asked is gone.
+                    while not made.ended.wait(0.02):
+                        self.wfile.write(b" ")
+                return
+            made.may_answer.wait(30)
+            self.send_response(made.status)
+            if made.status == 302:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            body = json.dumps({"keys": made.keys}).encode() if made.body is None else made.body
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        made = Issuer(f"http://127.0.0.1:{server.server_address[1]}/jwks.json")
+        made.keys = [jwk(private, algorithm, algorithm) for algorithm, private in PRIVATE.items()]
+        made.may_answer.set()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield made
+        finally:
+            made.may_answer.set()
+            made.ended.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuing() as issuer:
+        yield issuer
+
+
+@pytest.fixture(autouse=True)
+def _fetches_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits until an unknown key may be asked for again, but the one that says how often that may be."""
+    monkeypatch.setattr(tokens, "_MIN_AGE_SECONDS", 0)
+
+
+@contextmanager
+def serving(issuer: Issuer, **settings: object) -> Iterator[httpx.Client]:
+    configured = settings_for(
+        NOWHERE,
+        jwt_issuer=ISSUER,
+        jwt_audience=AUDIENCE,
+        jwt_jwks_url=issuer.url,
+        acquire_timeout_seconds=1,
+        **settings,
+    )
+    with serve(create_app(configured)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """A server that knows its issuer's keys. It has no database: who gets past the guard finds no user of that id."""
+    with issuing() as issuer, serving(issuer) as client:
+        yield client
+
+
+def ask(client: httpx.Client, credentials: str, method: str = "GET") -> httpx.Response:
+    return client.request(method, f"{USERS}/0", headers={b"authorization": b"Bearer " + credentials.encode()})
+
+
+def assert_good(response: httpx.Response) -> None:
+    assert response.status_code == 404, response.text
+    assert response.json()["detail"] == "User not found"
+
+
+def assert_refused(response: httpx.Response, reason: str) -> None:
+    assert response.status_code == 401, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["type"] == "urn:problem:users-api:invalid-token"
+    assert reason in response.json()["detail"]
+    assert 'error="invalid_token"' in response.headers["www-authenticate"]
+
+
+# What is believed
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "RS256"])
+def test_a_token_of_the_issuer(client: httpx.Client, algorithm: str) -> None:
+    assert_good(ask(client, token(algorithm)))
+    assert_good(ask(client, token(algorithm), "DELETE"))
+
+
+@pytest.mark.parametrize(
+    ("claims", "times"),
+    [
+        pytest.param({"aud": ["others", AUDIENCE]}, {}, id="several audiences"),
+        pytest.param({}, {"exp": 1000.5}, id="a fraction of a second"),
+        pytest.param({}, {"exp": -5}, id="a clock a little behind"),
+        pytest.param({}, {"nbf": 5}, id="a clock a little ahead"),
+        pytest.param({"jti": "x", "x": {}}, {"iat": 0, "nbf": -60}, id="more claims"),
+    ],
+)
+def test_variants_of_a_good_token(client: httpx.Client, claims: dict[str, Any], times: dict[str, Any]) -> None:
+    """`times` are seconds from now, when the test runs."""
+    now = int(time.time())
+    assert_good(ask(client, token(**claims, **{name: now + seconds for name, seconds in times.items()})))
+
+
+@pytest.mark.parametrize(
+    ("scope", "reads", "writes"),
+    [
+        ("users:read", True, False),
+        ("users:write", False, True),
+        ("openid users:write users:read", True, True),
+        ("", False, False),
+        ("users:readers Users:Read users", False, False),
+        (None, False, False),
+        (["users:read", "users:write"], False, False),
+        (5, False, False),
+    ],
+)
+def test_scopes(client: httpx.Client, scope: Any, reads: bool, writes: bool) -> None:
+    for method, may, needed in (("GET", reads, "users:read"), ("DELETE", writes, "users:write")):
+        response = ask(client, token(scope=scope), method)
+        if may:
+            assert_good(response)
+        else:
+            assert response.status_code == 403
+            assert response.json()["detail"] == f"These credentials lack the scope {needed}"
+            assert f'error="insufficient_scope", scope="{needed}"' in response.headers["www-authenticate"]
+
+
+# What is not
+
+
+def segment(value: Any) -> str:
+    return (
+        base64.urlsafe_b64encode(value if isinstance(value, bytes) else json.dumps(value).encode()).decode().strip("=")
+    )
+
+
+CLAIMS = {"iss": ISSUER, "aud": AUDIENCE, "sub": "eve", "exp": 4e9, "scope": "users:read users:write"}
+PEM = PRIVATE["RS256"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+RAW = PRIVATE["EdDSA"].public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def hs256(secret: bytes, kid: str) -> str:
+    """A token signed by HMAC with what is public: the attack on libraries that take the algorithm from the token."""
+    signed = f"{segment({'alg': 'HS256', 'typ': 'JWT', 'kid': kid})}.{segment(CLAIMS)}"
+    return f"{signed}.{segment(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
+
+
+def unsigned(**header: Any) -> str:
+    return f"{segment(header)}.{segment(CLAIMS)}."
+
+
+GOOD = token()
+NOW = int(time.time())
+WRONG = {
+    "alg none": (unsigned(alg="none", kid="EdDSA"), "not valid"),
+    "alg None": (unsigned(alg="None", kid="EdDSA"), "not valid"),
+    "alg missing": (unsigned(kid="EdDSA"), "not valid"),
+    "alg null": (unsigned(alg=None, kid="EdDSA"), "not valid"),
+    "alg a list": (unsigned(alg=["EdDSA"], kid="EdDSA"), "not valid"),
+    "alg none, no kid": (unsigned(alg="none"), "not signed with a key"),
+    "no signature": (GOOD.rpartition(".")[0] + ".", "not valid"),
+    "HS256 with the public key": (hs256(PEM, "RS256"), "not valid"),
+    "HS256 with the public key, stripped": (hs256(PEM.strip(), "RS256"), "not valid"),
+    "HS256 with the raw public key": (hs256(RAW, "EdDSA"), "not valid"),
+    "HS256 with nothing": (hs256(b"", "EdDSA"), "not valid"),
+    "RS512": (token("RS512", key=PRIVATE["RS256"], headers={"kid": "RS256"}), "not valid"),
+    "PS256": (token("PS256", key=PRIVATE["RS256"], headers={"kid": "RS256"}), "not valid"),
+    "another algorithm than the key's": (token("ES256", headers={"kid": "RS256"}), "not valid"),
+    "expired": (token(exp=NOW - 3600), "The token has expired"),
+    "expired long ago": (token(exp=0), "The token has expired"),
+    "not yet valid": (token(nbf=NOW + 3600), "not valid yet"),
+    "made in the future": (token(iat=NOW + 3600), "not valid yet"),
+    "wrong audience": (token(aud="others"), "another audience"),
+    "an audience that begins alike": (token(aud=AUDIENCE + "-2"), "another audience"),
+    "no audience in the list": (token(aud=[]), "lacks one of the claims"),
+    "wrong issuer": (token(iss="https://evil.example"), "another issuer"),
+    "an issuer that begins alike": (token(iss=ISSUER + ".evil.example"), "another issuer"),
+    "without exp": (token(exp=None), "lacks one of the claims"),
+    "without iss": (token(iss=None), "lacks one of the claims"),
+    "without aud": (token(aud=None), "lacks one of the claims"),
+    "without sub": (token(sub=None), "lacks one of the claims"),
+    "exp a word": (token(exp="tomorrow"), "not valid"),
+    "sub a number": (token(sub=5), "not valid"),
+    "a stranger's key under our kid": (token(key=STRANGER), "not valid"),
+    "no kid": (token(headers={"kid": None}), "not"),
+    "kid a path": (token(headers={"kid": "../../../../dev/null"}), "not signed with a key"),
+    "kid SQL": (token(headers={"kid": "x' union select 'key' --"}), "not signed with a key"),
+    "kid a URL": (token(headers={"kid": "http://127.0.0.1:1/jwks.json"}), "not signed with a key"),
+    "kid empty": (token(headers={"kid": ""}), "not signed with a key"),
+    "kid with a NUL": (token(headers={"kid": "EdDSA\0"}), "not signed with a key"),
+    "kid a number": (f"{segment({'alg': 'EdDSA', 'kid': 1})}.{segment(CLAIMS)}.{segment(b'x' * 64)}", "not valid"),
+    "kid a list": (
+        f"{segment({'alg': 'EdDSA', 'kid': ['EdDSA']})}.{segment(CLAIMS)}.{segment(b'x' * 64)}",
+        "not valid",
+    ),
+    "a key of its own": (
+        token(key=STRANGER, headers={"kid": "mine", "jwk": jwk(STRANGER, "mine", "EdDSA")}),
+        "not signed with a key",
+    ),
+    "a key at its own URL": (token(key=STRANGER, headers={"kid": "EdDSA", "jku": "http://127.0.0.1:1/"}), "not valid"),
+    "a critical header that nobody knows": (token(headers={"crit": ["x"], "x": 1}), "not valid"),
+    "a detached payload": (unsigned(alg="EdDSA", kid="EdDSA", b64=False, crit=["b64"]), "not valid"),
+    "truncated": (GOOD[:-1], "not valid"),
+    "half": (GOOD[: len(GOOD) // 2], "not valid"),
+    "two parts": (GOOD.rpartition(".")[0], "not valid"),
+    "four parts": (GOOD + ".x", "not valid"),
+    "five parts, as encrypted": (GOOD + ".x.y", "not valid"),
+    "dots": ("..", "not valid"),
+    "another payload": (".".join([GOOD.split(".")[0], segment(CLAIMS), GOOD.split(".")[2]]), "not valid"),
+    "another header": (".".join([segment({"alg": "EdDSA", "kid": "EdDSA"}), *GOOD.split(".")[1:]]), "not valid"),
+    "a line feed in base64": (GOOD.replace(".", "%0A.", 1), "not valid"),
+    "wrong padding": (GOOD + "=", "not valid"),
+    "header no JSON": (f"{segment(b'x')}.{segment(CLAIMS)}.{segment(b'x')}", "not valid"),
+    "header a list": (f"{segment([1])}.{segment(CLAIMS)}.{segment(b'x')}", "not valid"),
+    "header too deep": (f"{segment(b'[' * 3000)}.{segment(CLAIMS)}.{segment(b'x')}", "not valid"),
+    "payload no object": (jwt.api_jws.encode(b"[1]", PRIVATE["EdDSA"], "EdDSA", {"kid": "EdDSA"}), "not valid"),
+    "oversized": (token(padding="x" * tokens.MAX_TOKEN_BYTES), "not valid"),
+    "not ASCII": (GOOD + "é", "not valid"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_believed(client: httpx.Client, case: str) -> None:
+    sent, reason = WRONG[case]
+    response = ask(client, sent)
+    assert_refused(response, reason)
+    assert sent not in response.text + str(response.headers)
+
+
+def test_a_good_token_expires_while_it_is_remembered(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = token(exp=int(time.time()) + 100)
+    assert_good(ask(client, sent))
+    later = time.time() + 200
+    monkeypatch.setattr(auth, "time", lambda: later)
+    # PyJWT's clock is the real one: that it is asked again shows in that the token is remembered no more.
+    monkeypatch.setattr(tokens, "_LEEWAY_SECONDS", -200)
+    assert_refused(ask(client, sent), "The token has expired")
+
+
+def test_tokens_beside_keys(issuer: Issuer) -> None:
+    key, entry = make_api_key("x", read_only=True)
+    with serving(issuer, api_keys=entry) as client:
+        assert_good(ask(client, key))
+        assert_good(ask(client, token()))
+        assert_refused(ask(client, key + "x"), "The API key or token is not valid")
+
+
+# Where the keys come from
+
+
+def test_the_keys_are_fetched_once(issuer: Issuer) -> None:
+    with serving(issuer) as client:
+        for algorithm in PRIVATE:
+            assert_good(ask(client, token(algorithm)))
+        assert issuer.asked == 1
+
+
+def test_a_rotated_key(issuer: Issuer) -> None:
+    """A new key is learnt when a token names it; the old one is believed until it is seen to be gone."""
+    with serving(issuer) as client:
+        assert_good(ask(client, token()))
+        issuer.keys = [jwk(STRANGER, "new", "EdDSA")]
+        assert_good(ask(client, token(sub="somebody else")))
+        assert_good(ask(client, token(key=STRANGER, headers={"kid": "new"})))
+        assert_refused(ask(client, token(sub="a third")), "not signed with a key of the issuer")
+
+
+def test_a_withdrawn_key_is_noticed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
+    with serving(issuer) as client:
+        assert_good(ask(client, token()))
+        issuer.keys = [jwk(STRANGER, "new", "EdDSA")]
+        asked = issuer.asked
+        while issuer.asked < asked + 2:  # the first of them may have been answered with the old keys
+            assert client.get("/health").status_code == 200
+        assert_refused(ask(client, token(sub="last")), "not signed with a key of the issuer")
+
+
+def test_unknown_keys_are_asked_for_at_a_bounded_rate(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MIN_AGE_SECONDS", 3600)
+    with serving(issuer) as client:
+        assert_good(ask(client, token()))
+        for number in range(50):
+            assert_refused(ask(client, token(headers={"kid": f"{number}"})), "not signed with a key of the issuer")
+        assert issuer.asked == 1
+
+
+async def test_many_at_once_wait_for_one_fetch(issuer: Issuer) -> None:
+    keys = tokens.SigningKeys(issuer.url)
+    found = await asyncio.gather(*(keys.find("EdDSA") for _ in range(100)))
+    assert all(found)
+    assert issuer.asked == 1
+
+
+async def test_who_goes_away_does_not_end_the_fetch_of_the_others(issuer: Issuer) -> None:
+    issuer.may_answer.clear()
+    keys = tokens.SigningKeys(issuer.url)
+    first, second = (asyncio.create_task(keys.find("EdDSA")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    issuer.may_answer.set()
+    assert await second is not None
+
+
+def test_nobody_else_waits_for_the_issuer(issuer: Issuer) -> None:
+    """While a token waits for its key, those whose keys are known are answered."""
+    key, entry = make_api_key("x", read_only=True)
+    issuer.may_answer.clear()
+    with serving(issuer, api_keys=entry) as client:
+        waiting = threading.Thread(target=ask, args=(client, token()))
+        waiting.start()
+        assert_good(ask(client, key))
+        assert client.get("/health").status_code == 200
+        assert waiting.is_alive()
+        issuer.may_answer.set()
+        waiting.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        pytest.param(503, None, id="down"),
+        pytest.param(302, None, id="elsewhere"),
+        pytest.param(200, b"", id="nothing"),
+        pytest.param(200, b"<html>", id="no JSON"),
+        pytest.param(200, b"[1]", id="no object"),
+        pytest.param(200, b'{"keys": 5}', id="no list"),
+        pytest.param(200, b'{"keys": []}', id="no keys"),
+        pytest.param(200, b"[" * 100_000, id="too deep"),
+        pytest.param(200, b"x" * 1_000_000, id="too long"),
+    ],
+)
+def test_the_issuer_is_down_at_the_start_and_comes_back(
+    issuer: Issuer, status: int, body: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer.status, issuer.body = status, body
+    with serving(issuer) as client:
+        response = ask(client, token())
+        assert response.status_code == 503
+        assert response.json()["type"] == "urn:problem:users-api:keys-unavailable"
+        assert response.headers["retry-after"]
+        assert "JWT_JWKS_URL: the keys cannot be fetched, 0 known before are kept" in caplog.text
+        issuer.status, issuer.body = 200, None
+        assert_good(ask(client, token()))
+
+
+@pytest.mark.parametrize("drips", ["", "head", "body"])
+def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
+    """Who waits for it is told in time that their token cannot be judged."""
+    monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
+    issuer.drips = drips
+    issuer.may_answer.clear()
+    with serving(issuer) as client:
+        assert ask(client, token()).status_code == 503
+
+
+def test_an_issuer_that_did_not_end_its_answer_is_asked_again(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fetch that nobody waits for any more ends as well, though the host goes on."""
+    monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
+    issuer.drips = "body"
+    with serving(issuer) as client:
+        assert ask(client, token()).status_code == 503
+        issuer.drips = ""
+        while (response := ask(client, token())).status_code == 503:
+            pass
+        assert_good(response)
+
+
+def test_only_one_thread_waits_for_an_issuer_that_does_not_answer(issuer: Issuer) -> None:
+    """Also where nobody waits for that one any more: there would be more and more of them."""
+    issuer.may_answer.clear()
+    keys = tokens.SigningKeys(issuer.url)
+
+    async def give_up() -> None:
+        finding = asyncio.create_task(keys.find("EdDSA"))
+        await asyncio.to_thread(wait_until, lambda: issuer.asked)
+        finding.cancel()
+
+    asyncio.run(give_up())  # whose end ends the fetch, but not its thread
+    with pytest.raises(Problem):
+        asyncio.run(keys.find("EdDSA"))
+    assert issuer.asked == 1
+
+
+def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer: Issuer, directory: Path) -> None:  # noqa: F811
+    """Nobody waits for the thread that reads it: it is still there when the server stops."""
+    issuer.drips = "head"
+    variables = {"JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWT_JWKS_URL": issuer.url}
+    with served(cwd=directory, **on(NOWHERE), **variables) as (_, process):  # type: ignore[arg-type]
+        wait_until(lambda: issuer.asked)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys are kept, however old; a token under a key that is not among them cannot be judged."""
+    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
+    with serving(issuer) as client:
+        assert_good(ask(client, token()))
+        issuer.status = 500
+        asked = issuer.asked
+        while issuer.asked < asked + 3:
+            assert_good(ask(client, token()))
+        assert ask(client, token(headers={"kid": "unknown"})).status_code == 503
+        assert_good(ask(client, token()))
+
+
+def test_keys_that_are_not_for_us_are_left_out(issuer: Issuer) -> None:
+    """A key for encryption, a shared secret, an algorithm or a curve that is not ours, an RSA key that is too short."""
+    secret = b"x" * 64
+    short = rsa.generate_private_key(65537, 1024)
+    issuer.keys = [
+        {"kty": "oct", "kid": "secret", "alg": "HS256", "k": segment(secret)},
+        {"kty": "oct", "kid": "disguised", "alg": "RS256", "k": segment(secret)},
+        jwk(PRIVATE["RS256"], "encryption", "RS256", use="enc"),
+        jwk(PRIVATE["RS256"], "PS256", "PS256"),
+        jwk(short, "short", "RS256"),
+        jwk(PRIVATE["ES256"], None, "ES256"),
+        {"kid": "nonsense"},
+        jwk(PRIVATE["EdDSA"], "EdDSA", "EdDSA", use="sig"),
+    ]
+    with serving(issuer) as client:
+        assert_good(ask(client, token()))
+        assert_refused(ask(client, hs256(secret, "secret")), "not signed with a key")
+        assert_refused(ask(client, hs256(secret, "disguised")), "not signed with a key")
+        assert_refused(ask(client, token("RS256", headers={"kid": "encryption"})), "not signed with a key")
+        assert_refused(ask(client, token("PS256", key=PRIVATE["RS256"])), "not signed with a key")
+        with pytest.warns(jwt.InsecureKeyLengthWarning):
+            signed = token("RS256", key=short, headers={"kid": "short"})
+        assert_refused(ask(client, signed), "not valid")

@@ -1,0 +1,246 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.processes import free_port
+from tests.conftest import execute
+from tests.support import leaks
+
+ROOT = Path(__file__).parent.parent.parent
+STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
+USERS_API = Path(sys.executable).with_name("users-api")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**inherited, "DRAIN_SECONDS": "0", **variables}
+
+
+def run(
+    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    ended = subprocess.run(
+        [*program, *arguments],
+        env=environment(**variables),
+        cwd=tempfile.gettempdir(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    # "key" shows one and "export" users, which is what they are for; help has examples.
+    if arguments[0] not in ("key", "export") and "--help" not in arguments:
+        leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
+    return ended
+
+
+def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on a terminal: what it writes there, to either output, is in `stdout`."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # how Linux says that the other side is closed
+        while piece := os.read(ours, 1 << 16):
+            written += piece
+    os.close(ours)
+    return subprocess.CompletedProcess(command, process.wait(60), written.decode())
+
+
+def on(database: str) -> dict[str, str]:
+    return {"DATABASE_URL": database, "DIRECT_URL": database}
+
+
+@pytest.mark.parametrize(
+    ("command", "teaches"),
+    [
+        ([], ["serve", "migrate", "doctor", "key", "openapi", "import", "export", "First steps", ".env.example"]),
+        (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
+        (["migrate"], ["status", "rollback", "DIRECT_URL"]),
+        (["migrate", "status"], ["pending"]),
+        (["migrate", "rollback"], ["--yes"]),
+        (["check-sql"], ["Exit code 1"]),
+        (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
+        (["key"], ["--read-only", "API_KEYS", "Examples"]),
+        (["openapi"], ["/openapi.json", "Example"]),
+        (["import"], ["--on-conflict", "refused", "Examples", "DIRECT_URL", "Exit code 1"]),
+        (["export"], ["--format", "snapshot", "Examples", "DIRECT_URL"]),
+    ],
+)
+def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
+    shown = run(*command, "--help")
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in teaches), shown.stdout
+
+
+@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["migrate", "status"], ["check-sql"], ["doctor"]])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"DATABASE_URL": "postgresql://ada:sesame@db.example.com/x"}, "DIRECT_URL is not set"),
+        (
+            {"DATABASE_URL": "postgresql://ada:sesame@h:x/x", "DIRECT_URL": "postgresql://a@localhost/x"},
+            "DATABASE_URL: ",
+        ),
+        ({"POOL_MAX_SIZE": "0"}, "POOL_MAX_SIZE: "),
+    ],
+)
+def test_wrong_settings_end_with_one_message(command: list[str], variables: dict[str, str], said: str) -> None:
+    ended = run(*command, **variables)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"users-api: {said}")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "sesame" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["check-sql"], ["doctor"], ["import", "-"], ["export"]])
+def test_an_env_file_that_is_not_utf_8_ends_with_one_message(command: list[str], directory: Path) -> None:
+    (directory / ".env").write_bytes(b"# caf\xe9\n")
+    ended = run(*command, program=["sh", "-c", 'cd "$0" && exec "$@"', directory, USERS_API])
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == ["users-api: .env: not UTF-8 at byte 5: save it as UTF-8"]
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["migrate", "status"], ["check-sql"]])
+def test_an_unreachable_database_ends_with_one_message(command: list[str]) -> None:
+    ended = run(*command, **on("postgresql://ada:sesame@127.0.0.1:1/x"))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("users-api: ")
+    assert "Traceback" not in ended.stderr
+    assert "sesame" not in ended.stdout + ended.stderr
+
+
+def test_flags_that_do_not_fit() -> None:
+    assert run("serve", "--reload", "--workers", "2").returncode == 2
+    assert "--port" in run("serve", "--port", "99999").stderr
+
+
+def test_migrating_there_and_back(empty_database: str) -> None:
+    urls = on(empty_database)
+    ids = sorted(path.stem for path in (ROOT / "migrations").glob("*.sql") if not path.stem.endswith(".rollback"))
+    assert re.search(r"0001\.create-users +pending +-", run("migrate", "status", **urls).stdout)
+    assert "0001.create-users" in run("migrate", **urls).stdout
+    assert re.search(r"0001\.create-users +applied +\d{4}-", run("migrate", "status", **urls).stdout)
+    assert "up to date" in run("migrate", **urls).stdout
+    declined = run("migrate", "rollback", stdin="n\n", **urls)
+    assert (declined.returncode, f"Undo {ids[-1]}?" in declined.stdout) == (1, True)
+    assert execute(empty_database, "select to_regclass('users') is null") == [(False,)]
+    for id in reversed(ids):
+        assert id in run("migrate", "rollback", "--yes", **urls).stdout
+    assert execute(empty_database, "select to_regclass('users') is null") == [(True,)]
+    assert "nothing to roll back" in run("migrate", "rollback", **urls).stdout
+
+
+def test_check_sql(database: str) -> None:
+    assert run("check-sql", **on(database)).stdout == f"{STATEMENTS} statements fit the database\n"
+    execute(database, "alter table users rename column name to label")
+    ended = run("check-sql", **on(database))
+    assert ended.returncode == 1
+    assert "sql/users/insert_users.sql, declared at api/users/queries.py:" in ended.stderr
+
+
+@contextmanager
+def served(
+    *arguments: str,
+    cwd: Path,
+    ends_with: int = 0,
+    says: str = "",
+    program: Sequence[str | Path] = (USERS_API,),
+    **variables: str,
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
+    port = free_port()
+    command = [*program, "serve", "--port", str(port), *arguments]
+    process = subprocess.Popen(
+        command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.communicate()
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        else:
+            raise TimeoutError(f"{url} does not answer")
+        yield url, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == ends_with, err
+    assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
+    assert says in err
+    leaks.search(out + err, " ".join(map(str, command)))
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """An empty working directory that PostgreSQL's system user can enter."""
+    path = Path(tempfile.mkdtemp(prefix="users-api-cli-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> None:
+    with served(cwd=directory) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+        user = httpx.post(f"{url}/api/v1/users", json={"email": "ada@example.com"}).json()
+    with served("--workers", "2", cwd=directory) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").json() == [user]
+    assert not (directory / ".data/postgres/postmaster.pid").exists()
+
+
+def test_a_killed_server_leaves_a_database_that_the_next_one_takes_over(directory: Path) -> None:
+    with served(cwd=directory, ends_with=-signal.SIGKILL) as (url, process):
+        httpx.post(f"{url}/api/v1/users", json={"email": "ada@example.com"})
+        process.kill()
+    with served(cwd=directory) as (url, _):
+        assert len(httpx.get(f"{url}/api/v1/users").json()) == 1
+
+
+def test_serving_another_database(database: str, directory: Path) -> None:
+    with served(cwd=directory, DATABASE_URL=database, DIRECT_URL=database) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+    assert not (directory / ".data").exists()
+
+
+def test_the_wheel_brings_its_sql_and_migrations(empty_database: str, directory: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = directory.glob("*.whl")
+    shutil.unpack_archive(wheel, directory / "installed", "zip")
+
+    def run_installed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "api", *arguments],
+            env=environment(PYTHONPATH=str(directory / "installed"), **on(empty_database)),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert "0001.create-users" in run_installed("migrate").stdout
+    assert f"{STATEMENTS} statements fit" in run_installed("check-sql").stdout

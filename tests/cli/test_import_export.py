@@ -1,0 +1,291 @@
+"""`users-api import` and `users-api export`, each in a process of its own."""
+
+import csv
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import USERS_API, environment, on, on_a_terminal, run
+from tests.conftest import execute, wait_until_true
+from tests.http.test_gate import locked, wait_until_waiting
+from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+
+NAMES = ["Ada", None, "", 'quote " and \\', "\\n \\.", "tab\tline\n", "Zoë 🦊", "a,b"]
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: str, template: str) -> Iterator[str]:
+    execute(postgres, f"create database bulk_cli template {template}")
+    yield postgres.replace("/postgres?", "/bulk_cli?")
+    execute(postgres, "drop database bulk_cli with (force)")
+
+
+@pytest.fixture
+def database(shared: str) -> str:
+    execute(shared, "truncate users restart identity")
+    return shared
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def users(database: str) -> dict[object, object]:
+    return dict(execute(database, "select email, name from users"))  # type: ignore[arg-type]
+
+
+def people(number: int) -> list[dict[str, object]]:
+    return [{"email": f"{n}@example.com", "name": f"Name {n}"} for n in range(number)]
+
+
+def test_there_and_back(database: str, tmp_path: Path) -> None:
+    sent = {f"{n}@example.com": name for n, name in enumerate(NAMES)}
+    file = write(tmp_path / "users.json", [{"email": email, "name": name} for email, name in sent.items()])
+    imported = run("import", file, **on(database))
+    assert (imported.returncode, imported.stdout) == (0, "")
+    assert imported.stderr.startswith("8 created, 0 updated, 0 skipped, 0 refused (8 users, ")
+    assert users(database) == sent
+
+    as_ndjson, as_csv = tmp_path / "users.ndjson", tmp_path / "users.CSV"
+    for exported in (as_ndjson, as_csv):
+        ended = run("export", str(exported), **on(database))
+        assert (ended.returncode, ended.stdout) == (0, "")
+        assert ended.stderr.startswith("8 users, ")
+    bodies = execute(database, "select body from users order by id")
+    assert as_ndjson.read_text() == "".join(f"{body}\n" for (body,) in bodies)
+    rows = list(csv.DictReader(io.StringIO(as_csv.read_bytes().decode(), newline="")))
+    assert {row["email"]: row["name"] for row in rows} == {email: name or "" for email, name in sent.items()}
+
+    assert run("import", str(as_ndjson), "--on-conflict", "update", **on(database)).stderr.startswith(
+        "0 created, 0 updated, 8"
+    )
+    execute(database, "truncate users")
+    assert run("import", str(as_csv), **on(database)).returncode == 0
+    assert users(database) == {email: name or None for email, name in sent.items()}
+
+
+def test_pipes(database: str) -> None:
+    rows = "email,name\nada@example.com,Ada\n"
+    assert run("import", "-", "--format", "csv", stdin=rows, **on(database)).returncode == 0
+    exported = run("export", **on(database))
+    assert json.loads(exported.stdout)["email"] == "ada@example.com"
+    assert (
+        run("export", "-", "--format", "csv", **on(database))
+        .stdout.splitlines()[1]
+        .startswith("1,ada@example.com,Ada,")
+    )
+
+
+def test_refused_lines_go_to_standard_output(database: str, tmp_path: Path) -> None:
+    file = tmp_path / "users.ndjson"
+    lines = [b'{"email":"ada@example.com"}', b"nobody", b'{"email":"ADA@example.com"}', b"\xff", b"x" * 10_000_000, b""]
+    file.write_bytes(b"\n".join(lines) + b'{"email":"b@example.com"}')
+    ended = run("import", str(file), **on(database))
+    assert ended.returncode == 1
+    refused = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(line["line"], line["problem"]["status"]) for line in refused] == [(2, 422), (3, 409), (4, 422), (5, 413)]
+    assert ended.stderr.startswith("2 created, 0 updated, 0 skipped, 4 refused")
+    assert users(database).keys() == {"ada@example.com", "b@example.com"}
+
+
+def test_on_conflict(database: str, tmp_path: Path) -> None:
+    execute(database, "insert into users (email, name) values ('Ada@example.com', 'old'), ('b@example.com', 'old')")
+    rows: list[dict[str, object]] = [
+        {"email": "ada@example.com", "name": "new"},
+        {"email": "b@example.com"},
+        {"email": "c@example.com"},
+        {"email": "c@example.com", "name": "again"},
+    ]
+    file = write(tmp_path / "users.ndjson", rows)
+    assert run("import", file, "--on-conflict", "skip", **on(database)).stderr.startswith(
+        "1 created, 0 updated, 3 skipped"
+    )
+    execute(database, "delete from users where email = 'c@example.com'")
+    updated = run("import", file, "--on-conflict", "update", **on(database))
+    assert updated.stderr.startswith("1 created, 2 updated, 1 skipped, 0 refused")
+    assert users(database) == {"ada@example.com": "new", "b@example.com": "old", "c@example.com": "again"}
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "update"])
+def test_addresses_that_postgresql_alone_takes_for_one_are_written_in_their_order(
+    database: str, tmp_path: Path, on_conflict: str
+) -> None:
+    firsts, seconds = ([f"{start}x{n}@example.com" for n in range(50)] for start in ("\u0130", "i"))
+    rows: list[dict[str, object]] = [{"email": email} for pair in zip(firsts, seconds, strict=True) for email in pair]
+    ended = run("import", write(tmp_path / "users.ndjson", rows), "--on-conflict", on_conflict, **on(database))
+    outcome = "50 updated, 0 skipped, 0 refused" if on_conflict == "update" else "0 updated, 0 skipped, 50 refused"
+    assert ended.stderr.startswith(f"50 created, {outcome}")
+    assert users(database).keys() == set(seconds if on_conflict == "update" else firsts)
+
+
+def test_more_than_a_chunk_with_a_duplicate_far_away(database: str, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        *people(24_000),
+        {"email": "0@example.com", "name": "second"},
+        {"email": "x@example.com"},
+    ]
+    ended = run("import", write(tmp_path / "users.ndjson", rows), **on(database))
+    assert json.loads(ended.stdout)["line"] == 24_001
+    assert ended.stderr.startswith("24,001 created, 0 updated, 0 skipped, 1 refused")
+    assert execute(database, "select name from users where email = '0@example.com'") == [("Name 0",)]
+
+
+def test_a_row_that_somebody_holds_is_refused(database: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "users.ndjson", people(5))
+    with locked(database, "insert into users (email) values ('3@example.com')") as elsewhere:
+        ended = run("import", file, STATEMENT_TIMEOUT_SECONDS="1", **on(database))
+        elsewhere.rollback()
+    assert [(line["line"], line["problem"]["status"]) for line in map(json.loads, ended.stdout.splitlines())] == [
+        (4, 503)
+    ]
+    assert len(users(database)) == 4
+
+
+def test_an_export_that_fails_leaves_the_old_file(database: str, tmp_path: Path) -> None:
+    file = tmp_path / "users.ndjson"
+    file.write_text("old")
+    execute(database, "alter table users rename to hidden")
+    try:
+        ended = run("export", str(file), **on(database))
+    finally:
+        execute(database, "alter table hidden rename to users")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        'users-api: the database failed: UndefinedTableError: relation "users" does not exist'
+    )
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o444])
+def test_an_export_is_its_owners_alone_unless_the_file_was_not(database: str, tmp_path: Path, mode: int | None) -> None:
+    """Also while it is written: a reader of the database holds it up here."""
+    file = tmp_path / "users.ndjson"
+    if mode is not None:
+        file.touch()
+        file.chmod(mode)
+    with locked(database):
+        process = subprocess.Popen([USERS_API, "export", file], env=environment(**on(database)), stderr=subprocess.PIPE)
+        wait_until_waiting(database, 1)
+        (partial,) = tmp_path.glob(".*.partial")
+        found = stat.S_IMODE(partial.stat().st_mode)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert (found, stat.S_IMODE(file.stat().st_mode)) == (mode or 0o600, mode or 0o600)
+
+
+def test_an_import_of_nothing(database: str, tmp_path: Path) -> None:
+    (tmp_path / "users.ndjson").touch()
+    for file in (str(tmp_path / "users.ndjson"), os.devnull):
+        ended = run("import", file, **on(database))
+        assert (ended.returncode, ended.stdout) == (0, "")
+        assert ended.stderr.startswith("0 created, ")
+    nothing = subprocess.run(
+        [USERS_API, "import", "-"], env=environment(**on(database)), stdin=subprocess.DEVNULL, timeout=60
+    )
+    assert nothing.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
+def test_an_import_whose_refusals_find_no_room_says_so(database: str, tmp_path: Path) -> None:
+    file = tmp_path / "users.ndjson"
+    file.write_text("nobody\n")
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [USERS_API, "import", file], env=environment(**on(database)), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode != 0  # Python's own code where its last attempt to write fails as well
+    assert "Traceback" not in ended.stderr
+    assert "Error: cannot write what is refused: No space left on device\n" in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
+def test_an_export_to_a_full_disk_says_so(database: str) -> None:
+    execute(database, "insert into users (email) select n || '@example.com' from generate_series(1, 2000) n")
+    ended = run("export", "/dev/full", **on(database))
+    assert (ended.returncode, Path("/dev/full").is_char_device()) == (1, True)
+    assert ended.stderr.splitlines()[-1] == "Error: cannot write /dev/full: No space left on device"
+
+
+def test_a_reader_that_has_had_enough(database: str) -> None:
+    execute(database, "insert into users (email) select n || '@example.com' from generate_series(1, 20000) n")
+    with subprocess.Popen(
+        [USERS_API, "export"], env=environment(**on(database)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [["import", "-"], ["export"]])
+def test_what_is_missing_is_said_in_one_line(command: list[str], empty_database: str) -> None:
+    ended = run(*command, **on("postgresql://ada:sesame@127.0.0.1:1/x"))
+    assert ended.returncode == 1
+    assert "users-api: the database failed: ConnectionRefusedError" in ended.stderr
+    assert "sesame" not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = run(*command, stdin='{"email":"ada@example.com"}', **on(empty_database))
+    assert (ended.returncode, 'relation "users" does not exist' in ended.stderr) == (1, True)
+
+
+def test_what_cannot_be_done_is_said_before(database: str, tmp_path: Path) -> None:
+    ended = run("export", **on("postgresql://ada:sesame@ep-x-pooler.example.com/x"))
+    assert (ended.returncode, "set it to the same URL without -pooler" in ended.stderr) == (2, True)
+    assert run("import", str(tmp_path / "none.csv"), **on(database)).returncode == 2
+    ended = run("export", str(tmp_path / "none" / "users.csv"), **on(database))
+    assert (ended.returncode, ended.stderr.endswith("users.csv: No such file or directory\n")) == (1, True)
+    ended = run("import", "-", "--format", "csv", stdin="ada@example.com\n", **on(database))
+    assert (ended.returncode, "the first line must name the columns" in ended.stderr) == (1, True)
+
+
+def test_an_interrupted_import_leaves_whole_chunks_and_says_where(database: str) -> None:
+    process = subprocess.Popen(
+        [USERS_API, "import", "-"], env=environment(**on(database)), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"".join(b'{"email":"%d@example.com"}\n' % n for n in range(15_000)))
+    process.stdin.flush()
+    # The second chunk is not whole, and is written since nothing more comes.
+    wait_until_true(database, "select count(*) = 15000 from users")
+    process.stdin.write(b'{"email":"more@example.com"}\n')
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    # Its input stays open meanwhile: at the end of that, the import would be whole.
+    assert process.wait(timeout=30) == 1
+    _, error = process.communicate()
+    assert b"users-api: the import has ended behind line 15,000 of <stdin>" in error
+    assert b"Traceback" not in error
+
+
+def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
+    file = write(tmp_path / "users.ndjson", people(10))
+    rig.inject(Fault(Point.ANSWER, Cut.RESET, via="direct"))
+    environment = neon.environment()
+    ended = run("import", file, **environment)
+    assert ended.returncode == 1
+    assert "the import has ended behind line 0" in ended.stderr
+    assert "users-api: the database failed: " in ended.stderr
+    assert run("import", file, "--on-conflict", "skip", **environment).returncode == 0
+    assert execute(neon.superuser, "select count(*) from users") == [(10,)]
+
+
+def test_a_terminal_sees_a_bar(database: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "users.ndjson", people(2000))
+    imported = on_a_terminal(USERS_API, "import", file, TERM="xterm", **on(database))
+    execute(database, "analyze users")  # whose estimate is what an export goes by
+    exported = on_a_terminal(USERS_API, "export", tmp_path / "out.ndjson", TERM="xterm", **on(database))
+    for shown in (imported, exported):
+        assert shown.returncode == 0
+        assert "[########################]" in shown.stdout
+        assert "2,000 users, " in shown.stdout
+        assert " users/s" in shown.stdout

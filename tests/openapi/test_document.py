@@ -1,0 +1,133 @@
+"""The document: valid, whole, and true, as schemathesis finds out against the live application."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from api.app import create_app, routes
+from api.auth.keys import make_api_key
+from api.database.fetch import Database
+from api.http.resource import resources
+from api.openapi import document as openapi
+from tests.conftest import settings_for
+from tests.support.serving import serve
+
+ROOT = Path(__file__).parent.parent.parent
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    settings = settings_for(NOWHERE)
+    return openapi.document(routes(settings, Database(settings)))
+
+
+def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(path, method): found for path, item in document["paths"].items() for method, found in item.items()}
+
+
+def test_it_is_valid(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_every_operation_of_the_route_table_is_in_it(document: dict[str, Any]) -> None:
+    settings = settings_for(NOWHERE)
+    served = {
+        (path, method.lower())
+        for path, resource in resources(routes(settings, Database(settings)))
+        for method in resource.methods
+        if not path.endswith("/")
+    }
+    assert set(operations(document)) == served
+
+
+def test_every_operation_says_what_it_takes_gives_and_refuses(document: dict[str, Any]) -> None:
+    for (path, method), operation in operations(document).items():
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert {int(status) for status in operation["responses"] if status < "400"}, where
+        for status, response in operation["responses"].items():
+            assert response["description"], (where, status)
+            for media_type, content in response.get("content", {}).items():
+                assert "example" in content or content["examples"], (where, status)
+                assert (media_type == "application/problem+json") == (status >= "400"), (where, status)
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            assert "example" in content, where
+        if path not in ("/health", "/ready"):
+            assert operation["security"] == [{"bearer": ["users:read" if method == "get" else "users:write"]}]
+            assert {"400", "401", "403", "500", "503"} <= set(operation["responses"]), where
+
+
+@pytest.mark.parametrize(
+    ("operation", "statuses"),
+    [
+        (("/api/v1/users", "get"), {200, 422}),
+        (("/api/v1/users", "post"), {201, 409, 413, 415, 422}),
+        (("/api/v1/users/{id}", "get"), {200, 304, 404, 412}),
+        (("/api/v1/users/{id}", "patch"), {200, 404, 409, 412, 413, 415, 422}),
+        (("/api/v1/users/{id}", "delete"), {204, 404, 412}),
+    ],
+)
+def test_the_refusals_of_the_contract(document: dict[str, Any], operation: tuple[str, str], statuses: set[int]) -> None:
+    described = {int(status) for status in operations(document)[operation]["responses"]}
+    assert statuses <= described
+    assert described - statuses <= {400, 401, 403, 422, 500, 503, 504}
+
+
+def test_examples_are_what_the_schemas_say(document: dict[str, Any]) -> None:
+    """Each example, of bodies, answers and problems, is validated by the schema beside it."""
+    import jsonschema
+
+    def check(content: dict[str, Any]) -> None:
+        schema = {**content["schema"], "components": document["components"]}
+        for example in (
+            [content["example"]] if "example" in content else [e["value"] for e in content["examples"].values()]
+        ):
+            jsonschema.validate(example, schema, jsonschema.Draft202012Validator)
+
+    for operation in operations(document).values():
+        for response in [*operation["responses"].values(), operation.get("requestBody", {})]:
+            for content in response.get("content", {}).values():
+                check(content)
+
+
+def test_it_is_served_open_and_printed_the_same(document: dict[str, Any]) -> None:
+    _, entry = make_api_key("x", read_only=True)
+    with serve(create_app(settings_for(NOWHERE, api_keys=entry))) as url:
+        served = httpx.get(f"{url}/openapi.json")
+    assert served.headers["content-type"] == "application/json"
+    printed = subprocess.run(
+        [sys.executable, "-m", "api", "openapi"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert served.json() == httpx.Response(200, text=printed.stdout).json() == document
+
+
+@pytest.mark.timeout(360)
+def test_schemathesis_finds_nothing(database: str, document: dict[str, Any], tmp_path: Path) -> None:
+    """All its checks, over examples, boundaries, random requests and sequences of them; with a key, and without."""
+    key, entry = make_api_key("schemathesis", read_only=False)
+    with serve(create_app(settings_for(database, api_keys=entry))) as url:
+        run = subprocess.run(
+            [
+                *(SCHEMATHESIS, "--config-file", ROOT / "tests/openapi/schemathesis.toml"),
+                *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {key}", "--checks", "all"),
+                *("--max-examples", "50", "--generation-deterministic", "--no-color", "--continue-on-failure"),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.openapi.schemathesis_hooks"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr
+    # It did not find nothing because it did nothing.
+    assert re.search(rf"Tested: +{len(operations(document))}", run.stdout), run.stdout
+    assert int(re.findall(r"(\d+) generated", run.stdout)[0]) > 400

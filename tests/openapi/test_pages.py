@@ -1,0 +1,127 @@
+"""/docs in a browser: Swagger UI from our own origin, under a strict policy, with a key, to an answer and back."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from api.app import create_app
+from api.auth.keys import make_api_key
+from tests.conftest import settings_for
+from tests.support.serving import serve
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="apt-get install chromium")
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        # The system's browser: playwright's own would be a download.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM or "chromium is not installed", args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def operations(url: str) -> int:
+    """How many operations the document has that the page shows."""
+    return sum(map(len, httpx.get(f"{url}/openapi.json").json()["paths"].values()))
+
+
+@needs_chromium
+def test_somebody_tries_it_out(page: Page, database: str) -> None:
+    """SCREENSHOT=FILE keeps the picture that the README shows."""
+    complaints: list[str] = []
+    asked: set[str] = set()
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(f"{request.url}: {request.failure}"))
+    page.on("request", lambda request: asked.add(re.sub(r"(?<!/)/(?!/).*", "", request.url)))
+    key, entry = make_api_key("browser", read_only=False)
+    with serve(create_app(settings_for(database, api_keys=entry))) as url:
+        page.goto(f"{url}/docs")
+        expect(page.locator(".opblock")).to_have_count(operations(url))
+
+        page.get_by_role("button", name="Authorize").first.click()
+        page.get_by_label("auth-bearer-value").fill(key)
+        page.get_by_role("button", name="Apply credentials").click()
+        page.get_by_role("button", name="Close").last.click()
+
+        create = page.locator("#operations-users-create_user")
+        create.locator(".opblock-summary-control").click()
+        create.get_by_role("button", name="Try it out").click()
+        create.get_by_role("button", name="Execute").click()
+        answer = create.locator(".live-responses-table")
+        expect(answer.locator(".response-col_status").last).to_contain_text("201")
+        expect(answer.locator(".response-col_description").last).to_contain_text("ada@example.com")
+        create.locator(".opblock-summary-control").click()
+
+        read = page.locator("#operations-users-get_user")
+        read.locator(".opblock-summary-control").click()
+        read.get_by_role("button", name="Try it out").click()
+        read.get_by_placeholder("id").fill("1")
+        read.get_by_role("button", name="Execute").click()
+        answer = read.locator(".live-responses-table")
+        expect(answer.locator(".response-col_status").last).to_contain_text("200")
+        expect(answer.locator(".response-col_description").last).to_contain_text('"email": "ada@example.com"')
+        if "SCREENSHOT" in os.environ:
+            page.evaluate("scrollTo(0, 0)")
+            box = answer.bounding_box()
+            assert box is not None
+            page.screenshot(
+                path=os.environ["SCREENSHOT"],
+                clip={"x": 0, "y": 0, "width": 1200, "height": box["y"] + box["height"]},  # with the answer
+                full_page=True,
+                mask=[page.locator(".curl-command")],  # it shows the key
+                mask_color="#333333",
+            )
+    assert complaints == []
+    assert asked - {"data:"} == {url}
+
+
+@needs_chromium
+def test_a_script_in_the_page_is_not_run(page: Page, database: str) -> None:
+    """The policy is what stops it, and the browser says so."""
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    with serve(create_app(settings_for(database))) as url:
+        page.goto(f"{url}/docs")
+        expect(page.locator(".opblock")).to_have_count(operations(url))
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {text: 'window.evil = 1'}))"
+        )
+        assert page.evaluate("window.evil") is None
+    assert any("Content Security Policy" in complaint for complaint in complaints)
+
+
+def test_the_page_without_its_package(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.openapi.pages._assets", lambda: None)
+    with serve(create_app(settings_for(database))) as url:
+        missing = httpx.get(f"{url}/docs")
+        assert missing.status_code == 404
+        assert "pip install 'users-api[docs]'" in missing.json()["detail"]
+        assert httpx.get(f"{url}/docs/swagger-ui.css").status_code == 404
+        assert httpx.get(f"{url}/openapi.json").status_code == 200
+
+
+def test_the_policy_and_the_assets(database: str) -> None:
+    with serve(create_app(settings_for(database))) as url:
+        policy = httpx.get(f"{url}/docs").headers["content-security-policy"]
+        assert "unsafe" not in policy
+        assert "default-src 'none'" in policy
+        for asset, media_type in (("swagger-ui.css", "text/css"), ("swagger-ui-bundle.js", "javascript")):
+            found = httpx.get(f"{url}/docs/{asset}")
+            assert found.status_code == 200
+            assert media_type in found.headers["content-type"]
+            assert "max-age" in found.headers["cache-control"]
+            assert "sourceMappingURL=http" not in found.text

@@ -1,0 +1,284 @@
+"""/ready, and what signals do: to one server, to its workers, and to the requests under way."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from api.app import create_app
+from tests.cli.test_commands import USERS_API, directory, on, served  # noqa: F401 - a fixture
+from tests.conftest import KILL_ALL, execute, settings_for, wait_until
+from tests.database.test_pool import connections
+from tests.http.test_gate import assert_problem, locked, wait_until_waiting
+from tests.support.serving import serve
+
+USERS = "/api/v1/users"
+Served = AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]
+
+
+def is_refused(url: str) -> bool:
+    """Whether nobody accepts connections."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
+
+
+def workers(process: "subprocess.Popen[str]") -> set[int]:
+    """The processes that are started to serve; not those that have ended."""
+    found = set()
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.Error):
+            found.update([child.pid] if any("spawn_main" in argument for argument in child.cmdline()) else [])
+    return found
+
+
+# Whether requests may come
+
+
+def test_ready_asks_nobody_while_nothing_has_failed(client: httpx.Client, database: str) -> None:
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert connections(database) == 0
+    client.get(USERS)
+    execute(database, KILL_ALL)  # as a compute does that falls asleep
+    assert client.get("/ready").status_code == 200
+    assert connections(database) == 0
+
+
+@pytest.fixture
+def shut(database: str, postgres: str) -> Iterator[Callable[[bool], None]]:
+    """Let nobody into the test's database, or everybody again."""
+    name = database.partition("?")[0].rpartition("/")[2]
+
+    def shut_or_open(shuts: bool) -> None:
+        execute(postgres, f"alter database {name} allow_connections {not shuts}")
+        if shuts:
+            execute(postgres, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+
+    yield shut_or_open
+    shut_or_open(False)
+
+
+def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, shut: Callable[[bool], None]) -> None:
+    with (
+        serve(create_app(settings_for(database, acquire_timeout_seconds=0.5))) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        shut(True)
+        assert client.get("/ready").status_code == 200  # Nobody has missed it.
+        assert_problem(client.get(USERS), 503, "unavailable")
+        refused = client.get("/ready")
+        assert_problem(refused, 503, "unavailable")
+        assert refused.headers["retry-after"] == "1"
+        assert client.get("/health").status_code == 200
+        shut(False)
+        # Nobody sends requests to a server that is not ready: it has to find out by itself.
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        assert client.get(USERS).status_code == 200
+
+
+def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable[[bool], None]) -> None:
+    asked = "select query_start from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    with (
+        serve(create_app(settings_for(database, readiness_probe_seconds=3600))) as url,
+        serve(create_app(settings_for(database, readiness_probe_seconds=1, acquire_timeout_seconds=0.5))) as often,
+    ):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        first = execute(database, asked)
+        assert len(first) == 1
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert execute(database, asked) == first
+        shut(True)
+        wait_until(lambda: httpx.get(f"{often}/ready").status_code == 503)
+        assert httpx.get(f"{url}/ready").status_code == 200
+
+
+def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) -> None:
+    """Each time, not only the first: it is not known before that a statement will have no answer."""
+    settings = settings_for(database, readiness_probe_seconds=3600, statement_timeout_seconds=300)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        with locked(database):
+            for _ in range(3):
+                assert_problem(client.get("/ready"), 503, "unavailable")
+            wait_until_waiting(database, 1)  # One question is enough.
+        wait_until(lambda: client.get("/ready").status_code == 200)
+
+
+# What signals do
+
+
+@pytest.fixture
+def start(directory: Path, database: str) -> Callable[..., Served]:  # noqa: F811
+    """Serve the test's database in a process of its own."""
+
+    def start_it(*arguments: str, **variables: Any) -> Served:
+        return served(*arguments, cwd=directory, **{**on(database), **variables})
+
+    return start_it
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_server_that_stops_serves_on_for_a_while_and_says_so(start: Callable[..., Served], number: str) -> None:
+    with start("--workers", number, DRAIN_SECONDS="60", GRACE_SECONDS="90") as (url, process):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert "connection" not in httpx.get(f"{url}{USERS}").headers
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as systemd does, to each process
+        wait_until(lambda: all(httpx.get(f"{url}/ready").status_code == 503 for _ in range(10)))
+        assert_problem(httpx.get(f"{url}/ready"), 503, "stopping")
+        for path in (USERS, "/health"):
+            answer = httpx.get(f"{url}{path}")
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)  # does not wait so long
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(("number", "sig"), [("1", "SIGTERM"), ("2", "SIGTERM"), ("1", "SIGINT"), ("1", "SIGHUP")])
+def test_requests_under_way_finish(start: Callable[..., Served], database: str, number: str, sig: str) -> None:
+    with start("--workers", number) as (url, process), ThreadPoolExecutor() as threads:
+        path = httpx.post(f"{url}{USERS}", json={"email": "ada@example.com"}).headers["location"]
+        with locked(database, "select from users for update"):
+            patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
+            wait_until_waiting(database, 1)
+            process.send_signal(signal.Signals[sig])
+            wait_until(lambda: is_refused(url))
+        assert patch.result().status_code == 200
+        assert patch.result().headers["connection"] == "close"
+        assert process.wait(timeout=60) == 0
+    assert execute(database, "select name from users") == [("Ada",)]
+
+
+def test_what_takes_longer_than_the_grace_is_told_so(start: Callable[..., Served], database: str) -> None:
+    with start(GRACE_SECONDS="3") as (url, process), ThreadPoolExecutor() as threads:
+        path = httpx.post(f"{url}{USERS}", json={"email": "ada@example.com"}).headers["location"]
+        half = b"POST /api/v1/users HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with (
+            locked(database, "select from users for update"),
+            socket.create_connection((host, int(port)), timeout=60) as connection,
+        ):
+            connection.sendall(half)
+            patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
+            wait_until_waiting(database, 1)
+            process.send_signal(signal.SIGTERM)
+            assert_problem(patch.result(), 503, "outcome-unknown")
+            assert b"urn:problem:users-api:stopping" in connection.recv(1 << 16)
+            wait_until_waiting(database, 0)
+            assert process.wait(timeout=60) == 0
+
+
+def test_an_import_that_takes_longer_than_the_grace_says_how_far_it_came(
+    start: Callable[..., Served], database: str
+) -> None:
+    head = b"POST /api/v1/users/import HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+    with start(GRACE_SECONDS="3") as (url, process):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        address = host, int(port)
+        with (
+            socket.create_connection(address, timeout=60) as begun,
+            socket.create_connection(address, timeout=60) as silent,
+        ):
+            begun.sendall(head + b"content-length: 999\r\n\r\n" + b'{"email":"ada@example.com"}\nnobody\n')
+            silent.sendall(head + b"content-length: 999\r\nexpect: 100-continue\r\n\r\n")
+            assert begun.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert silent.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGTERM)
+            answer = b""
+            while data := begun.recv(1 << 16):
+                answer += data
+            assert b'{"summary":{"complete":false,"lines":2,"created":1,' in answer
+            assert b"urn:problem:users-api:stopping" in answer
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+            assert silent.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert execute(database, "select email from users") == [("ada@example.com",)]
+
+
+def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]) -> None:
+    with start() as (url, process):
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+            connection.sendall(request + request[:9])
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")  # The 9 bytes were read with the first.
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: is_refused(url))
+            connection.sendall(request[9:])
+            answer = connection.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer
+            assert connection.recv(1 << 16) == b""
+
+
+# What happens to workers
+
+
+def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+        wait_until(lambda: len(workers(process)) == 2)
+        for _ in range(2):
+            killed, other = workers(process)
+            psutil.Process(killed).kill()
+            wait_until(lambda: len(workers(process) - {killed, other}) == 1)  # noqa: B023
+            assert other in workers(process)
+            assert httpx.get(f"{url}{USERS}").status_code == 200
+
+
+def test_workers_that_are_killed_before_they_serve_come_back(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+        killed: set[int] = set()
+        while len(killed) < 6:  # those that served, and at least two generations that had no time to
+            for worker in workers(process) - killed:
+                psutil.Process(worker).kill()
+                killed.add(worker)
+        wait_until(lambda: not is_refused(url) and len(workers(process) - killed) == 2)
+        assert httpx.get(f"{url}{USERS}", timeout=30).status_code == 200
+
+
+def test_workers_do_not_outlive_their_supervisor(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", ends_with=-signal.SIGKILL) as (url, process):
+        process.kill()
+        process.wait()
+        wait_until(lambda: is_refused(url))
+
+
+def test_a_worker_that_hangs_does_not_keep_the_others(start: Callable[..., Served]) -> None:
+    hung = start("--workers", "2", ends_with=1, says="does not end: it is killed", GRACE_SECONDS="1")
+    with hung as (_, process):
+        wait_until(lambda: len(workers(process)) == 2)
+        psutil.Process(workers(process).pop()).suspend()
+
+
+def test_a_server_can_be_stopped_while_its_workers_are_replaced(start: Callable[..., Served]) -> None:
+    with start("--workers", "2", DRAIN_SECONDS="60", GRACE_SECONDS="90") as (url, process):
+        wait_until(lambda: len(workers(process)) == 2)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(workers(process)) == 3)
+        wait_until(lambda: httpx.get(f"{url}{USERS}").headers.get("connection") is None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
+    log = directory / "log"
+    into_the_log = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
+    with start("--workers", "2", program=into_the_log) as (url, process):
+        wait_until(lambda: log.read_text().count("Application startup complete") == 2)
+        before = workers(process)
+        (directory / ".env").write_text("POOL_MAX_SIZE=0\n")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "a new worker does not start" in log.read_text())
+        assert workers(process) == before
+        assert httpx.get(f"{url}{USERS}").status_code == 200
+    assert "users-api: POOL_MAX_SIZE: " in log.read_text()
+    assert "Traceback" not in log.read_text()

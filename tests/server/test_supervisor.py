@@ -1,0 +1,208 @@
+"""The supervisor where something goes wrong with it, and what it makes of settings that have changed."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from uvicorn.config import STARTUP_FAILURE
+
+from api.auth.keys import make_api_key
+from benchmarks.processes import free_port
+from tests.cli.test_commands import ROOT, USERS_API, directory, environment  # noqa: F401 - a fixture
+from tests.conftest import wait_until
+from tests.http.test_gate import locked, wait_until_waiting
+from tests.server.test_lifecycle import USERS, Served, start, workers  # noqa: F401 - a fixture
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of another process are Linux's")
+INTO_THE_LOG = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
+
+
+def said(log: Path, text: str, times: int = 1) -> Callable[[], bool]:
+    return lambda: log.read_text().count(text) >= times
+
+
+def run_supervisor(code: str) -> "subprocess.CompletedProcess[str]":
+    """Run `supervisor`, which `code` makes."""
+    code = (
+        "import asyncio, resource, sys; from uvicorn import Config; from api.server.supervisor import Supervisor\n"
+        f"{code}\n"
+        "if __name__ == '__main__': sys.exit(supervisor.run())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
+    ended = run_supervisor(
+        "supervisor = Supervisor(Config('api.no_such_module:app', port=0, workers=2), grace_seconds=5)"
+    )
+    assert ended.returncode == STARTUP_FAILURE
+    assert "ended by itself, with exit code 3" in ended.stderr
+
+
+def test_a_supervisor_that_has_no_room_for_its_workers_says_so() -> None:
+    ended = run_supervisor(
+        "supervisor = Supervisor(Config('tests.support.serving:live', port=0, workers=2), grace_seconds=5)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))"
+    )
+    assert ended.returncode == 1
+    assert "a worker cannot be started: [Errno 24] Too many open files" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_supervisor_that_fails_ends_and_takes_its_workers_along() -> None:
+    ended = run_supervisor(
+        "class Broken(Supervisor):\n"
+        "    async def _keep(self, place, end): raise LookupError('a defect')\n"
+        "supervisor = Broken(Config('tests.support.serving:live', port=0, workers=2), grace_seconds=30)"
+    )
+    assert ended.returncode == 1
+    assert "the supervisor has failed: the workers stop" in ended.stderr
+    assert "LookupError: a defect" in ended.stderr
+
+
+@LINUX
+def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
+    log = directory / "log"
+    with start("--workers", "2", program=INTO_THE_LOG) as (url, process):
+        wait_until(said(log, "Application startup complete", 2))
+        supervisor, (killed, other) = psutil.Process(process.pid), workers(process)
+        limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        psutil.Process(killed).kill()
+        wait_until(said(log, "a worker cannot be started: ", 2))  # It is tried again.
+        process.send_signal(signal.SIGHUP)
+        wait_until(said(log, "a new worker does not start"))
+        assert workers(process) == {other}
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
+        wait_until(lambda: len(workers(process)) == 2)
+        process.send_signal(signal.SIGHUP)
+        wait_until(said(log, '"the workers are replaced"'))
+        assert len(workers(process)) == 2
+        assert other not in workers(process)
+        assert httpx.get(f"{url}{USERS}").status_code == 200
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_successor_that_dies_is_replaced_while_its_predecessor_finishes(
+    start: Callable[..., Served],  # noqa: F811
+    directory: Path,  # noqa: F811
+) -> None:
+    log = directory / "log"
+    with start("--workers", "2", program=INTO_THE_LOG, GRACE_SECONDS="3600") as (url, process):
+        wait_until(said(log, "Application startup complete", 2))
+        before = [psutil.Process(worker) for worker in workers(process)]
+        try:
+            for worker in before:
+                worker.suspend()  # They take a very long time.
+            process.send_signal(signal.SIGHUP)
+            wait_until(said(log, "which finishes what it has"))
+            successors = workers(process) - {worker.pid for worker in before}
+            assert len(successors) == 1
+            psutil.Process(*successors).kill()
+            wait_until(lambda: len(workers(process) - {worker.pid for worker in before} - successors) == 1)
+            assert httpx.get(f"{url}{USERS}", timeout=60).status_code == 200
+        finally:
+            for worker in before:
+                worker.kill()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGHUP])
+def test_a_worker_that_starts_leaves_to_the_supervisor_what_a_terminal_sends(
+    start: Callable[..., Served],  # noqa: F811
+    directory: Path,  # noqa: F811
+    sig: signal.Signals,
+) -> None:
+    log = directory / "log"
+    with start("--workers", "2", program=INTO_THE_LOG) as (_, process):
+        wait_until(said(log, "Application startup complete", 2))
+        for count in (1, 2):
+            killed, other = before = workers(process)
+            psutil.Process(killed).kill()
+            wait_until(lambda: len(workers(process) - before) == 1)  # noqa: B023
+            (new,) = workers(process) - before
+            psutil.Process(new).send_signal(sig)
+            wait_until(said(log, "Application startup complete", 2 + count))
+            psutil.Process(new).send_signal(sig)
+            assert workers(process) == {new, other}
+    assert log.read_text().count("ended by itself") == 2  # those that were killed
+    assert "Traceback" not in log.read_text()
+
+
+# What has changed when a worker starts
+
+
+def test_new_workers_have_the_settings_that_are_there_now(
+    start: Callable[..., Served],  # noqa: F811
+    directory: Path,  # noqa: F811
+) -> None:
+    log, dotenv = directory / "log", directory / ".env"
+    key, entry = make_api_key("ada", read_only=True)
+    bearer = {"authorization": f"Bearer {key}"}
+    dotenv.write_text("DRAIN_SECONDS=0\n")
+    with start("--workers", "2", program=INTO_THE_LOG, DRAIN_SECONDS="") as (url, process):
+        wait_until(said(log, "Application startup complete", 2))
+
+        def replace(settings: str, times: int) -> None:
+            dotenv.write_text(settings)
+            process.send_signal(signal.SIGHUP)
+            wait_until(said(log, '"the workers are replaced"', times))
+
+        assert httpx.get(f"{url}{USERS}").status_code == 200
+        replace(f"API_KEYS={entry}\nMETRICS_PORT={free_port()}\nDRAIN_SECONDS=0\n", 1)
+        assert httpx.get(f"{url}{USERS}").status_code == 401
+        assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 200
+        assert httpx.get(f"{url}/metrics", headers=bearer).status_code == 200  # There is nobody else who serves it.
+        assert log.read_text().count("METRICS_PORT has changed, which takes a restart: it stays unset") == 2
+        started = log.read_text().count("Started server process")
+        replace("LOG_LEVEL=warning\nDRAIN_SECONDS=0\n", 2)
+        assert httpx.get(f"{url}{USERS}").status_code == 200
+        assert log.read_text().count("Started server process") == started
+        replace("DRAIN_SECONDS=77\nGRACE_SECONDS=99\n", 3)
+        process.send_signal(signal.SIGTERM)
+        wait_until(said(log, "everything is served on for 77 s", 2))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_metrics_stay_on_the_port_where_they_are_served(
+    start: Callable[..., Served],  # noqa: F811
+    directory: Path,  # noqa: F811
+) -> None:
+    log, dotenv, port = directory / "log", directory / ".env", free_port()
+    dotenv.write_text(f"METRICS_PORT={port}\n")
+    with start("--workers", "2", program=INTO_THE_LOG) as (url, process):
+        wait_until(said(log, "Application startup complete", 2))
+        dotenv.unlink()
+        process.send_signal(signal.SIGHUP)
+        wait_until(said(log, '"the workers are replaced"'))
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+        assert said(log, f"METRICS_PORT has changed, which takes a restart: it stays {port}", 2)()
+
+
+def test_a_new_worker_has_its_own_grace(start: Callable[..., Served], directory: Path, database: str) -> None:  # noqa: F811
+    """The supervisor, too, waits as long as the worker may take."""
+    log = directory / "log"
+    (directory / ".env").write_text("GRACE_SECONDS=1\n")
+    with start("--workers", "2", program=INTO_THE_LOG) as (url, process), ThreadPoolExecutor() as threads:
+        wait_until(said(log, "Application startup complete", 2))
+        (directory / ".env").write_text("GRACE_SECONDS=3600\nSTATEMENT_TIMEOUT_SECONDS=300\n")
+        process.send_signal(signal.SIGHUP)
+        wait_until(said(log, '"the workers are replaced"'))
+        with locked(database):
+            answer = threads.submit(httpx.get, f"{url}{USERS}", timeout=90)
+            wait_until_waiting(database, 1)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(5)  # Longer than the first workers had, and the supervisor for them.
+        assert answer.result().status_code == 200
+        assert process.wait(timeout=60) == 0

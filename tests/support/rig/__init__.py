@@ -1,0 +1,43 @@
+"""A rig that behaves as Neon does: PostgreSQL, PgBouncer in transaction mode, verified TLS, and faults on demand.
+
+    client --TLS--> fault proxy --> PgBouncer --> PostgreSQL      DATABASE_URL
+    client --TLS--> fault proxy ----------------> PostgreSQL      DIRECT_URL
+
+`make neon-rig` starts one by hand; tests ask for the fixtures `rig` and `neon` of tests/conftest.py.
+"""
+
+from tests.support.rig.faults import (
+    NEON_PERMANENT,
+    NEON_TRANSIENT,
+    POOLER_FULL,
+    SERVER_FULL,
+    SHUTDOWN,
+    Cut,
+    Farewell,
+    Fault,
+    Point,
+)
+from tests.support.rig.pgbouncer import SCRIPT, find
+from tests.support.rig.proxy import Counts
+from tests.support.rig.rig import HOSTS, PASSWORD, ROLE, NeonDatabase, Rig, running
+
+__all__ = [
+    "HOSTS",
+    "NEON_PERMANENT",
+    "NEON_TRANSIENT",
+    "PASSWORD",
+    "POOLER_FULL",
+    "ROLE",
+    "SCRIPT",
+    "SERVER_FULL",
+    "SHUTDOWN",
+    "Counts",
+    "Cut",
+    "Farewell",
+    "Fault",
+    "NeonDatabase",
+    "Point",
+    "Rig",
+    "find",
+    "running",
+]

