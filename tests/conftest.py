@@ -4,70 +4,24 @@ import logging
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from api.app import create_app
 from api.database import embedded, migrations
-from api.database.files import MIGRATIONS_DIRECTORY
 from api.neon.url import parse_url
-from api.settings import Settings
 from tests.support import leaks
 from tests.support import rig as neon_rig
+from tests.support.database import MakeDatabase, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
-from tests.support.serving import serve
-
-MakeDatabase = Callable[[], str]
-
-KILL_ALL = """
-    select pg_terminate_backend(pid) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid()
-"""
-"""Ends every other session of a database, as a compute does that falls asleep."""
-
-SLOW_WRITES = """
-    create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
-    create trigger slow after insert on users for each row execute function sleep()
-"""
-"""Lets a creation take longer than a test waits for it."""
-
-MIGRATIONS = sorted(file.stem for file in MIGRATIONS_DIRECTORY.glob("*.sql") if not file.stem.endswith(".rollback"))
-"""The ids of our migrations, in the order in which they are applied."""
+from tests.support.serving import serve, settings_for
 
 _names = count(1)
-
-
-def execute(url: str, sql: str) -> list[tuple[object, ...]]:
-    """Run SQL over a connection of its own, outside the pool; the rows of the last statement, if it has any."""
-    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
-        cursor = connection.execute(sql.encode())
-        return cursor.fetchall() if cursor.description else []
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return when a thread, a process or a server has come to what a test expects of it; pytest's time-out ends it."""
-    while not condition():
-        time.sleep(0.005)
-
-
-def wait_until_true(url: str, query: str) -> None:
-    """Return when a query answers true. Over one connection: to open one for each look costs more than to look."""
-    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
-        wait_until(lambda: connection.execute(query.encode()).fetchone() == (True,))
-
-
-def settings_for(url: str, **overrides: object) -> Settings:
-    """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
-    if not {"api_keys", "jwt_issuer"} & overrides.keys():
-        overrides.setdefault("auth", "off")
-    return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -119,12 +73,6 @@ def postgres() -> Iterator[str]:
 
 def _url_of(postgres: str, name: str) -> str:
     return postgres.replace("/postgres?", f"/{name}?")
-
-
-def in_memory() -> str | None:
-    """A file system in memory with room for the databases, where a clone takes a fifth of the time; None elsewhere."""
-    shared = Path("/dev/shm")
-    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * 1024**3 else None
 
 
 @contextmanager
@@ -192,6 +140,15 @@ def neon(rig: Rig, postgres: str) -> Iterator[NeonDatabase]:
     with _new_database(postgres, "neon_migrated", neon_rig.ROLE) as url:
         yield rig.database(url)
         rig.cut(neon_rig.Cut.RESET)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """An empty working directory that PostgreSQL's system user can enter."""
+    path = Path(tempfile.mkdtemp(prefix="users-api-cli-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(params=["batched", "one statement a request"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from api.settings import Settings, SettingsError, load_settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 POOLED = "postgresql://ada:sesame@ep-x-pooler.eu-central-1.aws.neon.tech/neondb?sslmode=require"
 DIRECT = POOLED.replace("-pooler", "")
 

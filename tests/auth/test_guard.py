@@ -14,9 +14,9 @@ from api.app import create_app
 from api.auth.guard import Guard, caller
 from api.auth.keys import make_api_key, parse_api_keys
 from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback
-from tests.cli.test_commands import run, served
-from tests.conftest import execute, settings_for
-from tests.support.serving import serve
+from tests.support.commands import run, served
+from tests.support.database import execute
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
 NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"

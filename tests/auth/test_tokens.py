@@ -25,9 +25,9 @@ from api.auth import guard as auth
 from api.auth import tokens
 from api.auth.keys import make_api_key
 from api.errors import Problem
-from tests.cli.test_commands import directory, on, served  # noqa: F401 - a fixture
-from tests.conftest import settings_for, wait_until
-from tests.support.serving import serve
+from tests.support.commands import on, served
+from tests.support.serving import serve, settings_for
+from tests.support.waiting import wait_until
 
 ISSUER, AUDIENCE = "https://issuer.example.com", "users-api"
 USERS = "/api/v1/users"
@@ -474,7 +474,7 @@ def test_only_one_thread_waits_for_an_issuer_that_does_not_answer(issuer: Issuer
     assert issuer.asked == 1
 
 
-def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer: Issuer, directory: Path) -> None:  # noqa: F811
+def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer: Issuer, directory: Path) -> None:
     """Nobody waits for the thread that reads it: it is still there when the server stops."""
     issuer.drips = "head"
     variables = {"JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWT_JWKS_URL": issuer.url}

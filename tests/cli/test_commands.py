@@ -1,68 +1,20 @@
 """The command line as a user meets it: in a process of its own."""
 
-import os
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.processes import free_port
-from tests.conftest import execute
-from tests.support import leaks
+from tests.support import ROOT
+from tests.support.commands import USERS_API, environment, on, run, served
+from tests.support.database import execute
 
-ROOT = Path(__file__).parent.parent.parent
 STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
-USERS_API = Path(sys.executable).with_name("users-api")
-
-
-def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {**inherited, "DRAIN_SECONDS": "0", **variables}
-
-
-def run(
-    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
-) -> subprocess.CompletedProcess[str]:
-    ended = subprocess.run(
-        [*program, *arguments],
-        env=environment(**variables),
-        cwd=tempfile.gettempdir(),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    # "key" shows one and "export" users, which is what they are for; help has examples.
-    if arguments[0] not in ("key", "export") and "--help" not in arguments:
-        leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
-    return ended
-
-
-def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on a terminal: what it writes there, to either output, is in `stdout`."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    written = b""
-    with suppress(OSError):  # how Linux says that the other side is closed
-        while piece := os.read(ours, 1 << 16):
-            written += piece
-    os.close(ours)
-    return subprocess.CompletedProcess(command, process.wait(60), written.decode())
-
-
-def on(database: str) -> dict[str, str]:
-    return {"DATABASE_URL": database, "DIRECT_URL": database}
 
 
 @pytest.mark.parametrize(
@@ -151,52 +103,6 @@ def test_check_sql(database: str) -> None:
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
     assert "sql/users/insert_users.sql, declared at api/users/queries.py:" in ended.stderr
-
-
-@contextmanager
-def served(
-    *arguments: str,
-    cwd: Path,
-    ends_with: int = 0,
-    says: str = "",
-    program: Sequence[str | Path] = (USERS_API,),
-    **variables: str,
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
-    port = free_port()
-    command = [*program, "serve", "--port", str(port), *arguments]
-    process = subprocess.Popen(
-        command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, process.communicate()
-            try:
-                httpx.get(f"{url}/health")
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        else:
-            raise TimeoutError(f"{url} does not answer")
-        yield url, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=40)
-    assert process.returncode == ends_with, err
-    assert re.search(rf"curl -s .*:{port}/api/v1/users", out) or ends_with
-    assert says in err
-    leaks.search(out + err, " ".join(map(str, command)))
-    assert "Traceback" not in err
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """An empty working directory that PostgreSQL's system user can enter."""
-    path = Path(tempfile.mkdtemp(prefix="users-api-cli-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> None:

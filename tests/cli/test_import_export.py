@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import USERS_API, environment, on, on_a_terminal, run
-from tests.conftest import execute, wait_until_true
-from tests.http.test_gate import locked, wait_until_waiting
+from tests.support.commands import USERS_API, environment, on, on_a_terminal, run
+from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
 
 NAMES = ["Ada", None, "", 'quote " and \\', "\\n \\.", "tab\tline\n", "Zoë 🦊", "a,b"]

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.app import create_app
 from api.database.batching import PATIENCE_SECONDS, Batcher, Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
-from tests.conftest import execute, settings_for, wait_until
-from tests.http.test_gate import locked
-from tests.support.serving import serve
-from tests.telemetry.test_metrics import scrape
+from tests.support.database import execute, locked
+from tests.support.metrics import scrape
+from tests.support.serving import serve, settings_for
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 

@@ -19,8 +19,7 @@ from api.app import create_app
 from api.database.connecting import delay
 from api.database.faults import Next, judge, judge_statement
 from api.neon.url import parse_url
-from tests.conftest import SLOW_WRITES, execute, settings_for, wait_until
-from tests.http.test_gate import locked, wait_until_waiting
+from tests.support.database import SLOW_WRITES, execute, locked, wait_until_waiting
 from tests.support.rig import (
     NEON_PERMANENT,
     NEON_TRANSIENT,
@@ -35,7 +34,8 @@ from tests.support.rig import (
     Rig,
 )
 from tests.support.rig.faults import INSECURE, STATEMENT_POINTS, Action
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 

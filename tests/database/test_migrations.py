@@ -16,8 +16,8 @@ from api.database import migrations
 from api.database.files import MIGRATIONS_DIRECTORY
 from api.database.migrations import MigrationError, MigrationStatus
 from api.neon.url import parse_url
-from tests.conftest import execute, wait_until
-from tests.http.test_gate import wait_until_waiting
+from tests.support.database import execute, wait_until_waiting
+from tests.support.waiting import wait_until
 
 # Every name in the schema with its definition, but for the tables that record migrations.
 CATALOG = r"""

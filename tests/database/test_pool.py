@@ -16,10 +16,18 @@ from api.errors import DatabaseUnavailableError, Problem
 from api.http.conditions import version_mismatch
 from api.users.problems import email_taken, user_not_found
 from api.users.queries import ESTIMATE_USERS
-from tests.conftest import KILL_ALL, SLOW_WRITES, execute, settings_for, wait_until_true
-from tests.database.test_statements import arguments
-from tests.http.test_gate import locked, wait_until_waiting
-from tests.support.serving import serve
+from tests.support.database import (
+    KILL_ALL,
+    SESSION_STATE,
+    SLOW_WRITES,
+    connections,
+    execute,
+    locked,
+    wait_until_true,
+    wait_until_waiting,
+)
+from tests.support.serving import serve, settings_for
+from tests.support.statements import arguments
 
 USERS = "/api/v1/users"
 UNREACHABLE = "postgresql://nobody:sesame@127.0.0.1:1/none?sslmode=disable"
@@ -66,27 +74,6 @@ def test_the_default_opens_nothing_until_it_is_needed(client: httpx.Client, data
     assert connections(database) == 0
     client.get(USERS)
     assert connections(database) == 1
-
-
-def connections(database: str) -> int:
-    counted = execute(
-        database,
-        "select count(*) from pg_stat_activity"
-        " where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()",
-    )
-    return int(str(counted[0][0]))
-
-
-SESSION_STATE = """
-    select (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory') as locks,
-           (select count(*) from pg_cursors where name <> '') as cursors,
-           (select count(*) from pg_listening_channels()) as channels,
-           (select count(*) from pg_class where relpersistence = 't') as temporary_tables,
-           (select count(*) from pg_prepared_statements where name !~ '^__asyncpg_') as prepared,
-           (select string_agg(name || '=' || setting, ',' order by name) from pg_settings where source = 'session')
-               as settings,
-           pg_backend_pid() as session
-"""
 
 
 async def test_no_statement_leaves_session_state(database: str) -> None:

@@ -17,13 +17,12 @@ from api.http.resource import Resource
 from api.neon.url import parse_url
 from api.settings import Settings
 from api.telemetry.middleware import Telemetry
-from tests.conftest import SLOW_WRITES, execute, settings_for
-from tests.http.test_gate import locked, wait_until_waiting
+from tests.support.database import SLOW_WRITES, execute, locked, wait_until_waiting
+from tests.support.distance import Distance
+from tests.support.metrics import STATEMENT, scrape
 from tests.support.rig import NeonDatabase, Rig
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
 from tests.support.standby import Standby
-from tests.system.test_linearizability import Distance
-from tests.telemetry.test_metrics import STATEMENT, scrape
 
 USERS = "/api/v1/users"
 BEYOND = "FFFFFFFF/FFFFFFFF"

@@ -4,7 +4,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import KILL_ALL, execute
+from tests.support.database import KILL_ALL, execute
 
 USERS = "/api/v1/users"
 

@@ -21,9 +21,8 @@ from api.doctor.network import Route
 from api.doctor.session import Session
 from api.neon.url import parse_url
 from api.settings import Settings
-from tests.cli.test_commands import USERS_API, on, on_a_terminal, run
-from tests.conftest import MIGRATIONS, execute, settings_for
-from tests.database.test_pool import SESSION_STATE
+from tests.support.commands import USERS_API, on, on_a_terminal, run
+from tests.support.database import MIGRATIONS, SESSION_STATE, execute
 from tests.support.rig import (
     NEON_PERMANENT,
     NEON_TRANSIENT,
@@ -37,6 +36,7 @@ from tests.support.rig import (
     Point,
     Rig,
 )
+from tests.support.serving import settings_for
 
 NETWORK = ["name resolution", "TCP", "TLS"]
 POOLED = ["pooling", "prepared statements", "TimeZone", "statement_timeout", "connections", "round trip"]

@@ -2,25 +2,18 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx
-import psycopg
 import pytest
 
 from api.app import create_app
-from api.neon.url import parse_url
-from tests.conftest import execute, settings_for, wait_until_true
+from tests.support.database import execute, locked, wait_until_waiting
 from tests.support.rig import NeonDatabase
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_problem
 
 USERS = "/api/v1/users"
-WAITING = """
-    select count(*) = {} from pg_stat_activity
-    where datname = current_database() and state = 'active' and wait_event_type = 'Lock'
-"""
 STARTED = """
     select array_agg(query_start order by query_start) from pg_stat_activity
     where datname = current_database() and wait_event_type = 'Lock'
@@ -33,24 +26,6 @@ def user(client: httpx.Client) -> str:
     """The path of a user."""
     path: str = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
     return path
-
-
-@contextmanager
-def locked(database: str, sql: str = "lock table users") -> Iterator[psycopg.Connection]:
-    """Another session that holds locks."""
-    with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
-        other.execute(sql.encode())
-        yield other
-
-
-def wait_until_waiting(database: str, statements: int) -> None:
-    """Until so many statements wait for a lock: the test's own time-out ends it."""
-    wait_until_true(database, WAITING.format(statements))
-
-
-def assert_problem(response: httpx.Response, status: int, kind: str | None) -> None:
-    expected = f"urn:problem:users-api:{kind}" if kind else "about:blank"
-    assert (response.status_code, response.json()["type"]) == (status, expected)
 
 
 def test_a_deadline_that_cannot_be_read_is_refused(client: httpx.Client) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from api.app import create_app
 from api.auth.keys import make_api_key
-from tests.conftest import settings_for
 from tests.support import leaks, rig
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
 KEY, ENTRY = make_api_key("x", read_only=False)
@@ -122,7 +121,7 @@ def test_a_leak_would_be_found(text: str) -> None:
 
 def test_a_leak_in_a_problem_would_be_found(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     from api.errors import Problem
-    from api.http import resource as http
+    from api.http import request as http
 
     monkeypatch.setattr(http, "not_json", lambda: Problem(415, "not what ada@example.com may send"))
     client.post(USERS, content=b"x", headers={"authorization": f"Bearer {KEY}"})

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,42 +14,25 @@ import pytest
 
 from api.app import create_app
 from api.settings import Settings
-from tests.cli import test_commands
-from tests.conftest import MIGRATIONS, wait_until
+from tests.support import ROOT
+from tests.support.commands import run, served
+from tests.support.database import MIGRATIONS
 from tests.support.rig import Counts, NeonDatabase, Rig
 from tests.support.serving import serve
-from tests.users import test_contract
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
-
-
-@pytest.fixture
-def client(neon: NeonDatabase, batching: bool) -> Iterator[httpx.Client]:
-    """An HTTP client of the real application, which runs behind the rig: what the contract's tests find here."""
-    with serve(create_app(neon.settings(batching=batching))) as url, httpx.Client(base_url=url) as client:
-        yield client
-
-
-# The contract's own tests, one or two for each statement, on this module's client.
-ids = test_contract.ids
-test_create_with_a_taken_address = test_contract.test_create_with_a_taken_address
-test_list_by_skip_and_limit = test_contract.test_list_by_skip_and_limit
-test_list_by_keyset = test_contract.test_list_by_keyset
-test_find_nobody_by_address = test_contract.test_find_nobody_by_address
-test_patch_tells_absent_from_null = test_contract.test_patch_tells_absent_from_null
-test_patch_to_a_taken_address = test_contract.test_patch_to_a_taken_address
-test_delete = test_contract.test_delete
 
 
 def test_the_commands(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
     """Each in a process of its own, with nothing but the two URLs: sslrootcert, host name and password are in them."""
     urls = neon.environment()
-    assert test_commands.run("migrate", "rollback", "--yes", **urls).returncode == 0
-    assert f"applying {MIGRATIONS[-1]}" in test_commands.run("migrate", **urls).stdout
-    assert re.search(f"{MIGRATIONS[-1]} +applied", test_commands.run("migrate", "status", **urls).stdout)
-    assert "statements fit the database" in test_commands.run("check-sql", **urls).stdout
+    assert run("migrate", "rollback", "--yes", **urls).returncode == 0
+    assert f"applying {MIGRATIONS[-1]}" in run("migrate", **urls).stdout
+    assert re.search(f"{MIGRATIONS[-1]} +applied", run("migrate", "status", **urls).stdout)
+    assert "statements fit the database" in run("check-sql", **urls).stdout
     with (
-        test_commands.served("--workers", "2", cwd=tmp_path, ends_with=0, **urls) as (url, _),
+        served("--workers", "2", cwd=tmp_path, ends_with=0, **urls) as (url, _),
         httpx.Client(base_url=url) as client,
     ):
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
@@ -64,13 +46,13 @@ def test_the_rig_by_hand() -> None:
     """What `make neon-rig` runs: two URLs that work, faults at the prompt, and Ctrl-C leaves nothing behind."""
     command = [sys.executable, "-m", "tests.support.rig"]
     with subprocess.Popen(
-        command, cwd=test_commands.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as rig:
         assert rig.stdin
         assert rig.stdout
         said = "".join(iter(rig.stdout.readline, "Ctrl-C ends it; nothing is kept.\n"))
         urls = dict(re.findall("export (.+)='(.+)'", said))
-        assert "applying 0001.create-users" in test_commands.run("migrate", **urls).stdout
+        assert "applying 0001.create-users" in run("migrate", **urls).stdout
         rig.stdin.write("suspend\nnonsense\nfault answer reset 3\ncounts\n")
         answers = "".join(iter(rig.stdout.readline, "0 open, 3 faults to come\n"))
         assert "'suspend': 1" in answers
@@ -83,7 +65,7 @@ def test_the_rig_by_hand() -> None:
 
 def test_a_server_that_is_not_who_it_should_be_gets_no_password(rig: Rig, neon: NeonDatabase) -> None:
     rig.present("wrong name")
-    refused = test_commands.run("check-sql", **neon.environment())
+    refused = run("check-sql", **neon.environment())
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "DIRECT_URL: cannot connect" in refused.stderr
     assert not rig.counts.dropped_parameters  # no startup packet came, hence no password either

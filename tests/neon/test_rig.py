@@ -13,7 +13,7 @@ import uvloop
 
 from api.neon.tls import DatabaseURL
 from api.neon.url import parse_url
-from tests.conftest import execute, wait_until
+from tests.support.database import execute
 from tests.support.rig import (
     HOSTS,
     NEON_PERMANENT,
@@ -30,6 +30,7 @@ from tests.support.rig import (
     Rig,
 )
 from tests.support.rig.rig import Certificate
+from tests.support.waiting import wait_until
 
 INSERT = "insert into users (email) values ($1)"
 

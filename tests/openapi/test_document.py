@@ -16,10 +16,9 @@ from api.auth.keys import make_api_key
 from api.database.fetch import Database
 from api.http.resource import resources
 from api.openapi import document as openapi
-from tests.conftest import settings_for
-from tests.support.serving import serve
+from tests.support import ROOT
+from tests.support.serving import serve, settings_for
 
-ROOT = Path(__file__).parent.parent.parent
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
 

@@ -11,8 +11,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from api.app import create_app
 from api.auth.keys import make_api_key
-from tests.conftest import settings_for
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

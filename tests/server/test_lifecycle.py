@@ -2,26 +2,22 @@
 
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from api.app import create_app
-from tests.cli.test_commands import USERS_API, directory, on, served  # noqa: F401 - a fixture
-from tests.conftest import KILL_ALL, execute, settings_for, wait_until
-from tests.database.test_pool import connections
-from tests.http.test_gate import assert_problem, locked, wait_until_waiting
-from tests.support.serving import serve
+from tests.support.commands import USERS_API, Served, workers
+from tests.support.database import KILL_ALL, connections, execute, locked, wait_until_waiting
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_problem
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
-Served = AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]
 
 
 def is_refused(url: str) -> bool:
@@ -29,15 +25,6 @@ def is_refused(url: str) -> bool:
     host, _, port = url.removeprefix("http://").rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) != 0
-
-
-def workers(process: "subprocess.Popen[str]") -> set[int]:
-    """The processes that are started to serve; not those that have ended."""
-    found = set()
-    for child in psutil.Process(process.pid).children():
-        with suppress(psutil.Error):
-            found.update([child.pid] if any("spawn_main" in argument for argument in child.cmdline()) else [])
-    return found
 
 
 # Whether requests may come
@@ -112,16 +99,6 @@ def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) ->
 
 
 # What signals do
-
-
-@pytest.fixture
-def start(directory: Path, database: str) -> Callable[..., Served]:  # noqa: F811
-    """Serve the test's database in a process of its own."""
-
-    def start_it(*arguments: str, **variables: Any) -> Served:
-        return served(*arguments, cwd=directory, **{**on(database), **variables})
-
-    return start_it
 
 
 @pytest.mark.parametrize("number", ["1", "2"])
@@ -269,7 +246,7 @@ def test_a_server_can_be_stopped_while_its_workers_are_replaced(start: Callable[
         assert process.wait(timeout=60) == 0
 
 
-def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
+def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], directory: Path) -> None:
     log = directory / "log"
     into_the_log = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
     with start("--workers", "2", program=into_the_log) as (url, process):

@@ -3,7 +3,6 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import orjson
 import pytest
@@ -11,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HTTPProtocol
 from tests.support.serving import live, serve
+from tests.support.sockets import connected, exchange, read_all
 
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -51,30 +51,6 @@ def impatient_address() -> Iterator[tuple[str, int]]:
     with serve(app, http=Impatient) as url:
         host, _, port = url.removeprefix("http://").rpartition(":")
         yield host, int(port)
-
-
-@contextmanager
-def connected(address: tuple[str, int], *sent: bytes) -> Iterator[socket.socket]:
-    with socket.create_connection(address, timeout=30) as connection:
-        for piece in sent:
-            connection.sendall(piece)
-        yield connection
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection: the test's own time-out is 30 s."""
-    received = bytearray()
-    try:
-        while piece := connection.recv(1 << 20):
-            received += piece
-    except ConnectionResetError:  # it closed with something of ours unread
-        pass
-    return bytes(received)
-
-
-def exchange(address: tuple[str, int], *sent: bytes) -> bytes:
-    with connected(address, *sent) as connection:
-        return read_all(connection)
 
 
 def answered(answer: bytes) -> list[int]:

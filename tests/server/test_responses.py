@@ -9,9 +9,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.server.protocol import HTTPProtocol
-from tests.conftest import wait_until
-from tests.server.test_protocol import connected, exchange, read_all
 from tests.support.serving import live, serve
+from tests.support.sockets import connected, exchange, read_all
+from tests.support.waiting import wait_until
 
 writes: list[bytes] = []
 """What the server gave to its sockets, each piece by one system call."""

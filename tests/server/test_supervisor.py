@@ -15,10 +15,11 @@ from uvicorn.config import STARTUP_FAILURE
 
 from api.auth.keys import make_api_key
 from benchmarks.processes import free_port
-from tests.cli.test_commands import ROOT, USERS_API, directory, environment  # noqa: F401 - a fixture
-from tests.conftest import wait_until
-from tests.http.test_gate import locked, wait_until_waiting
-from tests.server.test_lifecycle import USERS, Served, start, workers  # noqa: F401 - a fixture
+from tests.support import ROOT
+from tests.support.commands import USERS_API, Served, environment, workers
+from tests.support.database import locked, wait_until_waiting
+from tests.support.users import USERS
+from tests.support.waiting import wait_until
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of another process are Linux's")
 INTO_THE_LOG = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
@@ -70,7 +71,7 @@ def test_a_supervisor_that_fails_ends_and_takes_its_workers_along() -> None:
 
 
 @LINUX
-def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable[..., Served], directory: Path) -> None:  # noqa: F811
+def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable[..., Served], directory: Path) -> None:
     log = directory / "log"
     with start("--workers", "2", program=INTO_THE_LOG) as (url, process):
         wait_until(said(log, "Application startup complete", 2))
@@ -93,8 +94,8 @@ def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable
 
 
 def test_a_successor_that_dies_is_replaced_while_its_predecessor_finishes(
-    start: Callable[..., Served],  # noqa: F811
-    directory: Path,  # noqa: F811
+    start: Callable[..., Served],
+    directory: Path,
 ) -> None:
     log = directory / "log"
     with start("--workers", "2", program=INTO_THE_LOG, GRACE_SECONDS="3600") as (url, process):
@@ -117,8 +118,8 @@ def test_a_successor_that_dies_is_replaced_while_its_predecessor_finishes(
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGHUP])
 def test_a_worker_that_starts_leaves_to_the_supervisor_what_a_terminal_sends(
-    start: Callable[..., Served],  # noqa: F811
-    directory: Path,  # noqa: F811
+    start: Callable[..., Served],
+    directory: Path,
     sig: signal.Signals,
 ) -> None:
     log = directory / "log"
@@ -141,8 +142,8 @@ def test_a_worker_that_starts_leaves_to_the_supervisor_what_a_terminal_sends(
 
 
 def test_new_workers_have_the_settings_that_are_there_now(
-    start: Callable[..., Served],  # noqa: F811
-    directory: Path,  # noqa: F811
+    start: Callable[..., Served],
+    directory: Path,
 ) -> None:
     log, dotenv = directory / "log", directory / ".env"
     key, entry = make_api_key("ada", read_only=True)
@@ -175,8 +176,8 @@ def test_new_workers_have_the_settings_that_are_there_now(
 
 
 def test_the_metrics_stay_on_the_port_where_they_are_served(
-    start: Callable[..., Served],  # noqa: F811
-    directory: Path,  # noqa: F811
+    start: Callable[..., Served],
+    directory: Path,
 ) -> None:
     log, dotenv, port = directory / "log", directory / ".env", free_port()
     dotenv.write_text(f"METRICS_PORT={port}\n")
@@ -190,7 +191,7 @@ def test_the_metrics_stay_on_the_port_where_they_are_served(
         assert said(log, f"METRICS_PORT has changed, which takes a restart: it stays {port}", 2)()
 
 
-def test_a_new_worker_has_its_own_grace(start: Callable[..., Served], directory: Path, database: str) -> None:  # noqa: F811
+def test_a_new_worker_has_its_own_grace(start: Callable[..., Served], directory: Path, database: str) -> None:
     """The supervisor, too, waits as long as the worker may take."""
     log = directory / "log"
     (directory / ".env").write_text("GRACE_SECONDS=1\n")

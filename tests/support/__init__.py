@@ -1,0 +1,6 @@
+"""What tests of several areas use: servers, commands, databases, the Neon rig, histories."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+"""The root of the repository."""

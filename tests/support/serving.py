@@ -10,7 +10,15 @@ import uvicorn
 from starlette.types import Receive, Send
 
 from api.server.protocol import HTTPProtocol
+from api.settings import Settings
 from tests.support.leaks import scan_answers
+
+
+def settings_for(url: str, **overrides: object) -> Settings:
+    """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
+    if not {"api_keys", "jwt_issuer"} & overrides.keys():
+        overrides.setdefault("auth", "off")
+    return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
 @contextmanager

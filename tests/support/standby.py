@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from api.neon.url import parse_url
-from tests.conftest import execute, wait_until_true
+from tests.support.database import execute, wait_until_true
 
 
 class Standby:

@@ -33,10 +33,9 @@ from benchmarks.tables import targets_table
 from benchmarks.targets import TARGETS, medians
 from benchmarks.workloads import WORKLOADS
 from benchmarks.wrk import MISSING, WrkError, parse_wrk
-from tests.conftest import settings_for
-from tests.support.serving import serve
+from tests.support import ROOT
+from tests.support.serving import serve, settings_for
 
-ROOT = Path(__file__).parent.parent.parent
 USERS = "/api/v1/users/"
 KEYS = ["id", "email", "name", "created_at", "updated_at"]
 PEERS = {

@@ -17,10 +17,12 @@ import httpx
 import pytest
 
 from api.app import create_app
-from tests.cli import test_commands
-from tests.conftest import execute, wait_until
+from tests.support import ROOT
+from tests.support.commands import USERS_API, run, served
+from tests.support.database import execute
 from tests.support.rig import NeonDatabase, Rig
 from tests.support.serving import serve
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 CHANGES = Path(__file__).parent / "deployment"
@@ -32,8 +34,8 @@ class Release:
     def __init__(self, directory: Path, database: NeonDatabase) -> None:
         self.directory = directory
         for part in ("api", "sql", "migrations"):
-            shutil.copytree(test_commands.ROOT / part, directory / part)
-        shutil.copy(test_commands.ROOT / "pyproject.toml", directory)
+            shutil.copytree(ROOT / part, directory / part)
+        shutil.copy(ROOT / "pyproject.toml", directory)
         shutil.copytree(CHANGES / "sql", directory / "sql", dirs_exist_ok=True)
         self.program = (sys.executable, "-P", "-m", "api")
         self.environment = {"PYTHONPATH": str(directory), **database.environment()}
@@ -41,7 +43,7 @@ class Release:
     def migrate(self, changes: str) -> list[str]:
         """Apply the migrations of a directory below CHANGES, and return the lines that tell so."""
         shutil.copytree(CHANGES / changes, self.directory / "migrations", dirs_exist_ok=True)
-        done = test_commands.run("migrate", program=self.program, **self.environment)
+        done = run("migrate", program=self.program, **self.environment)
         assert done.returncode == 0, done.stderr
         return [line for line in done.stdout.splitlines() if line.startswith("applying")]
 
@@ -117,7 +119,7 @@ async def test_no_request_fails_while_releases_and_schema_change(neon: NeonDatab
             await traffic.rounds(20)
             assert len(await asyncio.to_thread(release.migrate, "first")) == 3
             await traffic.rounds(20)
-            with test_commands.served(cwd=tmp_path, ends_with=0, program=release.program, **release.environment) as (
+            with served(cwd=tmp_path, ends_with=0, program=release.program, **release.environment) as (
                 new,
                 _,
             ):
@@ -129,8 +131,8 @@ async def test_no_request_fails_while_releases_and_schema_change(neon: NeonDatab
                 await traffic.rounds(20)
     failed = {key: n for key, n in traffic.answers.items() if key[1] != EXPECTED.get(key[0], 200)}
     assert not failed, failed
-    for program in ((test_commands.USERS_API,), release.program):  # Both releases' statements fit what it has become.
-        assert test_commands.run("check-sql", program=program, **release.environment).returncode == 0
+    for program in ((USERS_API,), release.program):  # Both releases' statements fit what it has become.
+        assert run("check-sql", program=program, **release.environment).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["users_email_key_ccnew", "users_email_key_ccold", "users_email_key_ccold1"])

@@ -16,10 +16,9 @@ import pytest
 from api.database.migrations import _LOCK_KEY
 from api.neon.url import parse_url
 from benchmarks.processes import free_port
-from tests.conftest import execute
-from tests.http.test_gate import locked
+from tests.support import ROOT
+from tests.support.database import execute, locked
 
-ROOT = Path(__file__).parent.parent.parent
 MEGABYTE = 10**6
 
 # Building it takes a minute where its base is made first.

@@ -8,8 +8,7 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
 from api.neon.url import parse_url
-from tests.conftest import KILL_ALL, execute, settings_for
+from tests.support.database import KILL_ALL, execute
+from tests.support.distance import Distance
 from tests.support.history import USERS, Fate, Kind, Operation, Recorder, Seen, check
 from tests.support.rig import (
     NEON_TRANSIENT,
@@ -34,7 +34,7 @@ from tests.support.rig import (
 )
 from tests.support.rig import Fault as RigFault
 from tests.support.rig.faults import STATEMENT_POINTS
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
 from tests.support.workload import USERS_LEFT, Workload, final_reads
 
 # --- The checker, on histories written by hand ------------------------------------------------------------------------
@@ -379,44 +379,6 @@ def assert_linearizable(history: Sequence[Operation]) -> None:
 def batching(request: pytest.FixtureRequest) -> bool:
     """Whether requests share statements."""
     return bool(request.param)
-
-
-class Distance:
-    """A network between the application and PostgreSQL: what it carries takes a random time, and is lost in a cut.
-
-    So a read is old when its answer comes, and a write may be done whose answer never comes.
-    """
-
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-        self._chance = random.Random(0)
-        self._ends: set[asyncio.StreamWriter] = set()
-
-    @asynccontextmanager
-    async def between(self, directory: Path) -> AsyncIterator[None]:
-        """Stand at `directory` for the PostgreSQL of the socket."""
-        async with await asyncio.start_unix_server(self._connect, directory / self.socket.name):
-            yield
-            await self.cut()
-
-    async def cut(self) -> None:
-        """End every connection."""
-        for end in self._ends:
-            end.transport.abort()
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self.socket)
-        ends = {writer, far_writer}
-        self._ends |= ends
-        await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
-        self._ends -= ends
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while piece := await reader.read(2**16):
-                await asyncio.sleep(0.01 * self._chance.random())
-                writer.write(piece)
-        writer.close()
 
 
 async def run_application(

@@ -13,9 +13,9 @@ import orjson
 import pytest
 
 from benchmarks.processes import free_port
-from tests.cli.test_commands import USERS_API, environment
-from tests.conftest import execute
 from tests.support.balancer import Balancer
+from tests.support.commands import USERS_API, environment
+from tests.support.database import execute
 from tests.support.history import USERS, Connection
 
 RESTARTS = HANG_UPS = 20

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from benchmarks.findings import Findings, render
-from tests.conftest import in_memory, wait_until
+from tests.support import ROOT
+from tests.support.database import in_memory
 from tests.support.history import Kind, Operation, Seen, Violation
+from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parent.parent.parent
 MACHINE = {
     "cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "kernel": "Linux 6", "python": "3.11", "postgresql": "18.0",
     "packages": {},

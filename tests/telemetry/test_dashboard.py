@@ -17,11 +17,11 @@ import pytest
 from api.auth.keys import make_api_key
 from api.telemetry.families import FAMILIES
 from benchmarks.processes import free_port
-from tests.cli.test_commands import directory, on, served  # noqa: F401 - a fixture
-from tests.conftest import wait_until
+from tests.support import ROOT
+from tests.support.commands import on, served
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
-ROOT = Path(__file__).parent.parent.parent
 SCRIPT = Path(".ci/prometheus")
 DASHBOARD = json.loads((ROOT / "api/telemetry/dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -94,7 +94,7 @@ def use_everything(url: str, key: str) -> None:
     assert httpx.get(f"{url}{USERS}").status_code == 401
 
 
-def test_every_query_has_an_answer(programs: Path, directory: Path, tmp_path: Path, database: str) -> None:  # noqa: F811
+def test_every_query_has_an_answer(programs: Path, directory: Path, tmp_path: Path, database: str) -> None:
     key, entry = make_api_key("prometheus", read_only=False)
     variables = {**on(database), "API_KEYS": entry, "DRAIN_SECONDS": "0"}
     with served("--workers", "2", cwd=directory, **variables) as (url, _):  # type: ignore[arg-type]

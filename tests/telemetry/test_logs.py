@@ -19,41 +19,13 @@ import pytest
 from api.app import create_app
 from api.auth.keys import make_api_key
 from api.context import RequestContext, serving
-from api.telemetry import logs
-from tests.cli.test_commands import USERS_API, directory, environment, on, on_a_terminal, served  # noqa: F401 - a fixture
-from tests.conftest import settings_for, wait_until
-from tests.http.test_gate import locked, wait_until_waiting
-from tests.support.serving import serve
+from tests.support.commands import USERS_API, on, on_a_terminal, served
+from tests.support.database import locked, wait_until_waiting
+from tests.support.logs import TRACE, TRACEPARENT, Log
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
 NEW_ID = "[0-9a-f]{16}"
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-
-
-class Log(logging.Handler):
-    """What is logged, as the service prints it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(logs.json_formatter())
-        self.lines: list[dict[str, Any]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(self.format(record)))
-
-    def about(self, event: str, number: int = 0) -> list[dict[str, Any]]:
-        """The lines of an event, once there are so many: a request is logged after its answer."""
-        wait_until(lambda: len([line for line in self.lines if line["event"] == event]) >= number)
-        return [line for line in self.lines if line["event"] == event]
-
-
-@pytest.fixture
-def log() -> Iterator[Log]:
-    handler = Log()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture
@@ -270,7 +242,7 @@ def test_server_timing_only_where_it_is_set(client: httpx.Client, database: str)
 # The form
 
 
-def test_every_line_of_a_server_is_json(directory: Path, database: str) -> None:  # noqa: F811
+def test_every_line_of_a_server_is_json(directory: Path, database: str) -> None:
     log = directory / "log"
     into_the_log = ["sh", "-c", f'exec "$0" "$@" 2> {log}', str(USERS_API)]
     variables = {**on(database), "DRAIN_SECONDS": "0", "ACCESS_LOG": "true", "LOG_LEVEL": "debug"}

@@ -18,7 +18,6 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from api.app import create_app
 from api.auth.keys import make_api_key
@@ -28,44 +27,17 @@ from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 from api.telemetry.setup import metrics_from_environment, serve_metrics, shared_metrics
 from benchmarks.processes import free_port
-from tests.cli.test_commands import directory, on, run, served  # noqa: F401 - a fixture
-from tests.conftest import settings_for, wait_until
-from tests.http.test_gate import assert_problem, locked, wait_until_waiting
-from tests.server.test_lifecycle import workers
+from tests.support.commands import on, run, served, workers
+from tests.support.database import locked, wait_until_waiting
+from tests.support.metrics import STATEMENT, scrape
 from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_problem
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 DURATION = "http_request_duration_seconds"
-STATEMENT = "users_api_statement_duration_seconds"
 PRIMARY = "DATABASE_URL"
-
-
-class Scrape:
-    """What one scrape says."""
-
-    def __init__(self, text: str) -> None:
-        self.samples = [sample for family in parse(text) for sample in family.samples]
-
-    def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name with these labels."""
-        return sum(
-            sample.value for sample in self.samples if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def all(self, name: str, *labels: str) -> dict[Any, float]:
-        return {
-            tuple(sample.labels[label] for label in labels): sample.value
-            for sample in self.samples
-            if sample.name == name
-        }
-
-
-def scrape(url: str, path: str = "/metrics", **headers: str) -> Scrape:
-    answer = httpx.get(f"{url}{path}", headers=headers)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return Scrape(answer.text)
 
 
 def test_requests_by_route_method_and_status(client: httpx.Client) -> None:
@@ -195,7 +167,7 @@ def test_a_refusal_by_postgresql_is_an_outcome_of_its_own(client: httpx.Client) 
     assert found.value(f"{STATEMENT}_count", statement="users/update_users", outcome="refused") == 1
 
 
-def test_a_client_that_leaves_is_counted(directory: Path, database: str) -> None:  # noqa: F811
+def test_a_client_that_leaves_is_counted(directory: Path, database: str) -> None:
     variables = {**on(database), "DRAIN_SECONDS": "0", "STATEMENT_TIMEOUT_SECONDS": "100"}
     with served(cwd=directory, **variables) as (url, process):  # type: ignore[arg-type]
 
@@ -452,7 +424,7 @@ Serve = Callable[..., AbstractContextManager[tuple[str, "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(directory: Path, database: str) -> Iterator[Serve]:  # noqa: F811
+def start(directory: Path, database: str) -> Iterator[Serve]:
     def start_it(*arguments: str, **variables: str) -> Any:
         return served(*arguments, cwd=directory, DRAIN_SECONDS="0", **{**on(database), **variables})  # type: ignore[arg-type]
 

@@ -18,9 +18,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from api.telemetry.metrics import Metrics, shared_registry
 from api.telemetry.port import MAX_CONNECTIONS, MetricsServer
 from benchmarks.processes import free_port
-from tests.cli.test_commands import USERS_API, directory, on, served  # noqa: F401 - a fixture
-from tests.conftest import wait_until
-from tests.telemetry.test_metrics import scrape
+from tests.support.commands import USERS_API, on, served
+from tests.support.metrics import scrape
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_an_address_of_ipv6(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_whatever_is_asked_the_log_is_json(directory: Path, database: str) -> None:  # noqa: F811
+def test_whatever_is_asked_the_log_is_json(directory: Path, database: str) -> None:
     said, port = directory / "log", free_port()
     into_the_log = ["sh", "-c", f'exec "$0" "$@" 2> {said}', str(USERS_API)]
     variables = {**on(database), "DRAIN_SECONDS": "0", "METRICS_PORT": str(port)}

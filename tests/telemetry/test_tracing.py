@@ -25,12 +25,12 @@ from api.app import create_app
 from api.telemetry.setup import tracing_from_environment
 from api.telemetry.tracing import Tracing
 from benchmarks.processes import free_port
-from tests.cli.test_commands import USERS_API, directory, environment, on, served  # noqa: F401 - a fixture
-from tests.conftest import settings_for, wait_until
-from tests.http.test_gate import locked, wait_until_waiting
-from tests.support.serving import serve
-from tests.telemetry.test_logs import TRACE, TRACEPARENT, Log, log  # noqa: F401 - a fixture
-from tests.telemetry.test_metrics import scrape
+from tests.support.commands import USERS_API, environment, on, served
+from tests.support.database import locked, wait_until_waiting
+from tests.support.logs import TRACE, TRACEPARENT, Log
+from tests.support.metrics import scrape
+from tests.support.serving import serve, settings_for
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 
@@ -68,7 +68,7 @@ def traced(database: str, batching: bool, monkeypatch: pytest.MonkeyPatch) -> It
         yield Traced(url, exporter)
 
 
-def test_a_request_and_its_statement(traced: Traced, log: Log) -> None:  # noqa: F811
+def test_a_request_and_its_statement(traced: Traced, log: Log) -> None:
     answer = httpx.get(f"{traced.url}{USERS}/7", headers={"traceparent": TRACEPARENT, "x-request-id": "mine"})
     assert answer.status_code == 404
     (request,), (statement,) = traced.spans(SpanKind.SERVER, 1), traced.spans(SpanKind.CLIENT, 1)
@@ -175,7 +175,7 @@ SAID = "sesame-ada@example.com"
     ],
 )
 def test_what_cannot_be_read_of_a_trace_is_not_repeated_in_the_log(
-    log: Log,  # noqa: F811
+    log: Log,
     caplog: pytest.LogCaptureFixture,
     headers: dict[str, str],
 ) -> None:
@@ -247,7 +247,7 @@ def collector() -> Iterator[Collector]:
 
 
 def test_the_standard_variables_say_where_spans_go(
-    directory: Path,  # noqa: F811
+    directory: Path,
     database: str,
     collector: Collector,
 ) -> None:
@@ -310,7 +310,7 @@ def test_a_header_for_the_collector_that_is_two_is_not_shown(
     ]
 
 
-def test_a_collector_that_is_down_holds_nothing_up(directory: Path, database: str) -> None:  # noqa: F811
+def test_a_collector_that_is_down_holds_nothing_up(directory: Path, database: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     variables = {**on(database), "OTEL_EXPORTER_OTLP_ENDPOINT": nowhere, "GRACE_SECONDS": "5", "DRAIN_SECONDS": "0"}
     with served(cwd=directory, **variables) as (url, process):  # type: ignore[arg-type]
@@ -363,7 +363,7 @@ def test_a_value_that_cannot_be_used_is_no_reason_not_to_serve(
     assert "pip install" not in caplog.text
 
 
-def test_a_propagator_that_is_missing_is_named(directory: Path, database: str) -> None:  # noqa: F811
+def test_a_propagator_that_is_missing_is_named(directory: Path, database: str) -> None:
     said = directory / "log"
     into_the_log = ["sh", "-c", f'exec "$0" "$@" 2> {said}', str(USERS_API)]
     variables = {**on(database), "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_PROPAGATORS": "b3"}

@@ -6,8 +6,7 @@ from collections import Counter
 import httpx
 
 from api.app import create_app
-from tests.conftest import settings_for
-from tests.support.serving import serve
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
 

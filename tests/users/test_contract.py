@@ -1,56 +1,34 @@
 """The HTTP contract, row by row, against the real application on real PostgreSQL."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import execute
+from api.app import create_app
+from tests.support.database import execute
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_invalid, assert_problem, create
 
 USERS = "/api/v1/users"
 JSON = {"content-type": "application/json"}
 
-
-def create(client: httpx.Client, email: str = "ada@example.com", **keys: Any) -> dict[str, Any]:
-    response = client.post(USERS, json={"email": email, **keys})
-    assert response.status_code == 201, response.text
-    user: dict[str, Any] = response.json()
-    return user
+on_neon_too = pytest.mark.parametrize("client", ["PostgreSQL", "Neon"], indirect=True)
+"""For one or two tests of each statement, which run behind the rig too."""
 
 
-def assert_problem(response: httpx.Response, status: int, kind: str | None = None, detail: str | None = None) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert set(body) == {"type", "title", "status", "detail", "request_id"} | ({"errors"} if status == 422 else set())
-    assert body["type"] == (f"urn:problem:users-api:{kind}" if kind else "about:blank")
-    assert body["status"] == status
-    assert body["title"] == {
-        404: "Not Found",
-        405: "Method Not Allowed",
-        406: "Not Acceptable",
-        408: "Request Timeout",
-        409: "Conflict",
-        412: "Precondition Failed",
-        413: "Content Too Large",
-        415: "Unsupported Media Type",
-        422: "Unprocessable Content",
-        500: "Internal Server Error",
-        503: "Service Unavailable",
-    }.get(status)
-    assert re.fullmatch("[0-9a-f]{16}", body["request_id"])
-    if detail is not None:
-        assert body["detail"] == detail
-
-
-def assert_invalid(response: httpx.Response, *locations: Sequence[str | int]) -> None:
-    assert_problem(response, 422, "invalid")
-    errors = response.json()["errors"]
-    assert [error["loc"] for error in errors] == [list(location) for location in locations]
-    assert all(set(error) == {"loc", "msg", "type"} and error["msg"] for error in errors)
+@pytest.fixture(params=["PostgreSQL"])
+def client(request: pytest.FixtureRequest, batching: bool) -> Iterator[httpx.Client]:
+    """An HTTP client of the real application, on the test's own database: PostgreSQL as it is, or behind the rig."""
+    if request.param == "Neon":
+        settings = request.getfixturevalue("neon").settings(batching=batching)
+    else:
+        settings = settings_for(request.getfixturevalue("database"), batching=batching)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        yield client
 
 
 # The user
@@ -111,6 +89,7 @@ def test_create(client: httpx.Client, path: str) -> None:
     assert response.json()["name"] is None
 
 
+@on_neon_too
 @pytest.mark.parametrize("email", ["ada@example.com", "ADA@example.com", "ada@EXAMPLE.COM"])
 def test_create_with_a_taken_address(client: httpx.Client, email: str) -> None:
     create(client, "Ada@example.com")
@@ -236,6 +215,7 @@ def test_list_is_ordered_by_id(client: httpx.Client, ids: list[int]) -> None:
     assert listed(client) == sorted(ids)
 
 
+@on_neon_too
 def test_list_by_skip_and_limit(client: httpx.Client, ids: list[int]) -> None:
     assert listed(client, "limit=3") == ids[:3]
     assert listed(client, "skip=2&limit=3") == ids[2:5]
@@ -244,6 +224,7 @@ def test_list_by_skip_and_limit(client: httpx.Client, ids: list[int]) -> None:
     assert listed(client, "skip=9223372036854775807") == []
 
 
+@on_neon_too
 def test_list_by_keyset(client: httpx.Client, ids: list[int]) -> None:
     assert listed(client, "after=0&limit=3") == ids[:3]
     assert listed(client, f"after={ids[2]}&limit=3") == ids[3:6]
@@ -308,6 +289,7 @@ def test_find_by_address(client: httpx.Client, ids: list[int], email: str) -> No
     assert "link" not in response.headers
 
 
+@on_neon_too
 @pytest.mark.parametrize("email", ["user9@example.com", "", "user3", "\0", "\udc80", "x" * 9999, "' or 1=1 --"])
 def test_find_nobody_by_address(client: httpx.Client, ids: list[int], email: str) -> None:
     quoted = "".join(f"%{byte:02x}" for byte in email.encode("utf-8", "surrogateescape"))
@@ -387,6 +369,7 @@ def test_patch_changes_what_it_names(client: httpx.Client) -> None:
     assert client.get(url).json() == both
 
 
+@on_neon_too
 def test_patch_tells_absent_from_null(client: httpx.Client) -> None:
     url = f"{USERS}/{create(client, name='Ada')['id']}"
     assert client.patch(url, json={"email": "b@example.com"}).json()["name"] == "Ada"
@@ -408,6 +391,7 @@ def test_patch_may_change_the_case_of_ones_own_address(client: httpx.Client) -> 
     assert (response.status_code, response.json()["email"]) == (200, "ADA@example.com")
 
 
+@on_neon_too
 def test_patch_to_a_taken_address(client: httpx.Client) -> None:
     create(client)
     other = create(client, "other@example.com")
@@ -451,6 +435,7 @@ def test_patch_honours_if_match(client: httpx.Client, header: str, matches: bool
 # DELETE /api/v1/users/{id}
 
 
+@on_neon_too
 def test_delete(client: httpx.Client) -> None:
     url = f"{USERS}/{create(client)['id']}"
     response = client.delete(url)

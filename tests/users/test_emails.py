@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, EmailStr, Field, TypeAdapter, Valida
 from api.users import emails
 from api.users.emails import Email, email_key
 from api.users.queries import NewUser
-from tests.conftest import execute
+from tests.support.database import execute
 
 Reference = Annotated[EmailStr, Field(max_length=254)]
 email_field: TypeAdapter[str] = TypeAdapter(Email)

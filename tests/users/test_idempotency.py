@@ -13,11 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.neon.url import parse_url
-from tests.conftest import execute, settings_for, wait_until_true
-from tests.http.test_gate import wait_until_waiting
+from tests.support.database import execute, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
-from tests.support.serving import serve
-from tests.users.test_contract import assert_problem
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_problem
 
 USERS = "/api/v1/users"
 ADA = {"email": "ada@example.com", "name": "Ada"}

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 
 from api.app import create_app
 from benchmarks.peers import fastapi_sqlalchemy
-from tests.conftest import MakeDatabase, settings_for
-from tests.support.serving import serve
+from tests.support.database import MakeDatabase
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users/"
 UNKNOWN_ID = 999_999_999

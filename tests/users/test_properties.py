@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.app import create_app
-from tests.conftest import execute, settings_for
-from tests.support.serving import serve
+from tests.support.database import execute
+from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
 JSON = {"content-type": "application/json"}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.users.cursors import MAX_ID, Position, read_cursor, write_cursor
-from tests.conftest import execute, settings_for
-from tests.support.serving import serve
-from tests.users.test_contract import assert_invalid, create
+from tests.support.database import execute
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_invalid, create
 
 USERS = "/api/v1/users"
 

@@ -30,10 +30,11 @@ from api.server.protocol import PERIOD_SECONDS, HTTPProtocol
 from api.users.bulk import writing
 from api.users.bulk.formats import FORMATS, export_users
 from api.users.bulk.handlers import CHUNK_ROWS
-from tests.conftest import execute, settings_for, wait_until
+from tests.support.database import execute
 from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
-from tests.support.serving import serve
-from tests.users.test_contract import assert_invalid, assert_problem, create
+from tests.support.serving import serve, settings_for
+from tests.support.users import assert_invalid, assert_problem, create
+from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
 IMPORT, EXPORT = f"{USERS}/import", f"{USERS}/export"

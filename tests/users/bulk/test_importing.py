@@ -14,8 +14,8 @@ from api.users.bulk.importing import Counts, Import
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser, Row
 from api.users.bulk.problems import client_silent
 from api.users.bulk.writing import WriteRows, Written, write_rows
-from tests.conftest import settings_for
-from tests.http.test_gate import locked, wait_until_waiting
+from tests.support.database import locked, wait_until_waiting
+from tests.support.serving import settings_for
 
 
 def importing(parser: Parser, chunks: list[int]) -> Import:

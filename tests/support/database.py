@@ -1,0 +1,91 @@
+"""PostgreSQL as the tests use it: statements beside the pool, locks, waiting for what the server says."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from api.database.files import MIGRATIONS_DIRECTORY
+from api.neon.url import parse_url
+from tests.support.waiting import wait_until
+
+MakeDatabase = Callable[[], str]
+
+
+KILL_ALL = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()
+"""
+"""Ends every other session of a database, as a compute does that falls asleep."""
+
+
+SLOW_WRITES = """
+    create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
+    create trigger slow after insert on users for each row execute function sleep()
+"""
+"""Lets a creation take longer than a test waits for it."""
+
+
+MIGRATIONS = sorted(file.stem for file in MIGRATIONS_DIRECTORY.glob("*.sql") if not file.stem.endswith(".rollback"))
+"""The ids of our migrations, in the order in which they are applied."""
+
+
+SESSION_STATE = """
+    select (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory') as locks,
+           (select count(*) from pg_cursors where name <> '') as cursors,
+           (select count(*) from pg_listening_channels()) as channels,
+           (select count(*) from pg_class where relpersistence = 't') as temporary_tables,
+           (select count(*) from pg_prepared_statements where name !~ '^__asyncpg_') as prepared,
+           (select string_agg(name || '=' || setting, ',' order by name) from pg_settings where source = 'session')
+               as settings,
+           pg_backend_pid() as session
+"""
+
+
+WAITING = """
+    select count(*) = {} from pg_stat_activity
+    where datname = current_database() and state = 'active' and wait_event_type = 'Lock'
+"""
+
+
+def execute(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run SQL over a connection of its own, outside the pool; the rows of the last statement, if it has any."""
+    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def wait_until_true(url: str, query: str) -> None:
+    """Return when a query answers true. Over one connection: to open one for each look costs more than to look."""
+    with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+        wait_until(lambda: connection.execute(query.encode()).fetchone() == (True,))
+
+
+@contextmanager
+def locked(database: str, sql: str = "lock table users") -> Iterator[psycopg.Connection]:
+    """Another session that holds locks."""
+    with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
+        other.execute(sql.encode())
+        yield other
+
+
+def wait_until_waiting(database: str, statements: int) -> None:
+    """Until so many statements wait for a lock: the test's own time-out ends it."""
+    wait_until_true(database, WAITING.format(statements))
+
+
+def connections(database: str) -> int:
+    counted = execute(
+        database,
+        "select count(*) from pg_stat_activity"
+        " where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()",
+    )
+    return int(str(counted[0][0]))
+
+
+def in_memory() -> str | None:
+    """A file system in memory with room for the databases, where a clone takes a fifth of the time; None elsewhere."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * 1024**3 else None
