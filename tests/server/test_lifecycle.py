@@ -1,8 +1,8 @@
-"""/ready, and what signals do: to one server, to its workers, and to the requests under way."""
+"""What signals do: to one server, to its workers, and to the requests under way."""
 
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,10 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from api.app import create_app
 from tests.support.commands import USERS_API, Served, workers
-from tests.support.database import KILL_ALL, connections, execute, locked, wait_until_waiting
-from tests.support.serving import serve, settings_for
+from tests.support.database import execute, locked, wait_until_waiting
 from tests.support.users import assert_problem
 from tests.support.waiting import wait_until
 
@@ -25,80 +23,6 @@ def is_refused(url: str) -> bool:
     host, _, port = url.removeprefix("http://").rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) != 0
-
-
-# Whether requests may come
-
-
-def test_ready_asks_nobody_while_nothing_has_failed(client: httpx.Client, database: str) -> None:
-    assert client.get("/ready").json() == {"status": "ready"}
-    assert connections(database) == 0
-    client.get(USERS)
-    execute(database, KILL_ALL)  # as a compute does that falls asleep
-    assert client.get("/ready").status_code == 200
-    assert connections(database) == 0
-
-
-@pytest.fixture
-def shut(database: str, postgres: str) -> Iterator[Callable[[bool], None]]:
-    """Let nobody into the test's database, or everybody again."""
-    name = database.partition("?")[0].rpartition("/")[2]
-
-    def shut_or_open(shuts: bool) -> None:
-        execute(postgres, f"alter database {name} allow_connections {not shuts}")
-        if shuts:
-            execute(postgres, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
-
-    yield shut_or_open
-    shut_or_open(False)
-
-
-def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, shut: Callable[[bool], None]) -> None:
-    with (
-        serve(create_app(settings_for(database, acquire_timeout_seconds=0.5))) as url,
-        httpx.Client(base_url=url) as client,
-    ):
-        shut(True)
-        assert client.get("/ready").status_code == 200  # Nobody has missed it.
-        assert_problem(client.get(USERS), 503, "unavailable")
-        refused = client.get("/ready")
-        assert_problem(refused, 503, "unavailable")
-        assert refused.headers["retry-after"] == "1"
-        assert client.get("/health").status_code == 200
-        shut(False)
-        # Nobody sends requests to a server that is not ready: it has to find out by itself.
-        wait_until(lambda: client.get("/ready").status_code == 200)
-        assert client.get(USERS).status_code == 200
-
-
-def test_ready_asks_the_database_where_that_is_set(database: str, shut: Callable[[bool], None]) -> None:
-    asked = "select query_start from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-    with (
-        serve(create_app(settings_for(database, readiness_probe_seconds=3600))) as url,
-        serve(create_app(settings_for(database, readiness_probe_seconds=1, acquire_timeout_seconds=0.5))) as often,
-    ):
-        assert httpx.get(f"{url}/ready").status_code == 200
-        first = execute(database, asked)
-        assert len(first) == 1
-        assert httpx.get(f"{url}/ready").status_code == 200
-        assert execute(database, asked) == first
-        shut(True)
-        wait_until(lambda: httpx.get(f"{often}/ready").status_code == 503)
-        assert httpx.get(f"{url}/ready").status_code == 200
-
-
-def test_ready_says_no_as_long_as_the_database_does_not_answer(database: str) -> None:
-    """Each time, not only the first: it is not known before that a statement will have no answer."""
-    settings = settings_for(database, readiness_probe_seconds=3600, statement_timeout_seconds=300)
-    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
-        with locked(database):
-            for _ in range(3):
-                assert_problem(client.get("/ready"), 503, "unavailable")
-            wait_until_waiting(database, 1)  # One question is enough.
-        wait_until(lambda: client.get("/ready").status_code == 200)
-
-
-# What signals do
 
 
 @pytest.mark.parametrize("number", ["1", "2"])
