@@ -99,7 +99,8 @@ def routes(settings: Settings, database: Database, gate: Gate | None = None) -> 
     users = Users(database, _limits(settings), gate or Gate(settings.requests_max_under_way))
     # The smallest statement is one that requests use: it shows that the schema is there too.
     probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
-    return [*users.routes(), *Bulk(database, settings).routes(), *probes.routes()]
+    bulk = Bulk(database, max_requests=settings.bulk_max_requests, idle_seconds=settings.bulk_idle_seconds)
+    return [*users.routes(), *bulk.routes(), *probes.routes()]
 
 
 def _limits(settings: Settings) -> Limits | None:

@@ -96,10 +96,12 @@ class Import:
             raise
         self.counts.lines = self._parser.line
 
-    def summarise(self, error: Exception | None = None) -> dict[str, Any]:
-        """The last line of the answer; `error` is what ended the import."""
+    def summarise(self, error: Exception | None = None, *, unreported: int = 0) -> dict[str, Any]:
+        """Return the last line of the answer: `error` ended the import, `unreported` refusals were not listed."""
         seconds = round(time.monotonic() - self._started, 3)
-        summary = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        summary: dict[str, Any] = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        if unreported:
+            summary["unreported"] = unreported
         if error is not None:
             summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
         return {"summary": summary}
@@ -162,7 +164,7 @@ class Import:
             counts.skipped += written.skipped
             refusals = refusals + written.refusals
         counts.refused += len(refusals)
-        counts.lines = last_line  # also where there is no room to report any more
+        counts.lines = last_line
         for line, problem in sorted(refusals, key=attrgetter("line")):
             self._report({"line": line, "problem": problem_body(problem, self._request_id)})
         if time.monotonic() - self._reported >= _PROGRESS_SECONDS:
