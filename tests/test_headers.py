@@ -122,7 +122,7 @@ def test_a_leak_would_be_found(text: str) -> None:
 
 def test_a_leak_in_a_problem_would_be_found(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     from api.errors import Problem
-    from api.http import resource as http
+    from api.http import request as http
 
     monkeypatch.setattr(http, "not_json", lambda: Problem(415, "not what ada@example.com may send"))
     client.post(USERS, content=b"x", headers={"authorization": f"Bearer {KEY}"})
