@@ -29,14 +29,14 @@ from api.users.schemas import ExportQuery, ImportQuery
 Result = TypeVar("Result")
 
 CHUNK_ROWS = 1000
-"""Rows of one statement: some ten milliseconds, for which others may have to wait where the pool is small."""
+"""Rows in one statement. It takes about 10 ms, for which other requests may wait if the pool is small."""
 
 
 class Bulk:
-    """The handlers of import and export on one database: a few at once, which leave the others their connections.
+    """The handlers of import and export on one database, at most `max_requests` at once.
 
-    An import borrows one for a chunk at a time; an export has one of its own, since it needs it for as long as its
-    client takes.
+    An import borrows a connection of the pool for one chunk at a time. An export opens a connection of its own: it
+    needs one for as long as its client reads. A client or PostgreSQL that is silent for `idle_seconds` ends either.
     """
 
     def __init__(self, database: Database, *, max_requests: int, idle_seconds: float) -> None:
@@ -45,7 +45,7 @@ class Bulk:
         self._idle_seconds = idle_seconds
 
     async def import_users(self, request: Request) -> Response:
-        """POST /api/v1/users/import: NDJSON about each line that is refused, the progress, and the end."""
+        """POST /api/v1/users/import: NDJSON with each refused line, the progress, and a summary."""
         query = read_query(request, ImportQuery)
         parser = choose_by_content(
             read_header(request, b"content-type"), read_header(request, b"content-encoding")
@@ -76,7 +76,7 @@ class Bulk:
         headers = {"Content-Disposition": f'attachment; filename="users.{format.name}"', "Vary": "Accept"}
         if request.method == "HEAD":
             response = Response(headers=headers, media_type=format.media_types[0])
-            del response.headers["content-length"]  # of the empty body, not of the export
+            del response.headers["content-length"]  # It would be that of the empty body.
             return response
         async with AsyncExitStack() as stack:
             stack.enter_context(self._slot())
@@ -98,7 +98,7 @@ class Bulk:
             )
 
     def routes(self) -> list[BaseRoute]:
-        """The paths of import and export."""
+        """Return the routes of import and export."""
         return [
             Route(f"{PATH}/import", Resource(post=(self.import_users, operations.IMPORT_USERS))),
             Route(f"{PATH}/export", Resource(get=(self.export_users, operations.EXPORT_USERS))),
@@ -142,7 +142,7 @@ class Bulk:
             piece = await self._read_piece(pieces, copying)
 
     async def _read_piece(self, pieces: asyncio.Queue[bytes], copying: asyncio.Task[None]) -> bytes:
-        """The next piece, b"" at the end. Raises what ended the copying."""
+        """Return the next piece, b"" at the end. Raises the exception that ended the copying."""
         getting = asyncio.ensure_future(pieces.get())
         try:
             await asyncio.wait({getting, copying}, timeout=self._idle_seconds, return_when=asyncio.FIRST_COMPLETED)
