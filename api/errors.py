@@ -1,6 +1,4 @@
-"""What can fail, and what a client sees of it: RFC 9457 problem details, from one table of exceptions and one of
-constraint names.
-"""
+"""Errors and their responses: RFC 9457 problem details, from one table of exceptions and one of constraint names."""
 
 import logging
 import re
@@ -19,9 +17,9 @@ logger = logging.getLogger("api")
 
 
 class Problem(Exception):
-    """A refusal that the client is told of.
+    """An error response (RFC 9457).
 
-    `kind` is the last part of the problem's type, None where the status says it all; `errors` are the faults of a 422.
+    `kind` is the last part of the problem's type, None for `about:blank`; `errors` are the validation errors of a 422.
     """
 
     def __init__(
@@ -42,18 +40,18 @@ class Problem(Exception):
 
 
 class DatabaseUnavailableError(Exception):
-    """Nothing was changed: no connection could be had in time, or the answer to a read.
+    """Nothing was changed: there was no connection, or no answer to a read, in time.
 
-    Raised from what PostgreSQL or the network said; the message is what an operator can do about it, for the log.
+    Raised from the error of PostgreSQL or the network. The message, for the log, is a remedy for the operator.
     """
 
 
 class OutcomeUnknownError(Exception):
-    """A write was sent, and the answer never came: it may have happened. Raised from what cut it off."""
+    """A write was sent but never answered: it may have happened. Raised from the error that cut it off."""
 
 
 class OverloadedError(Exception):
-    """Too many requests are under way, or wait for the database, already: nothing was sent."""
+    """Too many requests are in progress, or wait for the database: nothing was sent."""
 
 
 class StatementTimeoutError(Exception):
@@ -65,17 +63,17 @@ class DeadlineExceededError(Exception):
 
 
 class StoppingError(Exception):
-    """The server stops, and does not wait any longer for this request: nothing was changed."""
+    """Shutdown cancelled the request: nothing was changed."""
 
 
-# RFC 9110's names, which older Pythons do not have yet.
+# RFC 9110's names, which older versions of Python lack.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 _RETRY_AFTER = {"Retry-After": "1"}
 
 _LOCKED = Problem(503, "Somebody else holds the user; nothing was changed", "locked", headers=_RETRY_AFTER)
 
-# What the client is told when the database is what failed. Anything that is not here is our bug: an opaque 500.
+# Failures of the database and of serving. Any other exception is a bug of ours: an opaque 500.
 _EXCEPTIONS: dict[type[Exception], Problem] = {
     DatabaseUnavailableError: Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER),
     OutcomeUnknownError: Problem(
@@ -98,51 +96,54 @@ _ONLY_READS = (StatementTimeoutError,)
 
 
 def database_refusals(*, writes: bool) -> list[Problem]:
-    """What any statement, a read or a write, can end in; what api.http.gate adds is there."""
+    """Return the problems of any read or write statement. api.http.gate adds its own."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
     return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
 
 
 def problem_of(error: type[Exception]) -> Problem:
-    """What a client is told of an exception of the table: for the documentation, not to be raised."""
+    """Return the problem of an exception in the table: for the documentation, not to be raised."""
     return _EXCEPTIONS[error]
 
 
 def internal_error() -> Problem:
-    """The problem of what is not in these tables."""
+    """The problem of an exception in neither table."""
     return Problem(500, "Internal server error; the log has it under this request_id")
 
 
-# A constraint that is not here is our bug too: a missing line must show. Functions, since a problem that is raised more
-# than once would gather the tracebacks, and the frames, of every request that it refused.
+# A constraint that is missing here is a bug of ours too, which a 500 shows. The values are functions, since a problem
+# that is raised repeatedly would accumulate the tracebacks and frames of every request.
 _CONSTRAINTS: dict[str, Callable[[], Problem]] = {}
 
-# An index that "reindex concurrently" rebuilds goes by such a name for a moment, and refuses as before.
+# While "reindex concurrently" rebuilds an index, violations are reported under such a name.
 # https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
 _REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def register_constraint(name: str, problem: Callable[[], Problem]) -> None:
-    """Answer a violation of the constraint `name` with `problem()`; without this it is a 500."""
+    """Answer a violation of the constraint `name` with `problem()` instead of a 500."""
     _CONSTRAINTS[name] = problem
 
 
 def to_response(error: Exception) -> Response:
-    """The answer to a request that ended in `error`."""
+    """Return the response to a request that ended in `error`."""
     name = request_id()
     problem = to_problem(error, name)
     for request in serving.get():
         request.problem = problem.kind
     body = orjson.dumps(problem_body(problem, name))
     response = Response(body, problem.status, problem.headers, "application/problem+json")
-    if not serving.get():  # What is no HTTP never becomes a request, whose context would say it.
+    if not serving.get():  # Input that is not HTTP has no request, whose context would add the header.
         response.raw_headers.append((b"x-request-id", name.encode()))
     return response
 
 
 def to_problem(error: Exception, request_id: str) -> Problem:
-    """What a client is told of `error`; what is unknown is logged whole, under `request_id`, and told opaquely."""
+    """Return the problem of `error`.
+
+    An unknown error is logged in full under `request_id`, and its problem is opaque.
+    """
     problem = _find_problem(error)
     if problem is None:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
@@ -153,7 +154,7 @@ def to_problem(error: Exception, request_id: str) -> Problem:
 
 
 def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
-    """Return the problem as RFC 9457 has it."""
+    """Return the body of the problem (RFC 9457)."""
     body: dict[str, Any] = {
         "type": f"urn:problem:users-api:{problem.kind}" if problem.kind else "about:blank",
         "title": _TITLES.get(problem.status) or HTTPStatus(problem.status).phrase,
@@ -167,7 +168,7 @@ def problem_body(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 def _explain(error: Exception) -> str:
-    """Why the database failed, and what an operator can do about it where that is known."""
+    """Return the cause of an error for the log, with the remedy if one is known."""
     if isinstance(error, DatabaseUnavailableError) and error.__cause__ is not None:
         return "; ".join(filter(None, (describe(error.__cause__), *error.args)))
     return describe(error.__cause__ or error)
@@ -183,7 +184,7 @@ def _find_problem(error: Exception) -> Problem | None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception for the log: never PostgreSQL's DETAIL, which quotes the row, or a value that it could not read."""
+    """Describe an exception for the log, without PostgreSQL's DETAIL or invalid values: they quote clients' data."""
     if isinstance(error, asyncpg.DataError):
         return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
     if isinstance(error, asyncpg.PostgresError):
@@ -193,7 +194,7 @@ def describe(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> str:
-    """Where an exception came from, and its causes, without their texts, which `describe` has made safe."""
+    """Return the traceback of an exception and its causes, whose messages `describe` has made safe."""
     lines = traceback.format_list(traceback.extract_tb(error.__traceback__))
     cause = error.__cause__ or error.__context__
     if cause is not None:

@@ -1,132 +1,125 @@
 """Every setting, from the environment or from `.env`: typed, ranged, documented. An error names its variable."""
 
-import re
-import socket
-from ipaddress import ip_address
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
+from api.auth.loopback import check_key_set_url
+from api.http.cors import parse_origins
 from api.neon.tls import DatabaseURL
 from api.neon.url import parse_url
 
-NOBODY_TO_ASK = (
-    "nobody would be asked who they are: set API_KEYS (`users-api key NAME` makes a key), or JWT_ISSUER, JWT_AUDIENCE "
-    "and JWT_JWKS_URL; AUTH=off lets everybody in, where something in front asks"
+AUTHENTICATION_MISSING = (
+    "authentication is not configured: set API_KEYS (create one with `users-api key NAME`) or JWT_ISSUER, JWT_AUDIENCE "
+    "and JWT_JWKS_URL; AUTH=off disables it"
 )
-
-_ORIGIN = re.compile(r"\*|https?://[^/?#\s@]+")
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; the message names each variable and the remedy, and holds no secret."""
+    """Invalid settings. The message names each variable and the remedy, and contains no secret."""
 
 
 class Settings(BaseSettings):
-    """What an operator can set. The environment variable is the field's name in upper case."""
+    """The settings of an operator. The environment variable is the field's name in upper case."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: SecretStr | None = Field(
-        default=None, description="Pooled connection URL, as Neon's console hands it out (host with `-pooler`)."
+        default=None, description="Pooled connection URL, as Neon's console shows it (host with `-pooler`)."
     )
     direct_url: SecretStr | None = Field(
-        default=None, description="Direct connection URL (the same host without `-pooler`): migrations go over it."
+        default=None, description="Direct connection URL (the same host without `-pooler`): migrations use it."
     )
     read_database_url: SecretStr | None = Field(
         default=None,
-        description="Connection URL of a read replica, which then answers GETs; the primary where it cannot.",
+        description="Connection URL of a read replica, which then answers GETs; if it cannot, the primary does.",
     )
     replica_wait_seconds: float = Field(
-        default=0.5, gt=0, le=60, description="Longest wait for the replica, or for what a client wrote to reach it."
+        default=0.5, gt=0, le=60, description="Longest wait for the replica, or for it to replay a client's write."
     )
     pool_min_size: int = Field(
-        default=0, ge=0, le=1000, description="Connections kept open while idle. 0 lets a Neon compute fall asleep."
+        default=0, ge=0, le=1000, description="Connections kept open while idle. 0 lets a Neon compute suspend."
     )
     pool_max_size: int = Field(
-        default=10, ge=1, le=1000, description="Connections of each worker at most: replicas x workers x this in all."
+        default=10, ge=1, le=1000, description="Maximum connections per worker: replicas x workers x this in total."
     )
     pool_idle_seconds: float = Field(
-        default=120.0, gt=0, le=86400, description="An idle connection is closed after this; below Neon's 300."
+        default=120.0, gt=0, le=86400, description="Idle connections are closed after this; keep it below Neon's 300."
     )
     acquire_timeout_seconds: float = Field(
         default=15.0, gt=0, le=300, description="Longest wait for a connection: waking a compute, restarts and retries."
     )
     statement_timeout_seconds: float = Field(
-        default=10.0, gt=0, le=300, description="Longest run of one statement; it is cancelled on the server then."
+        default=10.0, gt=0, le=300, description="Longest run of one statement, which is then cancelled on the server."
     )
     statement_cache_size: int = Field(
-        default=100, ge=0, le=10000, description="Prepared statements of each connection; 0 for PgBouncer before 1.21."
+        default=100, ge=0, le=10000, description="Prepared statements per connection; 0 for PgBouncer before 1.21."
     )
     batching: bool = Field(
-        default=True, description="Gather concurrent requests into shared statements; off: a statement each."
+        default=True, description="Send concurrent requests in shared statements; off: one statement per request."
     )
     batch_in_flight: int = Field(
-        default=2, ge=1, le=100, description="Statements on their way at once, for each kind of request and worker."
+        default=2, ge=1, le=100, description="Statements in flight at once, per kind of request and worker."
     )
-    batch_max_size: int = Field(default=128, ge=1, le=10000, description="Requests in one statement at most.")
+    batch_max_size: int = Field(default=128, ge=1, le=10000, description="Maximum requests in one statement.")
     batch_max_waiting: int = Field(
-        default=1000, ge=1, le=1000000, description="Requests of one kind that wait at most; more are refused with 503."
+        default=1000, ge=1, le=1000000, description="Waiting requests of one kind; more are refused with 503."
     )
     bulk_max_requests: int = Field(
-        default=2, ge=1, le=100, description="Imports and exports at once, for each worker; more are refused with 503."
+        default=2, ge=1, le=100, description="Imports and exports at once per worker; more are refused with 503."
     )
     bulk_idle_seconds: float = Field(
         default=25.0,
         gt=0,
         lt=30,
-        description="Longest silence in an import or export, of the client or PostgreSQL. Below 30, since a connection "
-        "on which less than 1 KiB of a body comes in 30 s ends without an answer.",
+        description="Longest silence in an import or export, of the client or PostgreSQL. Below 30: a connection that "
+        "sends less than 1 KiB of a body in 30 s is closed without an answer.",
     )
     requests_max_under_way: int = Field(
-        default=2000, ge=1, le=1000000, description="Requests under way in each worker; more are refused with 503."
+        default=2000, ge=1, le=1000000, description="Requests in progress per worker; more are refused with 503."
     )
     readiness_probe_seconds: float | None = Field(
         default=None,
         ge=1,
         le=86400,
-        description="/ready asks the database, at most this often: a compute that is asked never sleeps.",
+        description="/ready queries the database, at most this often. This keeps a compute awake.",
     )
     drain_seconds: float = Field(
-        default=5.0,
-        ge=0,
-        le=300,
-        description="After SIGTERM everything is still served for this long, while /ready says no.",
+        default=5.0, ge=0, le=300, description="Time after SIGTERM in which requests are served while /ready is 503."
     )
     grace_seconds: float = Field(
         default=25.0,
         gt=0,
         le=3600,
-        description="From SIGTERM to the exit at most; below what the orchestrator waits (Kubernetes 30).",
+        description="Longest time from SIGTERM to the exit; below the orchestrator's (Kubernetes: 30).",
     )
     auth: Literal["required", "off"] = Field(
-        default="required", description="`off` lets everybody in: only where something in front asks who they are."
+        default="required", description="`off` disables authentication: only behind a proxy that authenticates."
     )
     api_keys: SecretStr | None = Field(
         default=None,
-        description="NAME:SHA256:SCOPE of each API key, as `users-api key` prints it; commas between.",
+        description="NAME:SHA256:SCOPE of each API key, as `users-api key` prints it, separated by commas.",
     )
-    jwt_issuer: str | None = Field(default=None, description="What a token's `iss` has to be; set all three or none.")
-    jwt_audience: str | None = Field(default=None, description="What a token's `aud` has to name.")
-    jwt_jwks_url: str | None = Field(default=None, description="Where the issuer publishes its keys (JWKS): https.")
+    jwt_issuer: str | None = Field(default=None, description="Required `iss` of a token; set all three or none.")
+    jwt_audience: str | None = Field(default=None, description="Audience that a token's `aud` must include.")
+    jwt_jwks_url: str | None = Field(default=None, description="URL of the issuer's public keys (JWKS), with https.")
     cors_origins: str | None = Field(
-        default=None, description="Origins whose pages may call from a browser, commas between; `*` for every one."
+        default=None, description="Origins whose pages may call from a browser, separated by commas; `*` for all."
     )
     metrics_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
-        description="Serve /metrics on this port of --host instead, to whoever reaches it: for Prometheus alone.",
+        description="Serve /metrics on this port of --host instead, without authentication: for Prometheus alone.",
     )
     slow_request_seconds: float = Field(
-        default=1.0, ge=0, le=3600, description="A request that takes longer is logged, with where its time went."
+        default=1.0, ge=0, le=3600, description="Requests that take longer are logged, with the time of each phase."
     )
     access_log: bool = Field(default=False, description="Log every request.")
     server_timing: bool = Field(
-        default=False, description="Tell every client where the time went, in the header Server-Timing."
+        default=False, description="Report the time of each phase to every client, in the header Server-Timing."
     )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
@@ -143,7 +136,7 @@ class Settings(BaseSettings):
     @classmethod
     def _one_replica(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(parse_url(value.get_secret_value()).hosts) > 1:
-            raise ValueError("it names several hosts, but what one replica has says nothing of another: name one")
+            raise ValueError("it names several hosts, but replicas may lag differently: name one host")
         return value
 
     @field_validator("api_keys")
@@ -156,30 +149,26 @@ class Settings(BaseSettings):
     @field_validator("jwt_jwks_url")
     @classmethod
     def _keys_come_over_https(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "https://unset")
-        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-            raise ValueError("write an https:// URL (http:// for the loopback address alone)")
-        if not parts.hostname or parts.username is not None:
-            raise ValueError("write https://HOST/PATH, without a user")
+        if value is not None:
+            check_key_set_url(value)
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _origins_are_origins(cls, value: str | None) -> str | None:
-        for number, origin in enumerate(_origins(value), start=1):
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"entry {number} is no origin such as https://app.example.com, without a path")
+        if value is not None:
+            parse_origins(value)
         return value
 
     @model_validator(mode="after")
-    def _authentication_is_whole(self) -> Self:
+    def _authentication_is_complete(self) -> Self:
         tokens = {name: getattr(self, name.lower()) for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS_URL")}
         missing = [name for name, value in tokens.items() if value is None]
         if 0 < len(missing) < len(tokens):
             raise ValueError(f"{' and '.join(missing)} not set: tokens need JWT_ISSUER, JWT_AUDIENCE and JWT_JWKS_URL")
-        if self.auth == "off" and self.asks_for_credentials:
+        if self.auth == "off" and self.authentication_configured:
             raise ValueError(
-                "AUTH is off, but API_KEYS or JWT_ISSUER is set, and would protect nothing: take out one of them"
+                "AUTH is off, but API_KEYS or JWT_ISSUER is set and would have no effect: remove one of them"
             )
         return self
 
@@ -209,70 +198,54 @@ class Settings(BaseSettings):
         if self.drain_seconds >= self.grace_seconds:
             raise ValueError(
                 f"DRAIN_SECONDS is {self.drain_seconds:g}, which leaves nothing of GRACE_SECONDS, which is "
-                f"{self.grace_seconds:g}, for the requests under way: lower the one or raise the other"
+                f"{self.grace_seconds:g}, for the requests in progress: lower the one or raise the other"
             )
         return self
 
     @property
-    def asks_for_credentials(self) -> bool:
-        """Whether there is anything to check a caller with."""
+    def authentication_configured(self) -> bool:
+        """True if API keys or a token issuer are set."""
         return self.api_keys is not None or self.jwt_issuer is not None
 
     @property
     def keys(self) -> list[Caller]:
-        """The callers that API_KEYS names."""
+        """The callers listed in API_KEYS."""
         return parse_api_keys(self.api_keys.get_secret_value()) if self.api_keys else []
 
     @property
     def origins(self) -> list[str]:
-        """The origins that CORS_ORIGINS names."""
-        return _origins(self.cors_origins)
+        """The origins listed in CORS_ORIGINS."""
+        return parse_origins(self.cors_origins or "")
 
     @property
     def pooled(self) -> DatabaseURL:
-        """The parsed DATABASE_URL: what requests use. Raises SettingsError where it is not set."""
+        """The parsed DATABASE_URL, for requests. Raises SettingsError if it is not set."""
         return _parse(self.database_url, "DATABASE_URL")
 
     @property
     def direct(self) -> DatabaseURL:
-        """The parsed DIRECT_URL: what migrations use. Raises SettingsError where it is not set."""
+        """The parsed DIRECT_URL, for migrations. Raises SettingsError if it is not set."""
         return _parse(self.direct_url, "DIRECT_URL")
 
     @property
     def replica(self) -> DatabaseURL | None:
-        """The parsed READ_DATABASE_URL: what reads use. None where it is not set."""
+        """The parsed READ_DATABASE_URL, for reads. None if it is not set."""
         return None if self.read_database_url is None else parse_url(self.read_database_url.get_secret_value())
 
 
 def load_settings() -> Settings:
     """Read the environment and `.env` in the working directory; the environment wins.
 
-    Raises SettingsError with one line for each variable that cannot be used, or for `.env`, where it cannot be read.
+    Raises SettingsError with one line per invalid variable, or one line for a `.env` that cannot be read.
     """
     try:
         return Settings(_env_file=".env")
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(fault["loc"], fault["msg"]) for fault in error.errors())) from None
-    except UnicodeDecodeError as error:  # whose text quotes what may be a secret
+        raise SettingsError("\n".join(_explain(each["loc"], each["msg"]) for each in error.errors())) from None
+    except UnicodeDecodeError as error:  # Its text quotes the bytes, which may be a secret.
         raise SettingsError(f".env: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
-        raise SettingsError(f".env: {error.strerror}: let this user read it, or take it away") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether every address that a name, or an address, stands for can be reached from this machine alone.
-
-    As a server listens: the empty name is every address.
-    """
-    try:
-        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        return False
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
-
-
-def _origins(text: str | None) -> list[str]:
-    return (text or "").replace(",", " ").split()
+        raise SettingsError(f".env: {error.strerror}: make it readable for this user or remove it") from None
 
 
 def _parse(url: SecretStr | None, variable: str) -> DatabaseURL:

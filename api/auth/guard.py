@@ -1,4 +1,4 @@
-"""Who asks, and whether they may: judged before a request is routed, and before its body is read."""
+"""Authentication and authorization, before a request is routed and before its body is read."""
 
 import hmac
 from collections.abc import Collection, Iterable
@@ -20,16 +20,16 @@ from api.auth.tokens import Tokens
 from api.http.response import send_problem
 
 _INVALID = "The API key or token is not valid"
-_MAX_REMEMBERED = 10_000
-_REMEMBER_SECONDS = 60.0
-"""How long a token that was found good is believed: checking a signature costs more than the rest of a request."""
+_MAX_CACHED_TOKENS = 10_000
+_CACHE_SECONDS = 60.0
+"""How long a valid token is cached: checking a signature costs more than the rest of a request."""
 
 
 class Guard:
-    """ASGI middleware that lets a request pass with credentials whose scopes cover its method.
+    """ASGI middleware that requires credentials whose scopes allow the request's method.
 
-    Everything else is refused, also on paths that nobody serves, so that no route can be forgotten; only
-    `open_paths` ask for nothing. What passes carries the caller's name in its scope: see `caller`.
+    Every other request is refused, also for unknown paths, so that no route can be left unprotected by mistake. Only
+    `open_paths` require no credentials. The name of the caller goes into the ASGI scope: see `caller`.
     """
 
     def __init__(
@@ -39,30 +39,29 @@ class Guard:
         self._tokens = tokens
         self._open_paths = frozenset(open_paths)
         self._keys = {key.digest: key for key in keys}
-        # The keys, and the tokens that were found good of late.
+        # The keys, and recently validated tokens.
         self._known = dict(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer with a problem: 400, 401, 403 or 503."""
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in self._open_paths:
             try:
-                scope["caller"] = await self._judge(scope)
+                scope["caller"] = await self._authenticate(scope)
             except Exception as error:  # The boundary, as in Resource.
                 await send_problem(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _judge(self, scope: Scope) -> str:
-        """The name of the caller. Raises Problem where there is none, or the scope is missing."""
+    async def _authenticate(self, scope: Scope) -> str:
+        """Return the name of the caller. Raises Problem for missing or invalid credentials and for a missing scope."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(sent) > 1:
             raise several_credentials()
         scheme, _, credentials = sent[0].partition(b" ") if sent else (b"", b"", b"")
         if scheme.lower() != b"bearer" or not credentials:
             raise unauthenticated()
-        # Finding a digest takes time that depends on the digest alone, and whoever could learn a part of one could
-        # neither find a key for it nor send one that comes nearer: SHA-256 is not invertible. The comparison of what
-        # was found takes the same time for every digest.
+        # The time of the lookup depends on the digest alone. An attacker who learns part of a digest can neither find
+        # its key nor approach it: SHA-256 is not invertible. The comparison afterwards takes constant time.
         digest = digest_of(credentials)
         caller = self._known.get(digest)
         if caller is None or caller.expires <= time():
@@ -75,7 +74,7 @@ class Guard:
         return caller.name
 
     async def _read_token(self, credentials: bytes, digest: bytes) -> Caller:
-        # What is no token at all is refused before a key is looked for.
+        # Credentials that cannot be a token are refused before a signing key is looked up.
         if self._tokens is None or credentials.count(b".") != 2 or not credentials.isascii():
             raise invalid_credentials(_INVALID)
         claims = await self._tokens.read(credentials.decode())
@@ -84,14 +83,14 @@ class Guard:
             f"token:{claims['sub']}",
             frozenset(scopes.split()) if isinstance(scopes, str) else frozenset(),
             digest,
-            min(float(claims["exp"]), time() + _REMEMBER_SECONDS),
+            min(float(claims["exp"]), time() + _CACHE_SECONDS),
         )
-        if len(self._known) >= len(self._keys) + _MAX_REMEMBERED:
+        if len(self._known) >= len(self._keys) + _MAX_CACHED_TOKENS:
             self._known = dict(self._keys)
         self._known[digest] = caller
         return caller
 
 
 def caller(scope: Scope) -> str:
-    """Who asks: `key:NAME`, `token:SUBJECT`, or "" where nobody is asked who they are."""
+    """Return the name of the caller: `key:NAME`, `token:SUBJECT`, or "" without authentication."""
     return scope.get("caller", "")  # type: ignore[no-any-return]

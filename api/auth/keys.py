@@ -1,4 +1,4 @@
-"""What a caller can show, an API key, and what is said when it is not enough (RFC 6750, section 3)."""
+"""API keys, and the problems of missing or invalid credentials (RFC 6750, section 3)."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from api.errors import Problem
 
 READ, WRITE = "users:read", "users:write"
-"""The scopes: GET and HEAD need the first, every other method the second."""
+"""The scopes: GET and HEAD require the first, every other method the second."""
 
 _CHALLENGE = 'Bearer realm="users-api"'
 _KEY_SCOPES = {"read": frozenset({READ}), "write": frozenset({READ, WRITE})}
@@ -18,9 +18,9 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Caller(NamedTuple):
-    """Who asks: `key:NAME` or `token:SUBJECT`, what they may do, and until when (seconds since 1970) that is known.
+    """An authenticated caller. `name` is `key:NAME` or `token:SUBJECT`.
 
-    `digest` is the SHA-256 of what they showed.
+    `digest` is the SHA-256 of the credentials; they expire at `expires`, in seconds since 1970.
     """
 
     name: str
@@ -30,18 +30,19 @@ class Caller(NamedTuple):
 
 
 def make_api_key(name: str, *, read_only: bool) -> tuple[str, str]:
-    """Return a new API key and its entry for API_KEYS, which does not betray it. Raises ValueError for a bad name."""
+    """Return a new API key and its entry for API_KEYS, which does not reveal it. Raises ValueError for a bad name."""
     if not _NAME.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, dots, hyphens and underscores")
-    # The prefix is for those who find a key where it should not be, scanners of repositories among them.
+    # The prefix lets secret scanners recognise leaked keys.
     key = f"users_{secrets.token_urlsafe(32)}"
     return key, f"{name}:{digest_of(key.encode()).hex()}:{'read' if read_only else 'write'}"
 
 
 def parse_api_keys(text: str) -> list[Caller]:
-    """Read API_KEYS: NAME:SHA256:SCOPE, separated by commas or blanks; a name may have several keys, to replace one.
+    """Parse API_KEYS: entries NAME:SHA256:SCOPE, separated by commas or blanks.
 
-    Raises ValueError, which quotes nothing: the text may hold a key by mistake.
+    A name may have several keys, so that one can be replaced. Raises ValueError, which quotes nothing: the text may
+    contain a key by mistake.
     """
     callers: dict[bytes, Caller] = {}
     for number, entry in enumerate(text.replace(",", " ").split(), start=1):
@@ -50,21 +51,21 @@ def parse_api_keys(text: str) -> list[Caller]:
         if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and scope in _KEY_SCOPES):
             raise ValueError(
                 f"entry {number} is not NAME:SHA256:SCOPE with the scope read or write; "
-                "`users-api key NAME` makes a key and prints its entry"
+                "`users-api key NAME` creates a key and prints its entry"
             )
         caller = Caller(f"key:{name}", _KEY_SCOPES[scope], bytes.fromhex(digest))
         if caller.digest in callers:
             raise ValueError(f"entry {number} repeats the key of another entry")
         callers[caller.digest] = caller
     if not callers:
-        raise ValueError("there is no entry; `users-api key NAME` makes a key and prints its entry")
+        raise ValueError("there is no entry; `users-api key NAME` creates a key and prints its entry")
     return list(callers.values())
 
 
 def digest_of(credentials: bytes) -> bytes:
-    """The SHA-256 of what a caller shows.
+    """Return the SHA-256 of credentials.
 
-    A key holds 256 random bits: no salt and no slow hash makes it harder to guess than that.
+    A key has 256 random bits: a salt or a slow hash would not make it harder to guess.
     """
     return hashlib.sha256(credentials).digest()
 
@@ -80,7 +81,7 @@ def unauthenticated() -> Problem:
 
 
 def invalid_credentials(reason: str) -> Problem:
-    """The problem of credentials that do not hold; `reason` says why, in ASCII, and quotes nothing of them."""
+    """The problem of invalid credentials; `reason` is ASCII and quotes nothing of them."""
     challenge = f'{_CHALLENGE}, error="invalid_token", error_description="{reason}"'
     return Problem(401, reason, "invalid-token", headers={"WWW-Authenticate": challenge})
 
@@ -96,7 +97,7 @@ def several_credentials() -> Problem:
 
 
 def insufficient_scope(scope: str) -> Problem:
-    """The problem of credentials that are good, but not for this."""
+    """The problem of valid credentials without the required scope."""
     return Problem(
         403,
         f"These credentials lack the scope {scope}",
@@ -106,7 +107,7 @@ def insufficient_scope(scope: str) -> Problem:
 
 
 def keys_unavailable() -> Problem:
-    """The problem of a token that cannot be judged, since the keys of its issuer cannot be fetched."""
+    """The problem of a token that cannot be verified, because the issuer's keys cannot be fetched."""
     return Problem(
         503,
         "The keys that tokens are checked with cannot be fetched",

@@ -1,4 +1,4 @@
-"""Tokens (JWT, RFC 7519) of the one issuer that the operator trusts, checked with the keys that it publishes (JWKS)."""
+"""Bearer tokens (JWT, RFC 7519) of one trusted issuer, verified with the keys that it publishes (JWKS)."""
 
 import asyncio
 import logging
@@ -20,13 +20,13 @@ from api.threads import in_daemon_thread
 logger = logging.getLogger("api.tokens")
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
-"""Signatures by a key pair alone: with HS256 whoever knows the public key could sign."""
+"""Asymmetric signatures only: with HS256, the public key would be enough to sign."""
 MAX_TOKEN_BYTES = 8 * 1024
 
 _REQUIRED = ["exp", "iss", "aud", "sub"]
-_LEEWAY_SECONDS = 30  # how far the issuer's clock may be from ours
+_LEEWAY_SECONDS = 30  # tolerated difference between the issuer's clock and ours
 _MAX_AGE_SECONDS = 600  # after which the keys are fetched again
-_MIN_AGE_SECONDS = 10  # within which no unknown `kid` makes us fetch: anybody can make one up
+_MIN_AGE_SECONDS = 10  # within which an unknown `kid` causes no fetch: any client can send one
 _FETCH_SECONDS = 5
 _MAX_JWKS_BYTES = 256 * 1024
 
@@ -41,7 +41,7 @@ _INVALID = "The token is not valid"
 
 
 class Tokens:
-    """Judges the tokens of one issuer for one audience."""
+    """Verifies the tokens of one issuer for one audience."""
 
     def __init__(self, issuer: str, audience: str, jwks_url: str) -> None:
         self._issuer = issuer
@@ -49,15 +49,15 @@ class Tokens:
         self.keys = SigningKeys(jwks_url)
 
     async def read(self, token: str) -> Mapping[str, Any]:
-        """Return the claims of a token that holds.
+        """Verify a token and return its claims.
 
-        Raises Problem: 401 where it does not hold, 503 where its key is unknown and the keys cannot be fetched.
+        Raises Problem: 401 if it is invalid, 503 if its key is unknown and the keys cannot be fetched.
         """
         if len(token) > MAX_TOKEN_BYTES:
             raise invalid_credentials(_INVALID)
         try:
-            # No more of the header is believed than which of the issuer's keys to try: `jku`, `jwk` and `x5u` are not
-            # read, and the algorithm is the key's.
+            # The header only selects one of the issuer's keys: `jku`, `jwk` and `x5u` are ignored, and the algorithm is
+            # that of the key.
             kid = jwt.get_unverified_header(token).get("kid")
             key = await self.keys.find(kid) if isinstance(kid, str) else None
             if key is None:
@@ -78,7 +78,7 @@ class Tokens:
 
 
 class SigningKeys:
-    """The issuer's public keys by `kid`: fetched when one is unknown, and kept while the issuer cannot be reached."""
+    """The issuer's public keys by `kid`: fetched if one is unknown, and kept while the issuer is unreachable."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -86,10 +86,10 @@ class SigningKeys:
         self._fetched_at = -inf
         self._failed = False
         self._fetching: asyncio.Task[None] | None = None
-        self._reading = threading.Lock()  # of the thread that fetches: it may go on when nobody waits for it any more
+        self._reading = threading.Lock()  # held by the fetching thread, which may outlive its task
 
     async def find(self, kid: str) -> jwt.PyJWK | None:
-        """The key, None where the issuer has none of that name. Raises Problem where that cannot be known."""
+        """Return the key, None if the issuer has no such key. Raises Problem: 503 if that cannot be determined."""
         if kid not in self._keys and (self._fetching or monotonic() - self._fetched_at > _MIN_AGE_SECONDS):
             await self._fetch_once()
         key = self._keys.get(kid)
@@ -98,13 +98,13 @@ class SigningKeys:
         return key
 
     async def keep_fresh(self) -> None:
-        """Fetch the keys every now and then, until cancelled: one that was withdrawn is forgotten so."""
+        """Fetch the keys every 10 minutes, until cancelled: a revoked key is dropped."""
         while True:
             await self._fetch_once()
             await asyncio.sleep(_MAX_AGE_SECONDS)
 
     async def _fetch_once(self) -> None:
-        """Wait for the fetch under way, else for a new one, which goes on when who waits for it goes away."""
+        """Wait for the fetch in progress, or for a new one. It continues if the caller is cancelled."""
         if self._fetching is None:
             self._fetched_at = monotonic()
             self._fetching = asyncio.create_task(self._fetch())
@@ -112,14 +112,14 @@ class SigningKeys:
 
     async def _fetch(self) -> None:
         try:
-            # urllib's time-out is for each read: a host that sends a byte now and then must not hold up who waits.
+            # urllib's timeout applies to each read: a host that sends single bytes must not block the callers.
             async with asyncio.timeout(2 * _FETCH_SECONDS):
                 self._keys = await in_daemon_thread(self._fetch_alone)
             self._failed = False
-        except Exception as error:  # Whatever the host sends, the keys that are known stay.
+        except Exception as error:  # Whatever the host sends, the known keys stay.
             self._failed = True
             logger.warning(
-                "JWT_JWKS_URL: the keys cannot be fetched, %d known before are kept: %s",
+                "JWT_JWKS_URL: the keys cannot be fetched, the %d known keys are kept: %s",
                 len(self._keys),
                 describe(error),
             )
@@ -127,8 +127,8 @@ class SigningKeys:
             self._fetching = None
 
     def _fetch_alone(self) -> dict[str, jwt.PyJWK]:
-        if not self._reading.acquire(blocking=False):  # Otherwise there would be more and more of these threads.
-            raise TimeoutError("the answer before has not ended yet")
+        if not self._reading.acquire(blocking=False):  # Otherwise these threads would accumulate.
+            raise TimeoutError("the previous response has not ended yet")
         try:
             return _fetch_keys(self._url)
         finally:
@@ -139,26 +139,26 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
-        """Follow none: a redirect could leave https, or the host that the operator named."""
+        """Follow no redirect: it could leave https, or the configured host."""
 
 
 def _fetch_keys(url: str) -> dict[str, jwt.PyJWK]:
-    """GET a JWKS (RFC 7517, section 5), for a thread: it blocks. Keys that are not for our algorithms are left out."""
+    """Fetch a JWKS (RFC 7517, section 5); blocks. Keys for other algorithms are left out."""
     ends = monotonic() + 2 * _FETCH_SECONDS
-    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - settings.py lets https alone pass, and http on the loopback address
+    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - check_key_set_url allows only https, and http on a loopback host
     try:
         response = urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS)
     except urllib.error.HTTPError as error:
-        error.close()  # It is the answer too.
+        error.close()  # The error is the response, which holds the connection.
         raise
     text = b""
     with response:
         while len(text) <= _MAX_JWKS_BYTES and (data := response.read1(_MAX_JWKS_BYTES)):
             text += data
             if monotonic() > ends:
-                raise TimeoutError("the answer does not end")
+                raise TimeoutError("the response does not end")
     if len(text) > _MAX_JWKS_BYTES:
-        raise ValueError(f"the answer is longer than {_MAX_JWKS_BYTES} bytes")
+        raise ValueError(f"the response is longer than {_MAX_JWKS_BYTES} bytes")
     keys = jwt.PyJWKSet.from_json(text.decode()).keys
     usable = {
         key.key_id: key

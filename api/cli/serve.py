@@ -7,12 +7,13 @@ import click
 import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
+from api.auth.loopback import is_loopback
 from api.cli.common import explain_errors, settings_with_database
 from api.database import migrations
 from api.server.lifecycle import Server
 from api.server.supervisor import Supervisor
 from api.server.workers import tell_workers
-from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback, load_settings
+from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError, load_settings
 from api.telemetry.logs import log_config
 from api.telemetry.setup import serve_metrics, shared_metrics
 
@@ -72,7 +73,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         serve_metrics(directory, host, settings.metrics_port)
     tell_workers(settings, host)
     click.echo(f"users-api serves on http://{host}:{port}; try:")
-    key = "-H 'Authorization: Bearer KEY' " if settings.asks_for_credentials else ""
+    key = "-H 'Authorization: Bearer KEY' " if settings.authentication_configured else ""
     click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
     config = uvicorn.Config(
         "api.server.workers:app_from_environment",
@@ -113,8 +114,8 @@ def _run(config: uvicorn.Config, settings: Settings) -> int:
 
 def _check_who_can_come_in(settings: Settings, host: str) -> None:
     """Raises SettingsError where nobody would be asked who they are, and others than this machine can come."""
-    if settings.asks_for_credentials or is_loopback(host):
+    if settings.authentication_configured or is_loopback(host):
         return
     if settings.auth != "off":
-        raise SettingsError(f"--host {host}: others can reach it, and {NOBODY_TO_ASK}")
+        raise SettingsError(f"--host {host}: others can reach it, and {AUTHENTICATION_MISSING}")
     logging.getLogger("api").warning("AUTH=off: whoever reaches %s can read and change every user", host)

@@ -12,14 +12,14 @@ _CONDITIONS = frozenset({b"if-match", b"if-none-match"})
 
 
 def etag(version: int) -> bytes:
-    """The strong validator of a version (RFC 9110, section 8.8.3)."""
+    """Return the strong validator of a version (RFC 9110, section 8.8.3)."""
     return b'"%d"' % version
 
 
 def read_if_match(request: Request) -> list[int] | None:
-    """The versions that If-Match names; None where any will do.
+    """Return the versions in If-Match, None if every version matches.
 
-    Weak tags never match (RFC 9110, section 13.1.1 asks for strong comparison), nor does a tag that is not ours.
+    Weak tags never match: RFC 9110, section 13.1.1 requires strong comparison. Nor do tags of another format.
     """
     header = _read_list(request, b"if-match")
     if header is None or header.strip() == b"*":
@@ -28,9 +28,9 @@ def read_if_match(request: Request) -> list[int] | None:
 
 
 def read_condition(request: Request) -> list[int] | None:
-    """The versions that a change may find, by If-Match. Raises Problem: 412.
+    """Return the versions that a change requires, None for any. Raises Problem: 412 if If-None-Match is sent.
 
-    If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
+    It must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
     """
     if not _has_conditions(request):
         return None
@@ -40,9 +40,9 @@ def read_condition(request: Request) -> list[int] | None:
 
 
 def is_known(request: Request, version: int) -> bool:
-    """Whether who asks for this version has it: If-None-Match names it, or any (RFC 9110, section 13.1.2).
+    """Return whether If-None-Match matches `version` (RFC 9110, section 13.1.2).
 
-    Raises Problem: 412, where If-Match names others.
+    Raises Problem: 412 if If-Match does not match it.
     """
     if not _has_conditions(request):
         return False
@@ -58,11 +58,11 @@ def _has_conditions(request: Request) -> bool:
 
 
 def _read_list(request: Request, name: bytes) -> bytes | None:
-    """A header that is a list, and may come in several lines (RFC 9110, section 5.3); None where there is none."""
+    """Return a list header, its lines joined (RFC 9110, section 5.3), or None."""
     lines = [value for key, value in request.scope["headers"] if key == name]
     return b", ".join(lines) if lines else None
 
 
 def version_mismatch() -> Problem:
-    """The problem of an If-Match that names no current version."""
+    """The problem of an If-Match without the current version."""
     return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")

@@ -1,4 +1,4 @@
-"""How many requests a worker takes on at once, and how long one of them may take."""
+"""The gate: bounds the requests that a worker processes at once, and their time."""
 
 import asyncio
 import re
@@ -16,23 +16,24 @@ _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class Gate:
-    """Lets requests of one worker in: at most `most` at once, each for as long as its client says.
+    """Admits requests of one worker: at most `max_requests` at once, each until the deadline that its client sets.
 
-    `Request-Timeout: SECONDS` shortens what the other time-outs add up to, and never lengthens it: they go on. Without
-    it a request costs no timer.
+    `Request-Timeout: SECONDS` can only shorten a request: all other timeouts still apply. Without it a request costs
+    no timer.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_requests: int) -> None:
+        self._max_requests = max_requests
         self.under_way = 0
 
     async def admit(self, handler: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
-        """The handler's response.
+        """Return the response of `handler`.
 
-        Raises OverloadedError where too many are under way, DeadlineExceededError, and StoppingError where the server
-        cancels what is under way; a write that was sent by then raises OutcomeUnknownError instead of the two.
+        Raises OverloadedError if too many requests are in progress, DeadlineExceededError after the deadline, and
+        StoppingError if shutdown cancels the request. A write that was sent by then raises OutcomeUnknownError instead
+        of the latter two.
         """
-        if self.under_way >= self._most:
+        if self.under_way >= self._max_requests:
             raise OverloadedError
         self.under_way += 1
         try:
@@ -41,25 +42,25 @@ class Gate:
                     return await _within(_read_seconds(value), handler(request))
             return await handler(request)
         except asyncio.CancelledError:
-            # Nobody but the server cancels a request, when it has waited long enough for it. The client hears of it.
+            # Only shutdown cancels a request; tell the client.
             raise StoppingError from None
         finally:
             self.under_way -= 1
 
 
 def gate_refusals() -> list[Problem]:
-    """What a gate adds to the refusals of an operation."""
+    """Return the problems that a gate adds to those of an operation."""
     return [_malformed_timeout(), problem_of(OverloadedError), *map(problem_of, (DeadlineExceededError, StoppingError))]
 
 
 def _malformed_timeout() -> Problem:
-    # Not ignored: who sets a deadline must know that it does not hold.
-    fault = {
+    # A malformed deadline is refused, not ignored: its client relies on it.
+    error = {
         "loc": ["header", "request-timeout"],
         "msg": "must be a number of seconds above 0, such as 2.5",
         "type": "request_timeout",
     }
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=[error])
 
 
 def _read_seconds(value: bytes) -> float:

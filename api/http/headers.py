@@ -1,40 +1,41 @@
-"""The headers that clients send and get, described once: for the documentation, and for what CORS lets browsers use."""
+"""The request and response headers, described once: for the OpenAPI document and for CORS."""
 
 from collections.abc import Mapping
 from typing import Any
 
 SECURITY_HEADERS = [
-    # Never taken for anything but what it says it is: so it is no document, and needs no policy for one.
+    # Browsers keep to the declared type: JSON is never rendered as a page, so it needs no content security policy.
     (b"x-content-type-options", b"nosniff"),
-    # Never kept by anybody but who asked, who asks again (with If-None-Match) before using it again.
+    # Only the client may cache it, and must revalidate (with If-None-Match) before reuse.
     (b"cache-control", b"private, no-cache"),
 ]
-"""What every answer carries, /docs more. Strict-Transport-Security is for whoever speaks TLS to the client."""
+"""The headers of every response; /docs has more. Strict-Transport-Security belongs to the proxy that ends TLS."""
 
 REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
-"""What names a request. It is logged: without "@" it is no address and no URL with a password, and no API key fits."""
+"""The pattern of a request id. Ids are logged: no email address, URL with a password or API key matches."""
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
-        "description": "Only while the user's ETag is one of these (RFC 9110, section 13.1.1); else 412.",
+        "description": "Requires that the user's ETag is one of these (RFC 9110, section 13.1.1); otherwise 412.",
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "If-None-Match": {
-        "description": "Answer 304 while the ETag is one of these (RFC 9110, section 13.1.2).",
+        "description": "Answers 304 if the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "Request-Timeout": {
-        "description": "Seconds, above 0, after which no answer is of use: then 504, and the statement is cancelled. "
-        "Shortens the server's own time-outs, and never lengthens them.",
+        "description": "The deadline in seconds, above 0. After it the answer is 504, and the statement is cancelled. "
+        "It can shorten the server's own timeouts, but not lengthen them.",
         "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["2.5"]},
     },
     "Read-After": {
-        "description": "What the answer to a write said: the answer then shows that write, also behind a read replica.",
+        "description": "The value from the response to a write: the read then sees that write, also on a read replica.",
         "schema": {"type": "string"},
     },
     "Idempotency-Key": {
-        "description": "A name for this creation, of the caller's choice. Sent again within 24 hours, the same one "
-        "gets the first answer again, and another one 422: so it is safe to send again where its outcome is unknown.",
+        "description": "A key for this creation, chosen by the client. The same creation with the same key within 24 "
+        "hours gets the first response again, another creation gets 422. So it is safe to repeat a creation whose "
+        "outcome is unknown.",
         "schema": {
             "type": "string",
             "minLength": 1,
@@ -44,14 +45,14 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }
-"""By name, an OpenAPI Parameter Object without its name and place; none is required.
+"""By name, an OpenAPI Parameter Object without `name` and `in`; none is required.
 
-Examples are the schema's: Swagger UI would send one of the parameter itself with every request that is tried out.
+Examples are in the schema: Swagger UI would send an example of the parameter with every request.
 """
 
 RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "X-Request-Id": {
-        "description": "The name of the request in the server's log: its client's, or a new one.",
+        "description": "The id of the request in the server's log: the client's own, or a new one.",
         "schema": {"type": "string", "pattern": REQUEST_ID},
         "example": "2b9ea715591e7aa5",
         "required": True,
@@ -69,28 +70,28 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "required": True,
     },
     "Link": {
-        "description": 'The next page, `rel="next"` (RFC 8288). Only where this page is full.',
+        "description": 'The next page, `rel="next"` (RFC 8288). Only if more users may follow.',
         "schema": {"type": "string"},
         "example": '</api/v1/users?after=100&limit=100>; rel="next"',
     },
     "Read-After": {
-        "description": "Only behind a read replica: send it with a GET that has to see this write.",
+        "description": "Only with a read replica: send it with a GET that must see this write.",
         "schema": {"type": "string"},
         "example": "0/16B3748",
     },
     "Idempotency-Replayed": {
-        "description": "`true` where this answer was given before, to the same Idempotency-Key.",
+        "description": "`true` if this is the stored response to an earlier request with the same Idempotency-Key.",
         "schema": {"const": "true"},
         "example": "true",
     },
     "Retry-After": {
-        "description": "Seconds to wait before the next try.",
+        "description": "Seconds to wait before the next attempt.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
         "example": "1",
         "required": True,
     },
     "WWW-Authenticate": {
-        "description": "What is missing (RFC 6750, section 3).",
+        "description": "The reason why authentication or authorization failed (RFC 6750, section 3).",
         "schema": {"type": "string"},
         "example": 'Bearer realm="users-api"',
         "required": True,

@@ -1,4 +1,4 @@
-"""What the documentation says of an operation, one method of one path: declared beside its handler in a Resource."""
+"""The documentation of an operation, declared beside its handler in a Resource."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from api.http.request import unprocessable
 
 @dataclass(frozen=True)
 class Content:
-    """A body: its schema (JSON Schema, or a type that pydantic knows), an example of it, and its media type."""
+    """A body: its schema (JSON Schema, or a type that pydantic knows), an example, and its media type."""
 
     schema: Any
     example: Any
@@ -21,9 +21,9 @@ class Content:
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back when a request did what it asked for. `headers` are names of api.http.headers.RESPONSE_HEADERS.
+    """A successful response. `headers` are keys of api.http.headers.RESPONSE_HEADERS.
 
-    `links` are names of operations that take the `id` of the answer.
+    `links` are names of operations that take the `id` of the response.
     """
 
     description: str
@@ -34,11 +34,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """What the documentation says of one method of one path; it stands beside the handler in a Resource.
+    """The documentation of one method of one path.
 
-    `path` and `query` are models whose fields are the parameters; `headers` are names of
-    api.http.headers.REQUEST_HEADERS; `refusals` are the problems that the handler can raise. What any operation can
-    meet (no credentials, a missing scope, no database, a bug) is added by api/openapi/document.py.
+    `path` and `query` are models whose fields are the parameters; `headers` are keys of
+    api.http.headers.REQUEST_HEADERS; `refusals` are the problems that the handler can raise. Problems of every
+    operation (authentication, scopes, the database, bugs) are added by api/openapi/document.py.
     """
 
     summary: str
@@ -54,7 +54,7 @@ class Operation:
 
 
 def invalid_example(model: type[BaseModel], where: str, sent: dict[str, Any]) -> Problem:
-    """The problem that `sent` really meets."""
+    """Return the problem that `model` raises for `sent`. Raises ValueError if `sent` is valid."""
     try:
         model.model_validate(sent)
     except ValidationError as error:

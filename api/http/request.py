@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_header(request: Request, name: bytes) -> bytes | None:
-    """A header as it was sent, None where there is none; `name` is in lower case, as the server hands names over."""
+    """Return a header as it was sent, None if absent. `name` is in lower case, as ASGI has header names."""
     for key, value in request.scope["headers"]:
         if key == name:
             return value  # type: ignore[no-any-return]
@@ -22,7 +22,7 @@ def read_header(request: Request, name: bytes) -> bytes | None:
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
-    """The request's JSON object as a model. Raises Problem: 413, 415 or 422."""
+    """Parse the JSON body as a model. Raises Problem: 413, 415 or 422."""
     media_type = read_header(request, b"content-type") or b""
     if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
         raise not_json()
@@ -33,8 +33,8 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 
 
 async def _read_bytes(request: Request) -> bytes:
-    # The declared length is refused before a byte is read; a chunked body declares none and is counted.
-    # Without the zeros that a client may put before it: of more than 4,300 digits Python makes no number.
+    # A declared length above the bound is refused before a byte is read; a chunked body declares none and is counted.
+    # Leading zeros are stripped, since Python refuses to parse a number of more than 4,300 digits.
     if int((read_header(request, b"content-length") or b"").lstrip(b"0") or 0) > MAX_BODY_BYTES:
         raise body_too_large()
     body = bytearray()
@@ -46,7 +46,7 @@ async def _read_bytes(request: Request) -> bytes:
 
 
 def read_query(request: Request, model: type[Model]) -> Model:
-    """The query string as a model; of a repeated key the last value counts. Raises Problem: 422."""
+    """Parse the query string as a model; the last value of a repeated key wins. Raises Problem: 422."""
     pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
     try:
         return model.model_validate_strings(dict(pairs))
@@ -55,7 +55,7 @@ def read_query(request: Request, model: type[Model]) -> Model:
 
 
 def not_json() -> Problem:
-    """The problem of a body that does not say that it is JSON."""
+    """The problem of a body that is not declared as JSON."""
     return Problem(415, "The body must be application/json")
 
 
@@ -65,9 +65,9 @@ def body_too_large() -> Problem:
 
 
 def unprocessable(error: ValidationError, where: str) -> Problem:
-    """The problem of a body or a query that the model refused; `where` is what it came in."""
-    faults = [
-        {"loc": [where, *fault["loc"]], "msg": fault["msg"].removeprefix("Value error, "), "type": fault["type"]}
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    """The problem of a body or a query that fails validation; `where` is "body" or "query"."""
+    errors = [
+        {"loc": [where, *each["loc"]], "msg": each["msg"].removeprefix("Value error, "), "type": each["type"]}
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=faults)
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=errors)

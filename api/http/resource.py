@@ -1,4 +1,4 @@
-"""A resource: the ASGI application of one path, and the routes that lead to one."""
+"""HTTP resources: the ASGI application of one path, and the lookup of resources in routes."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
@@ -16,14 +16,14 @@ from api.http.response import send_problem
 Headers = Sequence[tuple[bytes, bytes]]
 Handler = Callable[[Request], Awaitable[Response]]
 Described = tuple[Handler, Operation | None]
-"""A handler, and what /openapi.json says of it; None keeps it out."""
+"""A handler and its documentation; None leaves it out of /openapi.json."""
 
 
 class Resource:
-    """The ASGI application of one path: a handler for each method, and a problem for whatever goes wrong.
+    """The ASGI application of one path: a handler for each method, and a problem for every exception.
 
-    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` says that nobody is
-    asked who they are; `headers` go with every answer; a `gate` bounds the requests.
+    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` means that no
+    authentication is required; `headers` are added to every response; a `gate` bounds the requests.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Resource:
             response = await (self.gate.admit(handler, request) if self.gate else handler(request))
         except ClientDisconnect:
             return
-        except Exception as error:  # The boundary: whatever it is becomes a problem.
+        except Exception as error:  # The boundary: every exception becomes a problem.
             response = to_response(error)
         response.raw_headers.extend(self._headers)
         await response(scope, receive, send)
@@ -61,12 +61,12 @@ class Resource:
 
 
 def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
-    """The path and the Resource of each route that has one."""
+    """Yield the path and the Resource of each route that has one."""
     for route in routes:
         if isinstance(route, Route) and isinstance(route.endpoint, Resource):
             yield route.path_format, route.endpoint
 
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer for a path that no resource has."""
+    """Answer a request for an unknown path."""
     await send_problem(Problem(404, "Not Found"), scope, receive, send)

@@ -1,4 +1,4 @@
-"""Responses: JSON that is ready to send, and problems where no resource answers."""
+"""Responses: prepared JSON, and problems outside a resource."""
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -8,7 +8,7 @@ from api.http.headers import SECURITY_HEADERS
 
 
 class JSONBody(Response):
-    """A response whose body is JSON already: no rendering, no copying of headers."""
+    """A response whose body is JSON already: nothing is rendered, and no header is copied."""
 
     def __init__(self, body: bytes, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         self.status_code = status
@@ -22,7 +22,7 @@ class JSONBody(Response):
 
 
 async def send_problem(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request that reaches no resource."""
+    """Answer with the problem of `error` a request that reaches no resource."""
     response = to_response(error)
     response.raw_headers.extend(SECURITY_HEADERS)
     await response(scope, receive, send)

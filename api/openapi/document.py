@@ -24,41 +24,46 @@ from api.http.resource import Resource, resources
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
-Users on Neon Postgres. Every refusal is `application/problem+json` (RFC 9457): its `type` is what a program looks at, \
-its `request_id` what to ask the operator about. GET answers HEAD too; a method that a path does not have is 405, with \
-`Allow`. What is no HTTP is 400, a head that is too large 431, one that does not come 408. A request may name itself \
-in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace Context).
+Users on Neon Postgres. Every error is `application/problem+json` (RFC 9457): programs match its `type`, and operators \
+find its `request_id` in the log. GET answers HEAD too; an unsupported method is 405, with `Allow`. Input that is not \
+HTTP is 400, a head that is too large 431, a head that does not arrive in time 408. A client may set the id of its \
+request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace \
+Context).
 """
 _REQUEST_ID = "2b9ea715591e7aa5"
-_FAULT = {
+_VALIDATION_ERROR = {
     "type": "object",
     "properties": {
         "loc": {
             "type": "array",
             "items": {"type": ["string", "integer"]},
-            "description": "Where: body or query first.",
+            "description": "The location; `body`, `query` or `header` first.",
         },
         "msg": {"type": "string"},
-        "type": {"type": "string", "description": "pydantic's name of the fault."},
+        "type": {"type": "string", "description": "The kind of error, as pydantic names it."},
     },
     "required": ["loc", "msg", "type"],
     "additionalProperties": False,
 }
 _PROBLEM = {
     "type": "object",
-    "description": "A refusal, as RFC 9457 has it.",
+    "description": "An error (RFC 9457).",
     "properties": {
         "type": {
             "type": "string",
             "format": "uri",
-            "description": "What went wrong, for programs: `urn:problem:users-api:…`, `about:blank` where the status "
-            "says it all.",
+            "description": "The kind of error, for programs: `urn:problem:users-api:…`, or `about:blank` if the status "
+            "is enough.",
         },
         "title": {"type": "string", "description": "The name of the status."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "detail": {"type": "string", "description": "What went wrong, for people."},
-        "request_id": {"type": "string", "pattern": REQUEST_ID, "description": "X-Request-Id, its name in the log."},
-        "errors": {"type": "array", "items": _FAULT, "description": "The faults; 422 alone has them."},
+        "detail": {"type": "string", "description": "The explanation, for people."},
+        "request_id": {"type": "string", "pattern": REQUEST_ID, "description": "X-Request-Id, the id in the log."},
+        "errors": {
+            "type": "array",
+            "items": _VALIDATION_ERROR,
+            "description": "The validation errors; only a 422 has them.",
+        },
     },
     "required": ["type", "title", "status", "detail", "request_id"],
     "additionalProperties": False,
@@ -67,13 +72,13 @@ _ALWAYS = "X-Request-Id"
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key, or a token (JWT) of the issuer that the operator has set. A key reads, or reads and "
-    "writes; a token's `scope` holds `users:read`, `users:write` or both.",
+    "description": "An API key, or a token (JWT) of the configured issuer. A key allows reading, or reading and "
+    "writing; a token's `scope` contains `users:read`, `users:write` or both.",
 }
 
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Return the OpenAPI document of each Resource in `routes`: its operations, with the schemas that they name."""
+    """Return the OpenAPI document of the resources in `routes`: their operations, and the schemas that these use."""
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for path, resource in resources(routes):
@@ -139,8 +144,8 @@ def _operation(
     return described
 
 
-def _parameters(model: type[BaseModel] | None, place: str) -> list[dict[str, Any]]:
-    """The fields of a model as parameters. None, which a query string cannot say, only means that one is left out."""
+def _parameters(model: type[BaseModel] | None, location: str) -> list[dict[str, Any]]:
+    """Return the fields of a model as parameters. The type null is left out: a query string cannot express it."""
     if model is None:
         return []
     schema = model.model_json_schema()
@@ -150,7 +155,7 @@ def _parameters(model: type[BaseModel] | None, place: str) -> list[dict[str, Any
         of_field.update(*kinds[:1])
         if of_field.get("default", ...) is None:
             del of_field["default"]
-        parameter = {"name": name, "in": place, "required": name in schema.get("required", ())}
+        parameter = {"name": name, "in": location, "required": name in schema.get("required", ())}
         parameters.append({**parameter, "description": of_field.pop("description", ""), "schema": of_field})
     return parameters
 
@@ -167,7 +172,7 @@ def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusals(problems: Sequence[Problem]) -> dict[str, Any]:
-    """A response for each status, with an example for each problem that has it."""
+    """Return a response for each status, with an example for each of its problems."""
     by_status: dict[int, list[Problem]] = {}
     for problem in problems:
         by_status.setdefault(problem.status, []).append(problem)
@@ -199,7 +204,7 @@ def _contents(contents: Iterable[Content], schemas: dict[str, Any]) -> dict[str,
 
 
 def _schema(described: Any, schemas: dict[str, Any]) -> Mapping[str, Any]:
-    """JSON Schema as it is, a type as what pydantic makes of it; models go into `schemas` and are referred to."""
+    """Return the JSON Schema of a schema or a type. Models are added to `schemas` and referenced."""
     if isinstance(described, Mapping):
         return described
     schema = TypeAdapter(described).json_schema(ref_template=_REFERENCE)

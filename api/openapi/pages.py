@@ -1,6 +1,6 @@
-"""/openapi.json, and /docs: Swagger UI on it, served from an installed package, so that no browser asks a third party.
+"""/openapi.json and /docs: Swagger UI, served from an installed package, so that browsers contact no third party.
 
-Both are open: they hold no data, and say how to get in.
+Both require no authentication: they contain no data, and document how to authenticate.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -43,7 +43,7 @@ _PAGE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (
         b"content-security-policy",
-        # Scripts and requests of this origin alone. Swagger UI's style sheet holds its icons as data: URLs.
+        # Scripts and requests from this origin alone. Swagger UI's style sheet has its icons as data: URLs.
         b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
@@ -52,7 +52,7 @@ _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"
 
 
 def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
-    """The paths that document `routes`. The document is made once, here."""
+    """Return the routes that document `routes`. The document is made once, here."""
     text = orjson.dumps(document(routes))
 
     async def get_document(request: Request) -> Response:
@@ -90,7 +90,7 @@ def _asset(name: str) -> Handler:
 
 
 def _assets() -> Path | None:
-    """Where Swagger UI's files lie, None where they are not installed. The package's own code, Flask's, is not run."""
+    """Return the directory of Swagger UI's files, None if not installed. The package's code, for Flask, never runs."""
     try:
         return Path(str(distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")))
     except PackageNotFoundError:

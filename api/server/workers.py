@@ -7,7 +7,8 @@ import os
 from starlette.types import ASGIApp
 
 from api.app import create_app
-from api.settings import Settings, is_loopback, load_settings
+from api.auth.loopback import is_loopback
+from api.settings import Settings, load_settings
 from api.telemetry.setup import metrics_from_environment, tracing_from_environment
 
 logger = logging.getLogger("api.workers")
@@ -25,7 +26,7 @@ def tell_workers(settings: Settings, host: str) -> None:
 def worker_settings() -> Settings:
     """The settings now, but for what `serve` decided when it began. Under another server there is nothing of that."""
     settings = load_settings()
-    if os.environ.get(_LOOPBACK) and not settings.asks_for_credentials:
+    if os.environ.get(_LOOPBACK) and not settings.authentication_configured:
         # Nobody is asked who they are, since only this machine can come.
         settings = settings.model_copy(update={"auth": "off"})
     served = os.environ.get(_METRICS_PORT)

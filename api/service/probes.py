@@ -1,4 +1,4 @@
-"""/health and /ready: what an orchestrator restarts a process for, and what a balancer takes it out for."""
+"""/health and /ready: the liveness and readiness probes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,10 +15,10 @@ from api.http.resource import Resource
 from api.http.response import JSONBody
 
 DRAINING = "draining"
-"""Set in the lifespan's state, which every request's scope holds a copy of, by a server that is about to stop."""
+"""A key of the lifespan's state, of which each request's scope has a copy. The server sets it before it stops."""
 
-_PATIENCE_SECONDS = 0.8
-"""How long /ready waits for the database: Kubernetes waits for a second (`timeoutSeconds`)."""
+_TIMEOUT_SECONDS = 0.8
+"""How long /ready waits for the database. Kubernetes waits for a second by default (`timeoutSeconds`)."""
 
 
 def _answer(status: str, description: str) -> Answer:
@@ -27,17 +27,17 @@ def _answer(status: str, description: str) -> Answer:
 
 _HEALTH = Operation(
     summary="Is the process up?",
-    description="Never touches the database, which may be asleep.",
-    answers={200: _answer("healthy", "It is.")},
+    description="Never queries the database, which may be suspended.",
+    answers={200: _answer("healthy", "The process is up.")},
     uses_database=False,
     tag="service",
 )
 _READY = Operation(
-    summary="May requests be sent here?",
-    description="Not while the server stops, nor while the database cannot be reached: where it did not answer the "
-    "last time that it was asked, it is asked again. Never wakes a database that is merely asleep, unless "
+    summary="Is the server ready for requests?",
+    description="Not ready while the server stops or the database is unreachable: if the last statement was not "
+    "answered, the probe sends one. It never wakes a database that is merely suspended, unless "
     "READINESS_PROBE_SECONDS is set.",
-    answers={200: _answer("ready", "They may.")},
+    answers={200: _answer("ready", "The server is ready.")},
     refusals=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
     uses_database=False,
     tag="service",
@@ -45,57 +45,57 @@ _READY = Operation(
 
 
 class Probes:
-    """The two probes. `ask` sends the smallest statement to the database and raises where that fails.
+    """The two probes. `query` sends the smallest statement to the database and raises if it fails.
 
-    `every` is READINESS_PROBE_SECONDS: /ready asks the database itself, at most that often.
+    `interval` is READINESS_PROBE_SECONDS: /ready queries the database at most that often.
     """
 
-    def __init__(self, database: Database, ask: Callable[[], Awaitable[object]], every: float | None) -> None:
+    def __init__(self, database: Database, query: Callable[[], Awaitable[object]], interval: float | None) -> None:
         self._database = database
-        self._ask = ask
-        self._every = every
-        self._question: asyncio.Task[bool] | None = None  # the last one: at most one is open at a time
-        self._asked = float("-inf")
+        self._query = query
+        self._interval = interval
+        self._last: asyncio.Task[bool] | None = None  # the last query: at most one is in flight
+        self._sent = float("-inf")
 
     def routes(self) -> list[BaseRoute]:
-        """The paths; nobody is asked who they are."""
+        """Return the routes, which require no authentication."""
         return [
             Route("/health", Resource(is_open=True, get=(self.get_health, _HEALTH))),
             Route("/ready", Resource(is_open=True, get=(self.get_ready, _READY))),
         ]
 
     async def get_health(self, request: Request) -> Response:
-        """GET /health: the process serves. Never touches the database, which may be asleep."""
+        """GET /health. Never queries the database, which may be suspended."""
         return JSONBody(b'{"status":"healthy"}')
 
     async def get_ready(self, request: Request) -> Response:
         """GET /ready. Raises StoppingError or DatabaseUnavailableError."""
         if request.scope["state"].get(DRAINING):
             raise StoppingError
-        # Without the question nothing would show that the database is back: nobody sends requests to a server that is
-        # not ready. It wakes nothing that sleeps: the request that failed had wanted it awake.
+        # A server that is not ready receives no requests, so only a query can show that the database is back. It does
+        # not wake a suspended compute needlessly: the request that failed needed it awake too.
         if (self._is_due() or not self._database.answers) and not await self._database_answers():
             raise DatabaseUnavailableError
         return JSONBody(b'{"status":"ready"}')
 
     def _is_due(self) -> bool:
-        """Whether the database is asked in any case; what it has not answered yet, or refused, is due again."""
-        if self._every is None:
+        """Return whether the interval has passed, or the last query has not succeeded yet."""
+        if self._interval is None:
             return False
-        answered = self._question is not None and self._question.done() and self._question.result()
-        return not answered or asyncio.get_running_loop().time() - self._asked >= self._every
+        succeeded = self._last is not None and self._last.done() and self._last.result()
+        return not succeeded or asyncio.get_running_loop().time() - self._sent >= self._interval
 
     async def _database_answers(self) -> bool:
-        if self._question is None or self._question.done():
+        if self._last is None or self._last.done():
             loop = asyncio.get_running_loop()
-            self._asked = loop.time()
-            self._question = loop.create_task(self._find_out(), context=Context())  # of no request
-        await asyncio.wait([self._question], timeout=_PATIENCE_SECONDS)
-        return self._question.done() and self._question.result()
+            self._sent = loop.time()
+            self._last = loop.create_task(self._succeeds(), context=Context())  # not in the context of this request
+        await asyncio.wait([self._last], timeout=_TIMEOUT_SECONDS)
+        return self._last.done() and self._last.result()
 
-    async def _find_out(self) -> bool:
+    async def _succeeds(self) -> bool:
         try:
-            await self._ask()
-        except Exception:  # What failed, and why, is in the log.
+            await self._query()
+        except Exception:  # The database logged the cause.
             return False
         return True

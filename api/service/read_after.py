@@ -1,4 +1,4 @@
-"""Read-after routing: which requests the replica answers, and the header Read-After."""
+"""Read-after routing: reads go to the replica, and the header Read-After orders them after writes."""
 
 import re
 from collections.abc import Sequence
@@ -15,27 +15,30 @@ from api.http.response import send_problem
 
 _POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
-# The answers to a write that tell what the database holds. A refusal does so too: what it saw may not be replayed yet.
-_ANSWERS = frozenset({200, 201, 204, 404, 409, 412})
+# The responses to a write that depend on the database. A refusal does too: what it saw may not be replayed yet.
+_FROM_DATABASE = frozenset({200, 201, 204, 404, 409, 412})
 
 
 def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
-    """The routes of `primary`; where `reads` has one of the same path, on the replica, that answers GET and HEAD."""
-    there = {route.path: route.app for route in reads if isinstance(route, Route)}
+    """Return the routes of `primary`; those that `reads` has too answer GET and HEAD on the replica."""
+    on_replica = {route.path: route.app for route in reads if isinstance(route, Route)}
     return [
-        Route(route.path, _Replicated(route.app, there[route.path], replica))
-        if isinstance(route, Route) and route.path in there
+        Route(route.path, _Replicated(route.app, on_replica[route.path], replica))
+        if isinstance(route, Route) and route.path in on_replica
         else route
         for route in primary
     ]
 
 
 class _RestartedError(Exception):
-    """The replica may have been restarted since it was seen to have what the client wrote."""
+    """The replica may have restarted since it was known to have replayed the client's write."""
 
 
 class _Replicated:
-    """A resource: a write on the primary, its answer with Read-After; a read where that allows."""
+    """A resource on both databases.
+
+    Writes go to the primary and return Read-After. Reads go to the replica if it has replayed the client's write.
+    """
 
     def __init__(self, primary: ASGIApp, reads: ASGIApp, replica: Replica) -> None:
         self._primary = primary
@@ -69,7 +72,7 @@ class _Replicated:
     async def _send_position(self, send: Send, message: Message) -> None:
         if message["type"] == "http.response.start":
             status = message["status"]
-            if status in _ANSWERS or status >= 500:
+            if status in _FROM_DATABASE or status >= 500:
                 position = BEYOND if status >= 500 else await self._replica.position()
                 message = {**message, "headers": [*message["headers"], (b"read-after", position)]}
         await send(message)
@@ -81,9 +84,9 @@ class _Replicated:
 
 
 def _malformed() -> Problem:
-    fault = {
+    error = {
         "loc": ["header", "read-after"],
         "msg": "must be what the answer to a write said, such as 0/16B3748",
         "type": "read_after",
     }
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=[fault])
+    return Problem(422, "The request is not valid; see errors", "invalid", errors=[error])

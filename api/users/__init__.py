@@ -1,1 +1,1 @@
-"""The users resource: what a client may send, the statements, the handlers."""
+"""The users resource: request schemas, statements and handlers."""

@@ -1,4 +1,4 @@
-"""Where a page ended, as a client carries it from the header Link to the parameter `cursor`: opaque, and not secret."""
+"""Cursors: the end of a page, which the header Link passes to the parameter `cursor`. Opaque, but not secret."""
 
 import binascii
 from base64 import b64decode, urlsafe_b64encode
@@ -12,19 +12,19 @@ MAX_ID = 2**63 - 1
 
 
 class Position(NamedTuple):
-    """A place between two users, in the order of a text (a time, an address or a name) and an id."""
+    """A position in the list of users, ordered by a key (a time, an address or a name) and the id."""
 
     key: str
     id: int
 
 
 def write_cursor(position: Position) -> str:
-    """The position in characters that need no escape in a URL."""
+    """Return the position as text that needs no escaping in a URL."""
     return urlsafe_b64encode(orjson.dumps(list(position))).decode().rstrip("=")
 
 
 def read_cursor(text: str) -> Position:
-    """The position that `write_cursor` wrote. Raises ValueError: a client can send anything."""
+    """Return the position that `write_cursor` encoded. Raises ValueError for any other text."""
     try:
         key, id = orjson.loads(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
     except (ValueError, TypeError, binascii.Error):

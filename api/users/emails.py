@@ -1,17 +1,17 @@
-"""An email field that answers as pydantic's `EmailStr` does, without its price for the addresses people mostly have.
+"""A faster email field, with the same results as pydantic's `EmailStr`.
 
-`EmailStr` hands every address to email-validator, which walks it character by character, in Python, several times
-over. For an ordinary ASCII address the answer is known beforehand: valid, the local part kept, the domain in lower
-case. `Email` gives that answer itself, to addresses of which it is certain, and sends all the others where `EmailStr`
-does; that includes every address that is refused, so all the messages are those of `EmailStr`.
+`EmailStr` passes every address to email-validator, which walks it several times in Python, character by character. For
+an ordinary ASCII address the result is known beforehand: valid, the local part unchanged, the domain in lower case.
+`Email` returns that itself if it is certain, and passes every other address on as `EmailStr` does. That includes every
+invalid address, so all error messages are those of `EmailStr`.
 
-What is certain was read from `validate_email` in pydantic/networks.py and from `split_email`,
+The conditions are from `validate_email` in pydantic/networks.py and from `split_email`,
 `validate_email_local_part`, `validate_email_domain_name` and `validate_email_length` in email_validator/syntax.py.
 tests/users/test_emails.py compares the two.
 
 email-validator's settings (`STRICT`, `ALLOW_QUOTED_LOCAL`, `TEST_ENVIRONMENT`...) may change at any time: none of them
-alters the answer to an address that the fast path takes. A special-use domain has to be added before this module is
-imported; one that is removed later is noticed.
+alters the result for an address that the fast path accepts. A special-use domain has to be added before this module is
+imported. One that is removed later takes effect at once.
 """
 
 import re
@@ -21,8 +21,8 @@ import email_validator
 from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from pydantic import AfterValidator, WithJsonSchema, validate_email
 
-# Below every limit at once: 254 for the address, 253 for its domain, 64 for its local part (email-validator asks for
-# that one only when STRICT) and 63 for a label.
+# Below every limit at once: 254 for the address, 253 for its domain, 64 for its local part (which email-validator
+# checks only if STRICT) and 63 for a label.
 _SHORT = 64
 
 # A dot-atom (RFC 5322 3.2.3, `ATEXT` of email_validator/rfc_constants.py): no quotes, no blanks, no angle brackets.
@@ -30,7 +30,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++"
 # A hostname label (RFC 1123 2.1) without two hyphens in a row: neither Punycode nor a reserved "ab--" (RFC 5890 2.3.1).
 _LABEL = r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 # At least one dot in the domain, and letters alone after the last one. The classes are spelt out because with
-# IGNORECASE [a-z] would match the Kelvin sign too; the quantifiers are possessive, so that nothing is tried twice.
+# IGNORECASE [a-z] would match the Kelvin sign too; the quantifiers are possessive, so that nothing backtracks.
 _is_plain = re.compile(rf"{_ATOM}(?:\.{_ATOM})*+@(?:{_LABEL}\.)++[A-Za-z]++").fullmatch
 
 _SPECIAL_USE = tuple(f"{before}{name}" for name in email_validator.SPECIAL_USE_DOMAIN_NAMES for before in "@.")
@@ -47,32 +47,33 @@ def _validate(address: str) -> str:
             normalized = f"{lowered if lowered in _ANY_CASE else local}@{domain.lower()}"
         if not normalized.endswith(_SPECIAL_USE):
             return normalized
-    # All that `EmailStr` does. email-validator holds the result to 254 octets, so that max_length has none to refuse.
+    # All that `EmailStr` does. email-validator limits the result to 254 octets, so max_length needs no check.
     return validate_email(address)[1]
 
 
 Email = Annotated[
     str,
-    AfterValidator(_validate),  # after pydantic's own str: what is no string fails there, as it does for EmailStr
+    AfterValidator(_validate),  # after pydantic's str, which rejects other types as it does for EmailStr
     WithJsonSchema({"type": "string", "format": "email", "maxLength": 254}),
 ]
 """`Annotated[EmailStr, Field(max_length=254)]`: the same values, errors and JSON schema."""
 
 
 class HasEmail(Protocol):
-    """A user, whatever else is known of it."""
+    """Any object with the email of a user."""
 
     @property
     def email(self) -> str:
-        """Its address, in the case in which it was written."""
+        """The address, in its original case."""
 
 
 def email_key(user: HasEmail) -> str:
-    """The key of a user's address in the index users_email_key: two with one key cannot both be there.
+    """Return the key of a user's address in the index users_email_key: two users cannot have the same key.
 
-    There, `lower` under pg_c_utf8 turns each character into one other (Unicode's simple case mapping). str.lower() does
-    the same, but for the capital I with a dot, of which it makes two, and the capital sigma, of which it makes another
-    one at the end of a word. What differs beyond that are characters that only one of the two versions of Unicode has.
+    The index applies `lower` under pg_c_utf8, which maps each character to one other (Unicode's simple case mapping).
+    str.lower() does the same with two exceptions: it turns the capital I with a dot into two characters, and the
+    capital sigma at the end of a word into another one. Other differences are characters that only one of the two
+    versions of Unicode has.
     """
     email = user.email
     if email.isascii():

@@ -1,4 +1,4 @@
-"""The users resource over HTTP. Ends with its routes."""
+"""The handlers and routes of the users resource."""
 
 from functools import partial
 from typing import TypeVar
@@ -34,7 +34,7 @@ _MAX_ID_DIGITS = len(str(MAX_ID))
 
 
 class _UserConvertor(StringConvertor):
-    """A user's place in a path: whatever is not the name of another resource there."""
+    """The path parameter of a user: any segment except the names of the other resources there."""
 
     regex = "(?!(?:import|export)$)[^/]+"
 
@@ -45,28 +45,28 @@ Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
 
 class Users:
-    """The handlers of users on one database, behind a gate."""
+    """The handlers of users on one database, behind a gate. Without `batch_limits` requests are not batched."""
 
-    def __init__(self, database: Database, limits: Limits | None, gate: Gate) -> None:
+    def __init__(self, database: Database, batch_limits: Limits | None, gate: Gate) -> None:
         self._database = database
         self._gate = gate
-        self._list = Batcher(partial(queries.list_users_after, database), limits)
-        self._list_backwards = Batcher(partial(queries.list_users_before, database), limits)
-        self._select = Batcher(partial(queries.select_users, database), limits)
-        self._select_by_email = Batcher(partial(queries.select_users_by_email, database), limits)
-        self._insert = Batcher(partial(queries.insert_users, database), limits, key=email_key)
+        self._list = Batcher(partial(queries.list_users_after, database), batch_limits)
+        self._list_backwards = Batcher(partial(queries.list_users_before, database), batch_limits)
+        self._select = Batcher(partial(queries.select_users, database), batch_limits)
+        self._select_by_email = Batcher(partial(queries.select_users_by_email, database), batch_limits)
+        self._insert = Batcher(partial(queries.insert_users, database), batch_limits, key=email_key)
         self._insert_once: Batcher[queries.KeyedUser, Record] = Batcher(
-            partial(queries.insert_users_once, database), limits, key=email_key
+            partial(queries.insert_users_once, database), batch_limits, key=email_key
         )
         self._update: Batcher[queries.UserChange, Record | None] = Batcher(
-            partial(queries.update_users, database), limits, key=_id_of
+            partial(queries.update_users, database), batch_limits, key=_id_of
         )
         self._delete: Batcher[queries.UserRemoval, Record | None] = Batcher(
-            partial(queries.delete_users, database), limits, key=_id_of
+            partial(queries.delete_users, database), batch_limits, key=_id_of
         )
 
     async def list_users(self, request: Request) -> Response:
-        """GET /api/v1/users: one page, or the user with one address."""
+        """GET /api/v1/users: a page, or the user with a given address."""
         query = read_query(request, ListQuery) if request.scope["query_string"] else _FIRST_PAGE
         if query.email is not None:
             return await self._find_user(query.email)
@@ -91,7 +91,7 @@ class Users:
         try:
             email = _EMAIL.validate_python(address)
         except ValidationError:
-            return JSONBody(b"[]")  # No user can have an address that is none.
+            return JSONBody(b"[]")  # No user has an invalid address.
         user = await self._select_by_email(email)
         return JSONBody(b"[]" if user is None else b"[%s]" % user["body"].encode())
 
@@ -128,7 +128,7 @@ class Users:
         return Response(status_code=204)
 
     def routes(self) -> list[BaseRoute]:
-        """The paths of the resource: with and without a slash at the end they are one, and neither redirects."""
+        """Return the routes of the resource. A slash at the end of the path is accepted and does not redirect."""
         many = Resource(
             gate=self._gate,
             get=(self.list_users, operations.LIST_USERS),
@@ -144,7 +144,7 @@ class Users:
 
 
 def _read_id(request: Request) -> int:
-    """The path's id. One that no user can have is not found, whatever it is."""
+    """Return the id in the path. Raises Problem: 404 for any text that cannot be an id."""
     text: str = request.path_params["id"]
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and 0 < int(text) <= MAX_ID):
         raise user_not_found()
@@ -152,7 +152,7 @@ def _read_id(request: Request) -> int:
 
 
 async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record:
-    """Change or delete a user and return its row. Raises Problem: no such user, or If-Match does not hold."""
+    """Change or delete a user and return its row. Raises Problem: 404 if there is none, 412 if If-Match fails."""
     while True:
         user = await batcher(write)
         if user is None:
@@ -161,8 +161,8 @@ async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record
             return user
         if user["version"] not in (write.if_match or ()):
             raise version_mismatch()
-        # The statement saw a version that If-Match names, and lost it to another session before its turn came. What
-        # that one left, a newer version or no user at all, the next statement sees.
+        # The statement saw a version that If-Match names, but another session changed the row before it was locked.
+        # The next statement sees the result: a newer version, or no user.
 
 
 def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
@@ -170,12 +170,12 @@ def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
 
 
 def _kept_response(answer: Record) -> Response:
-    """The answer to a creation with an Idempotency-Key, the first time and each time after it."""
+    """Return the response to a creation with an Idempotency-Key, first or replayed."""
     if answer["user_id"] is None:
         headers = {"Idempotency-Replayed": "true"} if answer["is_replayed"] else None
         return Response(answer["body"], 409, headers, "application/problem+json")
     replayed = ((b"idempotency-replayed", b"true"),) if answer["is_replayed"] else ()
-    # Whatever became of the user since: it was created with the first version.
+    # A user is created with version 1, even if it has changed since.
     return JSONBody(answer["body"].encode(), 201, ((b"etag", etag(1)), _location(answer["user_id"]), *replayed))
 
 

@@ -1,7 +1,7 @@
-"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a creation that is sent again gets the first answer.
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a creation that is sent again gets the first response.
 
-The answer that is kept is the 201, or the 409 of an address that was taken. A request that was refused before it came
-to a statement, or whose statement failed, has no answer to keep: sent again, it is judged again.
+Stored are the 201, and the 409 of an address that was taken. A request that was refused before its statement, or whose
+statement failed, has no stored response: if it is sent again, it is processed again.
 """
 
 import hashlib
@@ -20,23 +20,23 @@ from api.users.problems import email_taken
 from api.users.queries import KeyedUser
 from api.users.schemas import UserCreate
 
-# A string of RFC 9651, section 3.3.3, which the draft asks for, in quotes; most clients leave those out.
+# The draft requires a quoted string (RFC 9651, section 3.3.3); most clients leave out the quotes.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 _MAX_BYTES = 255
 
 
 def invalid_key() -> Problem:
-    """The problem of an Idempotency-Key that cannot be one."""
+    """The problem of a malformed Idempotency-Key."""
     return _unprocessable(f"must be 1 to {_MAX_BYTES} printable ASCII characters", "invalid", "value_error")
 
 
 def key_reused() -> Problem:
-    """The problem of a key that stands for another creation."""
+    """The problem of a key that was used for another creation."""
     return _unprocessable("was used for another user before", "idempotency-key-reused", "idempotency_key_reused")
 
 
 def read_key(request: Request) -> str | None:
-    """The request's Idempotency-Key, without the quotes that it may have. Raises Problem: 422."""
+    """Return the Idempotency-Key without its quotes, None if absent. Raises Problem: 422."""
     header = read_header(request, b"idempotency-key")
     if header is None:
         return None
@@ -48,10 +48,10 @@ def read_key(request: Request) -> str | None:
 
 
 async def create_once(insert: Batcher[KeyedUser, Record], request: Request, key: str, sent: UserCreate) -> Record:
-    """Create a user, or find what the key stands for: the row of insert_users_once. Raises Problem: 422."""
-    # What was understood, not the bytes: the same JSON in another order asks for the same user.
+    """Create a user, or find the stored response; return the row of insert_users_once. Raises Problem: 422."""
+    # Of the parsed values, not of the bytes: the same JSON in another order is the same request.
     fingerprint = hashlib.sha256(orjson.dumps([sent.email, sent.name])).hexdigest()
-    # Made beforehand, since the statement keeps it where it finds the address taken.
+    # Rendered beforehand, since the statement stores it if the address is taken.
     refusal = bytes(to_response(email_taken()).body).decode()
     creation = KeyedUser(caller(request.scope), key, fingerprint, refusal, sent.email, sent.name)
     while True:
@@ -60,13 +60,13 @@ async def create_once(insert: Batcher[KeyedUser, Record], request: Request, key:
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "idempotency_keys_pkey":
                 raise
-            # Another session has committed an answer under this key meanwhile: the next statement sees it.
+            # Another session has committed a response for this key meanwhile: the next statement sees it.
         else:
             if answer["is_reused"]:
                 raise key_reused()
             return answer
 
 
-def _unprocessable(message: str, kind: str, fault: str) -> Problem:
-    errors = [{"loc": ["header", "Idempotency-Key"], "msg": message, "type": fault}]
+def _unprocessable(message: str, kind: str, error_type: str) -> Problem:
+    errors = [{"loc": ["header", "Idempotency-Key"], "msg": message, "type": error_type}]
     return Problem(422, f"The Idempotency-Key {message}", kind, errors=errors)

@@ -1,4 +1,4 @@
-"""What /openapi.json says of the users resource: an Operation for each handler."""
+"""The OpenAPI operations of the users resource."""
 
 from api.http.conditions import version_mismatch
 from api.http.operation import Answer, Content, Operation, invalid_example
@@ -19,10 +19,10 @@ _ONE_USER = [Content(User, _ADA)]
 
 LIST_USERS = Operation(
     summary="List users",
-    description="Users in the order of their ids; by `q` in that of what matched; by `order=created_at` or a time in "
-    "that of their creation. Pages cost the same however deep they are, but for `skip`. The header Link names the next "
-    "one; that of a search may hold fewer users than `limit` while others follow. Parameters of different orders "
-    "exclude each other.",
+    description="Users in the order of their ids; with `q` in the order of the matches; with `order=created_at` or a "
+    "time in the order of their creation. Deep pages cost as much as the first, except with `skip`. The header Link "
+    "names the next page. A page of a search may have fewer users than `limit` although others follow. Parameters of "
+    "different orders exclude each other.",
     query=ListQuery,
     headers=["Read-After"],
     answers={200: Answer("A page.", [Content(list[User], [_ADA])], headers=["Link"])},
@@ -60,11 +60,11 @@ GET_USER = Operation(
 )
 UPDATE_USER = Operation(
     summary="Change a user",
-    description="A key that is left out is left alone; `null` clears the name.",
+    description="An absent key leaves its value unchanged; `null` clears the name.",
     path=UserPath,
     headers=["If-Match"],
     body=[Content(UserUpdate, {"name": "Ada Lovelace"})],
-    answers={200: Answer("The user as it is now.", _ONE_USER, headers=["ETag", "Read-After"])},
+    answers={200: Answer("The changed user.", _ONE_USER, headers=["ETag", "Read-After"])},
     refusals=[
         user_not_found(),
         email_taken(),
@@ -78,6 +78,6 @@ DELETE_USER = Operation(
     summary="Delete a user",
     path=UserPath,
     headers=["If-Match"],
-    answers={204: Answer("There is no such user any more.", headers=["Read-After"])},
+    answers={204: Answer("The user is deleted.", headers=["Read-After"])},
     refusals=[user_not_found(), version_mismatch()],
 )

@@ -1,15 +1,15 @@
-"""The problems of users, and the constraint that becomes one."""
+"""The problems of users, and the constraint that maps to one."""
 
 from api.errors import Problem, register_constraint
 
 
 def email_taken() -> Problem:
-    """The problem of an address that another user has."""
+    """The problem of an address that belongs to another user."""
     return Problem(409, "Email already registered", "email-taken")
 
 
 def user_not_found() -> Problem:
-    """The problem of an id that no user has."""
+    """The problem of an id without a user."""
     return Problem(404, "User not found")
 
 

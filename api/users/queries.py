@@ -1,17 +1,17 @@
-"""The statements of `sql/users/`, one function each: it owns the order of the parameters.
+"""The statements of `sql/users/`: one function per statement, which owns the order of its parameters.
 
-Each takes many keys at once. One statement serves a single request and a whole batch of them, and the plan is the same.
+Each statement takes many keys at once, with the same plan: it serves a single request as well as a batch.
 
-Arrays of text travel as text[]: it is the one array that asyncpg can encode without asking the server for the type
-first (asyncpg/protocol/codecs/array.pyx), which would cost each new connection round trips and change its session.
-Arrays of numbers travel as one text, `{1,2,3}`, which both sides read faster than an array of texts.
+Arrays of text travel as text[], the one array that asyncpg can encode without asking the server for the type first
+(asyncpg/protocol/codecs/array.pyx). That would cost each new connection round trips and change its session. Arrays of
+numbers travel as one text, `{1,2,3}`, which both sides parse faster than an array of texts.
 
-The first array stands in a sub-select, which hides its length. Else PostgreSQL plans each execution for the length that
-it sees: a plan that it keeps seems dearer, since it is made for the ten elements of an array that it cannot see. A new
-plan takes up to four times as long as the PATCH or DELETE itself. Imports, of a thousand rows, are worth one.
+The first array is in a sub-select, which hides its length from the planner. Otherwise PostgreSQL would plan each
+execution anew: a generic plan, made for ten elements, seems more expensive than one made for the actual length.
+Planning takes up to four times as long as the PATCH or DELETE itself. Only imports, of 1,000 rows, are worth it.
 
-Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections,
-where it fails for ever once a migration changes its result types ("cached plan must not change result type").
+Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections.
+There it fails for ever once a migration changes its result types ("cached plan must not change result type").
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,21 +69,21 @@ EXPORT_USERS_CSV = declare(
 
 
 class Page(NamedTuple):
-    """At most `limit` users, from the id `bound` on: behind it, or backwards up to it."""
+    """At most `limit` users: after the id `bound`, or backwards from it, inclusive."""
 
     bound: int
     limit: int
 
 
 class NewUser(NamedTuple):
-    """A user to be created."""
+    """A user to create."""
 
     email: str
     name: str | None
 
 
 class KeyedUser(NamedTuple):
-    """A user to be created once for a caller's key; `refusal` is the answer where the address is taken."""
+    """A user to create once for a caller's key; `refusal` is the response if the address is taken."""
 
     caller: str
     key: str
@@ -94,9 +94,9 @@ class KeyedUser(NamedTuple):
 
 
 class UserChange(NamedTuple):
-    """What a PATCH asks for: `email` None is left alone, `name` counts only with `set_name`.
+    """The change of a PATCH: `email` None stays unchanged, `name` applies only with `set_name`.
 
-    `if_match` holds the versions that the user may have, None for any.
+    `if_match` has the versions that the user may have, None for any.
     """
 
     id: int
@@ -107,46 +107,46 @@ class UserChange(NamedTuple):
 
 
 class UserRemoval(NamedTuple):
-    """What a DELETE asks for; `if_match` as in UserChange."""
+    """The removal of a DELETE; `if_match` as in UserChange."""
 
     id: int
     if_match: list[int] | None
 
 
 async def select_users(database: Database, ids: Sequence[int]) -> list[Record | None]:
-    """For each of `ids` its user (id, version, body), None where there is none."""
+    """Return the user of each id (id, version, body), None if there is none."""
     rows = await database.fetch(_SELECT_USERS, _array(ids))
     return _in_order(rows, "id", ids)
 
 
 async def select_users_by_email(database: Database, emails: Sequence[str]) -> list[Record | None]:
-    """For each address its user (n, id, version, body), whatever the case; None where there is none."""
+    """Return the user of each address (n, id, version, body), ignoring case, None if there is none."""
     rows = await database.fetch(_SELECT_USERS_BY_EMAIL, emails)
     return _in_order(rows, "n", range(1, len(emails) + 1))
 
 
 async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
-    """Create users: for each its row (id, version, body, email), None where its address is taken."""
-    rows = await database.fetch(_INSERT_USERS, *_columns(users), _patience(database, users))
-    # Of two that ask for one address the first has it: taking the row out leaves the second without.
+    """Create users; return the row of each (id, version, body, email), None if its address is taken."""
+    rows = await database.fetch(_INSERT_USERS, *_columns(users), _lock_timeout(database, users))
+    # Of two users with the same address the first is created: popping its row leaves the second None.
     created = {row["email"]: row for row in rows}
     return [created.pop(user.email, None) for user in users]
 
 
 async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> list[Record]:
-    """Create users, or find their keys' answers: for each its row (n, user_id, body, is_replayed, is_reused).
+    """Create users, or find the stored responses; return a row for each (n, user_id, body, is_replayed, is_reused).
 
-    Raises asyncpg.UniqueViolationError, and creates none, where another session has used one of the keys meanwhile.
+    Raises asyncpg.UniqueViolationError, and creates none, if another session has used one of the keys meanwhile.
     """
-    rows = await database.fetch(_INSERT_USERS_ONCE, *_columns(users), _patience(database, users))
+    rows = await database.fetch(_INSERT_USERS_ONCE, *_columns(users), _lock_timeout(database, users))
     return sorted(rows, key=itemgetter("n"))
 
 
 async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record | None]:
-    """Change users, each at most once a call: for each its row (id, version, body), None where there is no such user.
+    """Change users, each at most once per call; return the row of each (id, version, body), None if there is no user.
 
-    The row's body is None where if_match does not hold. Raises asyncpg.UniqueViolationError, and changes none, where
-    one takes an address that another user has.
+    The row's body is None if if_match fails. Raises asyncpg.UniqueViolationError, and changes none, if one of the new
+    addresses belongs to another user.
     """
     rows = await database.fetch(
         _UPDATE_USERS,
@@ -155,34 +155,34 @@ async def update_users(database: Database, changes: Sequence[UserChange]) -> lis
         _array([change.set_name for change in changes]),
         [change.name for change in changes],
         [_versions(change.if_match) for change in changes],
-        _patience(database, changes),
+        _lock_timeout(database, changes),
     )
     return _in_order(rows, "id", [change.id for change in changes])
 
 
 async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> list[Record | None]:
-    """Delete users, each at most once a call: rows as those of update_users."""
+    """Delete users, each at most once per call; return rows as update_users does."""
     rows = await database.fetch(
         _DELETE_USERS,
         _array([removal.id for removal in removals]),
         [_versions(removal.if_match) for removal in removals],
-        _patience(database, removals),
+        _lock_timeout(database, removals),
     )
     return _in_order(rows, "id", [removal.id for removal in removals])
 
 
 async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Record]:
-    """For each page the users behind its bound: n, last_id, size, body (a JSON array)."""
+    """Return each page of users after its bound: n, last_id, size, body (a JSON array)."""
     return await _list_pages(database, _LIST_USERS_AFTER, pages)
 
 
 async def list_users_before(database: Database, pages: Sequence[Page]) -> list[Record]:
-    """For each page the users up to its bound, the largest id first: rows as those of list_users_after."""
+    """Return each page of users up to its bound, largest id first; rows as in list_users_after."""
     return await _list_pages(database, _LIST_USERS_BEFORE, pages)
 
 
 async def _list_pages(database: Database, statement: Statement, pages: Sequence[Page]) -> list[Record]:
-    # Pages that are the same are read once.
+    # Equal pages are read once.
     distinct = list(dict.fromkeys(pages))
     bounds, limits = [page.bound for page in distinct], [page.limit for page in distinct]
     rows = await database.fetch(statement, _array(bounds), _array(limits))
@@ -191,12 +191,12 @@ async def _list_pages(database: Database, statement: Statement, pages: Sequence[
 
 
 async def list_users_skip(database: Database, skip: int, limit: int) -> Record:
-    """The page behind the first `skip` users: last_id, size, body (a JSON array)."""
+    """Return the page after the first `skip` users: last_id, size, body (a JSON array)."""
     return (await database.fetch(_LIST_USERS_SKIP, skip, limit))[0]
 
 
 async def list_users_oldest(database: Database, after: Position, before: str, limit: int) -> Record:
-    """The users that were created after a position and before a time: last_created_at, last_id, size, body.
+    """Return users created after a position and before a time: last_created_at, last_id, size, body.
 
     A time is RFC 3339, "infinity" or "-infinity".
     """
@@ -204,52 +204,52 @@ async def list_users_oldest(database: Database, after: Position, before: str, li
 
 
 async def list_users_newest(database: Database, before: Position, after: str, limit: int) -> Record:
-    """The users that were created before a position and after a time, the newest first: as list_users_oldest."""
+    """Return users created before a position and after a time, newest first; see list_users_oldest."""
     return (await database.fetch(_LIST_USERS_NEWEST, before.key, before.id, after, limit))[0]
 
 
 async def search_users(database: Database, text: str, after: Position, limit: int) -> Record:
-    """The users behind a position whose address or name begins with a text: last_key, last_id, has_more, body."""
+    """Return users after a position whose address or name begins with a text: last_key, last_id, has_more, body."""
     return (await database.fetch(_SEARCH_USERS, text, after.key, after.id, limit))[0]
 
 
 async def import_users(database: Database, users: Sequence[NewUser]) -> list[int]:
-    """Create users, no two of one address; return the places in `users`, from 0, of those whose address is taken."""
-    rows = await database.fetch(_IMPORT_USERS, *_columns(users), _patience(database, users))
+    """Create users with distinct addresses; return the indexes in `users` of those whose address is taken."""
+    rows = await database.fetch(_IMPORT_USERS, *_columns(users), _lock_timeout(database, users))
     return [row["n"] - 1 for row in rows]
 
 
 async def import_users_update(database: Database, users: Sequence[NewUser], *, set_name: bool) -> tuple[int, int]:
-    """Create users or change those of the same address, their names where `set_name`; no two of one address.
+    """Create users with distinct addresses, or change the existing users; `set_name` changes their names too.
 
-    Returns how many were created and how many changed: the others were so already.
+    Returns the numbers of users that were created and changed. The others were equal already.
     """
-    (row,) = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _patience(database, users))
+    (row,) = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _lock_timeout(database, users))
     return row["created"], row["updated"]
 
 
 def _in_order(rows: Sequence[Record], column: str, wanted: Iterable[int]) -> list[Record | None]:
-    """The row of each that was asked for, by its number in `column`; None where it has none."""
+    """Return the row of each wanted number, by `column`; None if there is none."""
     found = {row[column]: row for row in rows}
     return [found.get(number) for number in wanted]
 
 
 def _columns(records: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """Records as the arrays that unnest puts side by side again."""
+    """Transpose records to the arrays that unnest joins again."""
     return list(zip(*records, strict=True))
 
 
-def _patience(database: Database, writes: Sequence[object]) -> str:
-    """The statement's lock_timeout: several writes do not wait long for a row that one of them wants."""
+def _lock_timeout(database: Database, writes: Sequence[object]) -> str:
+    """Return the statement's lock_timeout: several writes wait only briefly for a row that one of them needs."""
     seconds = PATIENCE_SECONDS if len(writes) > 1 else database.lock_timeout
     return f"{round(seconds * 1000)}ms"
 
 
 def _versions(if_match: list[int] | None) -> str | None:
-    # An array of arrays must be rectangular in PostgreSQL, so each list travels as the text of an array.
+    # PostgreSQL's arrays of arrays are rectangular, so each list travels as the text of an array.
     return None if if_match is None else _array(if_match)
 
 
 def _array(values: Iterable[int]) -> str:
-    """Numbers, or truth values, as PostgreSQL writes an array of them."""
+    """Return numbers or booleans as the text of a PostgreSQL array."""
     return f"{{{','.join(map(str, values))}}}"

@@ -1,4 +1,4 @@
-"""What a client may send, and the user that it gets."""
+"""The schemas of requests, and of a user."""
 
 import re
 from datetime import UTC, datetime
@@ -22,14 +22,14 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+ -]\d\d:\
 
 
 def _without_nul(text: str) -> str:
-    # PostgreSQL's text cannot hold it.
+    # PostgreSQL's text cannot contain it.
     if "\0" in text:
         raise ValueError("must not contain NUL characters")
     return text
 
 
 def _read_time(text: str) -> datetime:
-    """A time as RFC 3339 has it, in UTC. A plus that a client did not escape in a query string has become a blank."""
+    """Parse a time (RFC 3339) to UTC. A blank before the offset is a plus that was not escaped in a query string."""
     if not _TIME.fullmatch(text):
         raise ValueError("must be a time such as 2026-01-31T09:30:00Z (RFC 3339, with Z or an offset)")
     try:
@@ -39,7 +39,7 @@ def _read_time(text: str) -> datetime:
 
 
 def _without_default(schema: dict[str, Any]) -> None:
-    # A key that is left out is left alone: it does not stand for null.
+    # An absent key leaves the value unchanged: null is no default.
     del schema["default"]
 
 
@@ -66,7 +66,7 @@ ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
 class User(BaseModel):
-    """A user. Every endpoint gives the same bytes for it; PostgreSQL makes them, this describes them."""
+    """A user. Every endpoint returns the same bytes for it. PostgreSQL makes them; this model describes them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +78,7 @@ class User(BaseModel):
 
 
 class UserPath(BaseModel):
-    """The path of one user. The handlers read it by themselves: whatever is no id is not found."""
+    """The path of one user, for the documentation. The handlers parse it themselves: an invalid id is not found."""
 
     id: Annotated[int, Field(ge=1, le=MAX_ID, examples=[5])]
 
@@ -91,7 +91,7 @@ class UserCreate(BaseModel):
 
 
 class UserUpdate(BaseModel):
-    """The body of PATCH. Which keys were sent is in `model_fields_set`: an absent key is left alone, null clears."""
+    """The body of PATCH. `model_fields_set` has the keys that were sent: absent ones stay unchanged, null clears."""
 
     email: Address | None = Field(default=None, json_schema_extra=_without_null)
     name: Name | None = Field(default=None, json_schema_extra=_without_default, description="null clears it.")
@@ -105,51 +105,51 @@ class UserUpdate(BaseModel):
 
 
 class ListQuery(BaseModel):
-    """The query string of GET /api/v1/users: one of four ways to the users, with parameters of its own."""
+    """The query string of GET /api/v1/users: four mutually exclusive listing modes, each with its parameters."""
 
-    limit: int = Field(default=100, ge=1, le=1000, description="Users of a page at most.")
-    skip: ID = Field(default=0, description="Users to pass over: costs more the deeper the page. Excludes `after`.")
+    limit: int = Field(default=100, ge=1, le=1000, description="Maximum users in a page.")
+    skip: ID = Field(default=0, description="Users to skip. The cost grows with the number. Excludes `after`.")
     after: ID | None = Field(
-        default=None, description="Only users behind this id: the last one of the page before, `0` at first."
+        default=None, description="Only users after this id: the last id of the previous page, `0` for the first page."
     )
-    email: str | None = Field(default=None, description="Only the user with this address, whatever its case.")
+    email: str | None = Field(default=None, description="Only the user with this address, ignoring case.")
     q: SearchText | None = Field(
-        default=None, description="Only users whose address or name begins with this, whatever the case; in that order."
+        default=None, description="Only users whose address or name begins with this, ignoring case; in that order."
     )
     order: Literal["id", "-id", "created_at", "-created_at"] | None = Field(
-        default=None, description="What pages are in the order of; with - backwards."
+        default=None, description="The order of the pages; `-` reverses it."
     )
     created_after: Time | None = Field(default=None, description="Only users created later than this.")
     created_before: Time | None = Field(default=None, description="Only users created earlier than this.")
-    cursor: Cursor | None = Field(default=None, description="Where the page before ended, as its header Link says.")
+    cursor: Cursor | None = Field(default=None, description="The end of the previous page, from its header Link.")
 
     @property
     def is_search(self) -> bool:
-        """Whether pages are in the order of what matched or of creation, and go on from a cursor."""
+        """True if pages are in the order of matches or of creation, and continue from a cursor."""
         return self.q is not None or self.is_by_creation
 
     @property
     def is_by_creation(self) -> bool:
-        """Whether pages are in the order of creation."""
+        """True if pages are in the order of creation."""
         return bool(
             self.created_after or self.created_before or (self.order is not None and self.order.endswith("created_at"))
         )
 
     @model_validator(mode="after")
-    def _one_way_to_page(self) -> Self:
+    def _one_listing_mode(self) -> Self:
         sent = self.model_fields_set
         if self.after is not None and "skip" in sent:
             raise ValueError("skip and after cannot be used together")
         if not sent <= _PLAIN:
-            way, fitting = self._way()
-            if misfits := [name for name in type(self).model_fields if name in sent - fitting - {"limit"}]:
-                raise ValueError(f"{misfits[0]} cannot be used together with {way}")
+            mode, allowed = self._mode()
+            if excluded := [name for name in type(self).model_fields if name in sent - allowed - {"limit"}]:
+                raise ValueError(f"{excluded[0]} cannot be used together with {mode}")
             if self.cursor is not None and self.is_by_creation:
                 self.cursor = self.cursor._replace(key=_read_time(self.cursor.key).isoformat())
         return self
 
-    def _way(self) -> tuple[str, set[str]]:
-        """What decides how users are found, and the parameters that fit it."""
+    def _mode(self) -> tuple[str, set[str]]:
+        """Return the parameter that selects the listing mode, for an error message, and the mode's parameters."""
         if self.email is not None:
             return "email", {"email"}
         if self.q is not None:
@@ -165,7 +165,7 @@ _PLAIN = {"limit", "skip", "after", "email"}
 
 
 OnConflict = Literal["error", "skip", "update"]
-"""What becomes of a line of an import whose address is taken."""
+"""The treatment of an imported line whose address is taken."""
 
 
 class ImportQuery(BaseModel):
@@ -173,12 +173,12 @@ class ImportQuery(BaseModel):
 
     on_conflict: OnConflict = Field(
         default="error",
-        description="Where an address is taken: refuse the line, skip it, or update the user to what it says. A name "
-        "that the line does not have is left alone; null, in CSV an empty one, clears it.",
+        description="If an address is taken: refuse the line, skip it, or update the user from it. If the line has no "
+        "name, the name stays unchanged; null, in CSV an empty name, clears it.",
     )
 
 
 class ExportQuery(BaseModel):
     """The query string of GET /api/v1/users/export."""
 
-    format: Literal["ndjson", "csv"] | None = Field(default=None, description="Goes before the header Accept.")
+    format: Literal["ndjson", "csv"] | None = Field(default=None, description="Overrides the header Accept.")

@@ -1,4 +1,4 @@
-"""Pages whose order is not that of the ids: by the beginning of an address or a name, and by creation."""
+"""Pages in another order than that of the ids: prefix search, and the order of creation."""
 
 from urllib.parse import urlencode
 
@@ -11,7 +11,7 @@ from api.users.schemas import ListQuery
 
 
 async def read_page(database: Database, query: ListQuery) -> tuple[bytes, bytes | None]:
-    """A page as a JSON array, and the query string of the next one, None where this is the last."""
+    """Return a page as a JSON array, and the query string of the next page, None after the last."""
     if query.q is not None:
         row = await queries.search_users(database, query.q, query.cursor or Position("", 0), query.limit)
         end = Position(row["last_key"], row["last_id"]) if row["has_more"] else None

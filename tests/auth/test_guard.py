@@ -13,7 +13,8 @@ import pytest
 from api.app import create_app
 from api.auth.guard import Guard, caller
 from api.auth.keys import make_api_key, parse_api_keys
-from api.settings import NOBODY_TO_ASK, Settings, SettingsError, is_loopback
+from api.auth.loopback import is_loopback
+from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
 from tests.support.commands import run, served
 from tests.support.database import execute
 from tests.support.serving import serve, settings_for
@@ -241,7 +242,7 @@ def test_another_address_is_refused(host: str) -> None:
     ended = run("serve", "--host", host)
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"users-api: --host {host}")
-    assert ended.stderr.endswith(NOBODY_TO_ASK + "\n")
+    assert ended.stderr.endswith(AUTHENTICATION_MISSING + "\n")
     assert Path(tempfile.gettempdir(), ".data").exists() == existed
 
 

@@ -358,7 +358,7 @@ def test_a_rotated_key(issuer: Issuer) -> None:
 
 def test_a_withdrawn_key_is_noticed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
-    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
+    monkeypatch.setattr(auth, "_CACHE_SECONDS", -1)
     with serving(issuer) as client:
         assert_good(ask(client, token()))
         issuer.keys = [jwk(STRANGER, "new", "EdDSA")]
@@ -431,7 +431,7 @@ def test_the_issuer_is_down_at_the_start_and_comes_back(
         assert response.status_code == 503
         assert response.json()["type"] == "urn:problem:users-api:keys-unavailable"
         assert response.headers["retry-after"]
-        assert "JWT_JWKS_URL: the keys cannot be fetched, 0 known before are kept" in caplog.text
+        assert "JWT_JWKS_URL: the keys cannot be fetched, the 0 known keys are kept" in caplog.text
         issuer.status, issuer.body = 200, None
         assert_good(ask(client, token()))
 
@@ -487,7 +487,7 @@ def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer:
 def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keys are kept, however old; a token under a key that is not among them cannot be judged."""
     monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.01)
-    monkeypatch.setattr(auth, "_REMEMBER_SECONDS", -1)
+    monkeypatch.setattr(auth, "_CACHE_SECONDS", -1)
     with serving(issuer) as client:
         assert_good(ask(client, token()))
         issuer.status = 500

@@ -1,4 +1,4 @@
-"""The formats of import and export: each has its media types, a parser, and a statement that COPY sends as it is."""
+"""The formats of import and export: each has media types, a parser, and a statement whose COPY output is sent as is."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV
 
 @dataclass(frozen=True)
 class Format:
-    """One format. Of `media_types`, in lower case, the first is what an export says."""
+    """One format. `media_types` are in lower case; an export is sent as the first one."""
 
     name: str
     media_types: tuple[str, ...]
@@ -31,14 +31,14 @@ NDJSON = Format(
     ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"),
     NDJSONParser,
     EXPORT_USERS,
-    # COPY's text format would escape the backslashes in the JSON. Its CSV quotes what holds one of these two, which no
-    # JSON does: control characters are escaped there (RFC 8259, section 7).
+    # COPY's text format would escape the backslashes in the JSON. Its CSV format quotes only values that contain one of
+    # these two characters. No JSON does: control characters are escaped in it (RFC 8259, section 7).
     {"format": "csv", "delimiter": "\x01", "quote": "\x02"},
 )
 CSV = Format("csv", ("text/csv",), CSVParser, EXPORT_USERS_CSV, {"format": "csv", "header": True})
 FORMATS = {format.name: format for format in (NDJSON, CSV)}
 
-_LAST_WORDS_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
 _IS_UTF_8 = re.compile(r'charset\s*=\s*("?)(?:utf-8|us-ascii)\1')
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
@@ -46,18 +46,18 @@ _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 async def export_users(
     connection: asyncpg.Connection, format: Format, write: Callable[[bytes], Coroutine[Any, Any, None]]
 ) -> int:
-    """Send every user to `write`, from one snapshot, and return their number; PostgreSQL waits for `write`.
+    """Send every user to `write`, from one snapshot, and return their number. PostgreSQL waits for `write`.
 
-    Raises DatabaseUnavailableError, asyncpg.PostgresError, and what `write` raises, which must be no OSError.
+    Raises DatabaseUnavailableError, asyncpg.PostgresError, and any exception of `write`, which must not be an OSError.
     """
     loop = asyncio.get_running_loop()
     copying = loop.create_task(connection.copy_from_query(format.statement.sql, output=write, **format.copy_options))
 
     def cancel_soon(_: object) -> None:
-        loop.call_later(_LAST_WORDS_SECONDS, copying.cancel)
+        loop.call_later(_CLOSE_SECONDS, copying.cancel)
 
-    # Where the connection ends while `write` has a piece, asyncpg waits for the next one for ever (copy_out in
-    # asyncpg/protocol/protocol.pyx); elsewhere it says by itself what has ended it.
+    # If the connection closes while `write` runs, asyncpg waits for the next piece for ever (copy_out in
+    # asyncpg/protocol/protocol.pyx). At any other time it raises the cause by itself.
     connection.add_termination_listener(cancel_soon)
     try:
         with link_errors(writes=False):
@@ -72,9 +72,9 @@ async def export_users(
 
 
 def choose_by_content(content_type: bytes | None, content_encoding: bytes | None) -> Format:
-    """The format that a body says it is in. Raises Problem: 415."""
+    """Return the format of a request body. Raises Problem: 415."""
     media_type, *parameters = (part.strip() for part in (content_type or b"").decode("latin-1").lower().split(";"))
-    # Also one in RFC 2231's writing, `charset*=`, which HTTP does not have here: nobody knows what its sender means.
+    # This includes the notation of RFC 2231, `charset*=`. HTTP does not define it here, so it is refused as ambiguous.
     charsets = [parameter for parameter in parameters if parameter.startswith("charset")]
     if all(map(_IS_UTF_8.fullmatch, charsets)) and (content_encoding or b"identity").lower() == b"identity":
         for format in FORMATS.values():
@@ -84,7 +84,7 @@ def choose_by_content(content_type: bytes | None, content_encoding: bytes | None
 
 
 def choose_by_accept(accept: bytes | None) -> Format:
-    """The format that a client likes best, NDJSON where it does not mind (RFC 9110, section 12.5.1). Raises Problem."""
+    """Return the format that Accept prefers, NDJSON if equal (RFC 9110, section 12.5.1). Raises Problem: 406."""
     qualities: dict[str, float] = {}
     for media_range in (accept or b"*/*").decode("latin-1").lower().split(","):
         kind, *parameters = (part.strip() for part in media_range.split(";"))
@@ -105,14 +105,14 @@ def choose_by_accept(accept: bytes | None) -> Format:
 
 
 def not_importable() -> Problem:
-    """The problem of a body that does not say that it is NDJSON or CSV."""
+    """The problem of a body that is not declared as NDJSON or CSV."""
     return Problem(
         415, f"The body must be {NDJSON.media_types[0]} or {CSV.media_types[0]}, in UTF-8 and not compressed"
     )
 
 
 def not_acceptable() -> Problem:
-    """The problem of a client that takes neither NDJSON nor CSV."""
+    """The problem of a client that accepts neither NDJSON nor CSV."""
     return Problem(
         406, f"There are {NDJSON.media_types[0]} and {CSV.media_types[0]}: Accept, or format=, must name one"
     )

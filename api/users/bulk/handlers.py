@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,15 +13,15 @@ from starlette.types import Receive
 
 from api.context import request_id
 from api.database.fetch import Database
-from api.errors import OutcomeUnknownError, StatementTimeoutError, StoppingError
+from api.errors import StatementTimeoutError, StoppingError
 from api.http.request import read_header, read_query
 from api.http.resource import Resource
-from api.http.streaming import Lines, Stream
-from api.settings import Settings
+from api.http.streaming import Stream
 from api.users.bulk import operations
 from api.users.bulk.formats import FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.problems import import_stopped, too_many_at_once
+from api.users.bulk.report import Report
 from api.users.bulk.writing import write_rows
 from api.users.handlers import PATH
 from api.users.schemas import ExportQuery, ImportQuery
@@ -29,42 +29,41 @@ from api.users.schemas import ExportQuery, ImportQuery
 Result = TypeVar("Result")
 
 CHUNK_ROWS = 1000
-"""Rows of one statement: some ten milliseconds, for which others may have to wait where the pool is small."""
+"""Rows in one statement. It takes about 10 ms, for which other requests may wait if the pool is small."""
 
 
 class Bulk:
-    """The handlers of import and export on one database: a few at once, which leave the others their connections.
+    """The handlers of import and export on one database, at most `max_requests` at once.
 
-    An import borrows one for a chunk at a time; an export has one of its own, since it needs it for as long as its
-    client takes.
+    An import borrows a connection of the pool for one chunk at a time. An export opens a connection of its own: it
+    needs one for as long as its client reads. A client or PostgreSQL that is silent for `idle_seconds` ends either.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, *, max_requests: int, idle_seconds: float) -> None:
         self._database = database
-        self._idle_seconds = settings.bulk_idle_seconds
-        self._free = settings.bulk_max_requests
+        self._free_slots = max_requests
+        self._idle_seconds = idle_seconds
 
     async def import_users(self, request: Request) -> Response:
-        """POST /api/v1/users/import: NDJSON about each line that is refused, the progress, and the end."""
+        """POST /api/v1/users/import: NDJSON with each refused line, the progress, and a summary."""
         query = read_query(request, ImportQuery)
         parser = choose_by_content(
             read_header(request, b"content-type"), read_header(request, b"content-encoding")
         ).parser()
         name = request_id()
-        async with AsyncExitStack() as resources:
-            resources.enter_context(self._place())
-            lines = resources.enter_context(closing(Lines()))
-            write = partial(write_rows, self._database, query.on_conflict, name)
-            work = Import(parser, write, lines.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
-            importing = await resources.enter_async_context(_task(self._import(request.receive, work, lines)))
-            importing.add_done_callback(lambda _: lines.end())
-            await _unless_stopped(lines.wait, importing)
+        report = Report()
+        write = partial(write_rows, self._database, query.on_conflict, name)
+        work = Import(parser, write, report.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._slot())
+            importing = await stack.enter_async_context(_task(self._import(request.receive, work, report)))
+            importing.add_done_callback(lambda _: report.end())
+            await _cancel_import_at_shutdown(report.wait, importing)
             if importing.done():
-                importing.result()  # What nothing came of is a problem, with its own status.
-
+                importing.result()  # An import that wrote nothing raises: the problem has its own status.
             return Stream(
-                _read_lines(lines, importing),
-                resources.pop_all(),
+                _read_report(report, importing),
+                stack.pop_all(),
                 media_type=NDJSON.media_types[0],
                 idle_seconds=self._idle_seconds,
                 until=importing,
@@ -77,62 +76,59 @@ class Bulk:
         headers = {"Content-Disposition": f'attachment; filename="users.{format.name}"', "Vary": "Accept"}
         if request.method == "HEAD":
             response = Response(headers=headers, media_type=format.media_types[0])
-            del response.headers["content-length"]  # of the empty body, not of the export
+            del response.headers["content-length"]  # It would be that of the empty body.
             return response
-        async with AsyncExitStack() as resources:
-            resources.enter_context(self._place())
-            # Where a piece lies, PostgreSQL has to wait: it is sent at the pace of the client.
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._slot())
+            # PostgreSQL waits while a piece is in the queue, so that it sends at the pace of the client.
             pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
-            copying = await resources.enter_async_context(_task(self._copy(format, pieces)))
-            leaving = await resources.enter_async_context(_task(_wait_until_gone(request.receive)))
+            copying = await stack.enter_async_context(_task(self._copy(format, pieces)))
+            leaving = await stack.enter_async_context(_task(_wait_for_disconnect(request.receive)))
             leaving.add_done_callback(lambda _: copying.cancel())
             try:
-                first = await self._read_piece(pieces, copying)  # What fails before is a problem, with its own status.
+                first = await self._read_piece(pieces, copying)  # A failure before it is a problem with its own status.
             except asyncio.CancelledError:
                 raise StoppingError from None
             return Stream(
                 self._read_pieces(first, pieces, copying),
-                resources.pop_all(),
+                stack.pop_all(),
                 media_type=format.media_types[0],
                 headers=headers,
                 idle_seconds=self._idle_seconds,
             )
 
     def routes(self) -> list[BaseRoute]:
-        """The paths of import and export."""
+        """Return the routes of import and export."""
         return [
             Route(f"{PATH}/import", Resource(post=(self.import_users, operations.IMPORT_USERS))),
             Route(f"{PATH}/export", Resource(get=(self.export_users, operations.EXPORT_USERS))),
         ]
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Take one of the places. Raises Problem where there is none."""
-        if not self._free:
+    def _slot(self) -> Iterator[None]:
+        """Take a slot for the duration. Raises Problem if none is free."""
+        if not self._free_slots:
             raise too_many_at_once()
-        self._free -= 1
+        self._free_slots -= 1
         try:
             yield
         finally:
-            self._free += 1
+            self._free_slots += 1
 
-    async def _import(self, receive: Receive, work: Import, lines: Lines) -> None:
+    async def _import(self, receive: Receive, work: Import, report: Report) -> None:
         failure: Exception | None = None
         try:
-            await work.run(_read_body(receive, lines), self._idle_seconds)
+            await work.run(_read_body(receive), self._idle_seconds)
         except ClientDisconnect:
             raise
         except asyncio.CancelledError:
             failure = import_stopped()
         except Exception as error:
             failure = error
-        # Whatever it is, the client has to hear up to which line its users were written.
+        # Once lines were processed, every failure ends in a summary: it says up to which line users were written.
         if failure is not None and not work.counts.lines:
             raise failure
-        try:
-            lines.write(work.summarise(failure))
-        except OSError as error:  # There is no room on the disk even for that: where nobody has heard anything yet.
-            raise OutcomeUnknownError from error
+        report.write(work.summarise(failure, unreported=report.unreported))
 
     async def _copy(self, format: Format, pieces: asyncio.Queue[bytes]) -> None:
         async with self._database.connect() as connection:
@@ -146,7 +142,7 @@ class Bulk:
             piece = await self._read_piece(pieces, copying)
 
     async def _read_piece(self, pieces: asyncio.Queue[bytes], copying: asyncio.Task[None]) -> bytes:
-        """The next piece, b"" at the end. Raises what ended the copying."""
+        """Return the next piece, b"" at the end. Raises the exception that ended the copying."""
         getting = asyncio.ensure_future(pieces.get())
         try:
             await asyncio.wait({getting, copying}, timeout=self._idle_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -162,10 +158,9 @@ class Bulk:
             getting.cancel()
 
 
-async def _read_body(receive: Receive, lines: Lines) -> AsyncIterator[bytes]:
+async def _read_body(receive: Receive) -> AsyncIterator[bytes]:
     has_more = True
     while has_more:
-        await lines.wait_for_room()
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -173,30 +168,30 @@ async def _read_body(receive: Receive, lines: Lines) -> AsyncIterator[bytes]:
         has_more = message.get("more_body", False)
 
 
-async def _read_lines(lines: Lines, importing: asyncio.Task[None]) -> AsyncIterator[bytes]:
-    while data := await _unless_stopped(lines.read, importing):
+async def _read_report(report: Report, importing: asyncio.Task[None]) -> AsyncIterator[bytes]:
+    while data := await _cancel_import_at_shutdown(report.read, importing):
         yield data
     importing.result()
 
 
-async def _unless_stopped(wait: Callable[[], Awaitable[Result]], importing: asyncio.Task[None]) -> Result:
-    """What is waited for; where the request is cancelled, what the end of the import brings."""
+async def _cancel_import_at_shutdown(wait: Callable[[], Awaitable[Result]], importing: asyncio.Task[None]) -> Result:
+    """Return the result of `wait`. If the request is cancelled, cancel the import and wait again for its last lines."""
     try:
         return await wait()
     except asyncio.CancelledError:
-        # Nobody but the server cancels a request, when it has waited long enough for it. The client hears of it.
+        # Only shutdown cancels a request. The import then ends with a summary that tells the client.
         importing.cancel()
         return await wait()
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 @asynccontextmanager
 async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """Run work beside what is done here; it is cancelled at the end, where it has not ended by itself."""
+    """Run `work` in a task for the duration; cancel the task at the end if it still runs."""
     task = asyncio.create_task(work)
     try:
         yield task
@@ -204,4 +199,4 @@ async def _task(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[N
         task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # Whoever wanted to know has asked; asyncio would complain that nobody did.
+            task.exception()  # Mark the exception as retrieved: asyncio would log it otherwise.

@@ -1,7 +1,7 @@
-"""Imports users in chunks: while PostgreSQL writes one, the next is parsed.
+"""Import users in chunks: while PostgreSQL writes one chunk, the next is parsed.
 
-A chunk is written as a whole or not at all, so what an import that ends in the middle leaves behind is whole chunks.
-Users of one address are written one after the other, as if each line were a request of its own.
+A chunk is written as a whole or not at all, so an import that is cut off leaves whole chunks behind. Users with the
+same address are written one after the other, as if each line were a request of its own.
 """
 
 import asyncio
@@ -18,35 +18,35 @@ from api.users.bulk.parsing import Parser, Refusal, Row
 from api.users.bulk.problems import client_silent
 from api.users.bulk.writing import WriteRows
 
-# Others get their turn after so much of the input, mostly a fifth of a millisecond, and where its users take longer, as
-# those with international addresses do, after so much time.
-_TURN_BYTES = 4 * 1024
-_TURN_SECONDS = 0.001
+# Parsing yields to other requests after so many bytes, which mostly take 0.2 ms. Users that take longer, such as those
+# with international addresses, yield after so much time.
+_YIELD_BYTES = 4 * 1024
+_YIELD_SECONDS = 0.001
 _FLUSH_SECONDS = 1.0
 _PROGRESS_SECONDS = 1.0
 
 
 @dataclass
 class Counts:
-    """What an import has come to: the last line that is done with, and what became of the users up to there."""
+    """The progress of an import: the last line that was processed, and the results up to there."""
 
     lines: int = 0
     created: int = 0
     updated: int = 0
-    skipped: int = 0  # they exist, and were left as they are
+    skipped: int = 0  # they exist and were left unchanged
     refused: int = 0
 
     @property
     def users(self) -> int:
-        """All of them."""
+        """All users that were processed."""
         return self.created + self.updated + self.skipped + self.refused
 
 
 class Import:
-    """One import. `write` writes `chunk_rows` lines at most; `report` gets the lines of the answer as they come up.
+    """One import. `write` writes up to `chunk_rows` rows; `report` receives each line of the answer.
 
-    A refusal is `{"line": …, "problem": {…}}`, and now and then there is a `{"progress": {…}}` with the counts, which
-    are kept in `counts`.
+    A refusal is `{"line": …, "problem": {…}}`. At most once a second follows `{"progress": {…}}` with the current
+    `counts`, which the import updates.
     """
 
     def __init__(
@@ -71,41 +71,46 @@ class Import:
         self._reported = self._started = time.monotonic()
 
     async def run(self, pieces: AsyncIterator[bytes], idle_seconds: float | None = None) -> None:
-        """Import a file that comes in pieces. What has come is written after a second in which nothing more comes.
+        """Import a file that arrives in pieces. After a second without a piece, the rows so far are written.
 
-        Raises Problem where nothing comes for `idle_seconds` or the file as a whole cannot be read, what `pieces`
-        raises, and what writing a chunk raised. `counts` says then what was written before. Where it ends while a chunk
-        is on its way that may have been written, it raises OutcomeUnknownError, whatever it was that ended it.
+        Raises Problem if nothing arrives for `idle_seconds` or the file as a whole cannot be parsed, and any exception
+        of `pieces` and `write`. `counts` then covers the chunks written before. If a chunk that may have been written
+        is in flight at the end, raises OutcomeUnknownError instead, from the exception that ended the import.
         """
         try:
             while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
-                for start in range(0, len(piece), _TURN_BYTES):
-                    await self._take(self._parser.feed(piece[start : start + _TURN_BYTES]))
+                for start in range(0, len(piece), _YIELD_BYTES):
+                    await self._take(self._parser.feed(piece[start : start + _YIELD_BYTES]))
             await self._take(self._parser.end())
             await self._flush()
             await self._settle()
         except BaseException as error:
             if self._writing is not None:
-                # A chunk that nobody waits for any more: written whole, or not at all.
+                # The chunk in flight is cancelled: it is written as a whole or not at all.
                 self._writing.cancel()
                 (end,) = await asyncio.gather(self._writing, return_exceptions=True)
-                # A client that is gone is told nothing, and the log would speak of a failure that is none.
-                is_told = not isinstance(error, ClientDisconnect) and end is not error
-                if is_told and isinstance(end, OutcomeUnknownError):
+                # After a disconnect there is no client to tell, and the log would report a failure that is none.
+                if (
+                    isinstance(end, OutcomeUnknownError)
+                    and end is not error
+                    and not isinstance(error, ClientDisconnect)
+                ):
                     raise end from error
             raise
         self.counts.lines = self._parser.line
 
-    def summarise(self, error: Exception | None = None) -> dict[str, Any]:
-        """The last line of the answer; `error` is what ended the import."""
+    def summarise(self, error: Exception | None = None, *, unreported: int = 0) -> dict[str, Any]:
+        """Return the last line of the answer: `error` ended the import, `unreported` refusals were not listed."""
         seconds = round(time.monotonic() - self._started, 3)
-        summary = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        summary: dict[str, Any] = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
+        if unreported:
+            summary["unreported"] = unreported
         if error is not None:
             summary["problem"] = problem_body(to_problem(error, self._request_id), self._request_id)
         return {"summary": summary}
 
     async def _wait_for(self, pieces: AsyncIterator[bytes], idle_seconds: float | None) -> bytes | None:
-        """The next piece, None at the end."""
+        """Return the next piece, None at the end. Meanwhile the current chunk is written."""
         coming = asyncio.ensure_future(anext(pieces, None))
         silent = 0.0
         try:
@@ -125,7 +130,7 @@ class Import:
             coming.cancel()
 
     async def _take(self, events: Iterator[Row | Refusal]) -> None:
-        turn_ends = time.monotonic() + _TURN_SECONDS
+        yield_at = time.monotonic() + _YIELD_SECONDS
         for event in events:
             if isinstance(event, Row):
                 self._rows.append(event)
@@ -133,9 +138,9 @@ class Import:
                 self._refusals.append(event)
             if len(self._rows) + len(self._refusals) == self._chunk_rows:
                 await self._send()
-            if time.monotonic() >= turn_ends:
+            if time.monotonic() >= yield_at:
                 await asyncio.sleep(0)
-                turn_ends = time.monotonic() + _TURN_SECONDS
+                yield_at = time.monotonic() + _YIELD_SECONDS
         await asyncio.sleep(0)
 
     async def _flush(self) -> None:
@@ -162,7 +167,7 @@ class Import:
             counts.skipped += written.skipped
             refusals = refusals + written.refusals
         counts.refused += len(refusals)
-        counts.lines = last_line  # also where there is no room to report any more
+        counts.lines = last_line
         for line, problem in sorted(refusals, key=attrgetter("line")):
             self._report({"line": line, "problem": problem_body(problem, self._request_id)})
         if time.monotonic() - self._reported >= _PROGRESS_SECONDS:

@@ -5,6 +5,7 @@ from api.http.operation import Answer, Content, Operation, invalid_example
 from api.users.bulk.formats import not_acceptable, not_importable
 from api.users.bulk.parsing import no_columns
 from api.users.bulk.problems import client_silent, import_stopped, too_many_at_once
+from api.users.bulk.report import MAX_REFUSAL_BYTES, MAX_REFUSALS
 from api.users.schemas import ExportQuery, ImportQuery
 
 _NDJSON, _CSV = "application/x-ndjson", "text/csv"
@@ -13,9 +14,9 @@ _ADA_CSV = "id,email,name,created_at,updated_at\n5,ada@example.com,Ada,…,…\n
 
 IMPORT_USERS = Operation(
     summary="Import users",
-    description="A file of any length, a user a line, each held to what a single creation asks for. A line that cannot "
-    "be imported is refused, and the rest goes on. Users are written a thousand at a time at most, and all of these or "
-    "none.",
+    description="A file of any length, one user per line, each validated as in a single creation. A line that cannot be"
+    " imported is refused, and the import goes on. Users are written in chunks of at most 1,000, each as a whole or "
+    "not at all.",
     query=ImportQuery,
     body=[
         Content({"type": "string"}, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
@@ -23,10 +24,11 @@ IMPORT_USERS = Operation(
     ],
     answers={
         200: Answer(
-            "A line of JSON for each line that is refused (`line`, `problem`), now and then the `progress`, and at the "
-            "end a `summary`. Where that says `complete: false`, its `problem` has ended the import behind the line "
-            "`lines`, and where that is `outcome-unknown`, what comes next may have been written; where there is no "
-            "summary, the connection has.",
+            "A line of JSON for each refused line (`line`, `problem`), sometimes the `progress`, and at the end a "
+            f"`summary`. Refusals beyond {MAX_REFUSALS:,}, or beyond {MAX_REFUSAL_BYTES >> 20} MiB of these lines, are "
+            "only counted: in `refused` with the others, and in `unreported`, which is absent otherwise. With "
+            "`complete: false`, `problem` ended the import after the line `lines`; if it is `outcome-unknown`, users "
+            "after that line may have been written. Without a summary, the connection ended the import.",
             [
                 Content(
                     {"type": "string"},
@@ -50,12 +52,12 @@ IMPORT_USERS = Operation(
 )
 EXPORT_USERS = Operation(
     summary="Export users",
-    description="Every user in the order of the ids, from one snapshot, as they are at the moment of the request. A "
-    "connection that ends without the end of the body (RFC 9112, section 7.1) has not brought all.",
+    description="Every user in the order of their ids, from one snapshot taken at the time of the request. If the "
+    "connection ends before the end of the body (RFC 9112, section 7.1), the export is incomplete.",
     query=ExportQuery,
     answers={
         200: Answer(
-            "A line for each user.",
+            "One line per user.",
             [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
         )
     },

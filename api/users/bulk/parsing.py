@@ -1,7 +1,7 @@
-"""NDJSON and CSV as they arrive, in pieces of any size, become users to import, each held to what POST asks for.
+"""Incremental parsers of NDJSON and CSV: pieces of any size in, rows to import out, each validated as POST does.
 
-What is wrong with a line is that line's refusal, and the rest goes on: no more of the input is kept than one line or,
-where a quoted CSV field runs over several, MAX_RECORD_BYTES.
+An invalid line is refused, and parsing goes on. The parsers keep at most one line of the input or, if a quoted CSV
+field spans several lines, MAX_RECORD_BYTES.
 """
 
 import codecs
@@ -16,11 +16,11 @@ from api.http.request import MAX_BODY_BYTES, unprocessable
 from api.users.schemas import UserCreate
 
 MAX_RECORD_BYTES = MAX_BODY_BYTES
-"""What POST takes for one user."""
+"""The bound that POST sets for one user."""
 
 
 class Row(NamedTuple):
-    """A user to import, and the line of the file, from 1, that it begins in. `set_name`: the name was given."""
+    """A user to import. `line` is the first line of its record, from 1; `set_name` is true if the name was given."""
 
     line: int
     email: str
@@ -29,37 +29,37 @@ class Row(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """What is wrong with the record that begins in a line."""
+    """The problem of a record. `line` is its first line."""
 
     line: int
     problem: Problem
 
 
 class Parser(Protocol):
-    """A format. `line` is the last one that was parsed."""
+    """The parser of a format. `line` is the number of the last line that was parsed."""
 
     line: int
 
     def feed(self, data: bytes) -> Iterator[Row | Refusal]:
-        """Parse what is whole now. Raises Problem where the file as a whole cannot be read."""
+        """Parse the records that are complete. Raises Problem if the file as a whole cannot be parsed."""
 
     def end(self) -> Iterator[Row | Refusal]:
-        """Parse what is left at the end of the file. Raises Problem as feed does."""
+        """Parse the rest at the end of the file. Raises Problem as `feed` does."""
 
 
 class NDJSONParser:
-    """A JSON object a line, as the body of POST is. Blank lines are passed over."""
+    """One JSON object per line, as in the body of POST. Blank lines are skipped."""
 
     def __init__(self) -> None:
         self.line = 0
         self._lines = _Lines()
 
     def feed(self, data: bytes) -> Iterator[Row | Refusal]:
-        """As Parser says; never raises."""
+        """See Parser; never raises."""
         return self._parse(self._lines.feed(data))
 
     def end(self) -> Iterator[Row | Refusal]:
-        """As Parser says; never raises."""
+        """See Parser; never raises."""
         return self._parse(self._lines.end())
 
     def _parse(self, lines: Iterable[bytes | None]) -> Iterator[Row | Refusal]:
@@ -79,29 +79,29 @@ class NDJSONParser:
 
 
 _NOTHING_SEEN = (0, -1, 0)
-"""Lines, bytes with the line feeds between them, and quotes of a record whose end has yet to come."""
+"""The lines, bytes (with line feeds) and quotes of an incomplete record."""
 
 
 class CSVParser:
-    """Comma-separated values (RFC 4180). The first line names the columns: `email`, and `name` where there is one.
+    """Comma-separated values (RFC 4180). The first line names the columns: `email` and optionally `name`.
 
-    Other columns and blank lines are passed over. An empty name is no name.
+    Other columns and blank lines are skipped. An empty name means no name.
     """
 
     def __init__(self) -> None:
         self.line = 0
         self._lines = _Lines()
-        self._pending: list[bytes | None] = []  # the lines behind `line` that have come
+        self._pending: list[bytes | None] = []  # the lines received after `line`
         self._open = _NOTHING_SEEN
         self._columns: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[Row | Refusal]:
-        """As Parser says."""
+        """See Parser."""
         self._pending += self._lines.feed(data)
         return self._parse(is_end=False)
 
     def end(self) -> Iterator[Row | Refusal]:
-        """As Parser says."""
+        """See Parser."""
         self._pending += self._lines.end()
         yield from self._parse(is_end=True)
         if not self._columns:
@@ -116,7 +116,7 @@ class CSVParser:
             except Problem as problem:
                 if not self._columns:
                     raise no_columns(problem.errors[0]["msg"] if problem.errors else problem.detail) from None
-                # Where a quote is not closed, the next line may well be a record again: one line is given up.
+                # After a quote that is not closed, the next line may be a valid record: only one line is refused.
                 cells, taken = problem, 1
             if not taken:
                 break
@@ -133,13 +133,13 @@ class CSVParser:
         self._pending = lines[position:]
 
     def _read_record(self, position: int, *, is_end: bool) -> tuple[list[str], int]:
-        """The cells of the record at a position of `_pending`, and the number of its lines: 0 where more are due."""
+        """Return the cells of the record at a position of `_pending`, and its number of lines: 0 if incomplete."""
         line = self._pending[position]
         if line is None:
             raise record_too_long()
         if b'"' not in line:
             return _decode(line).split(","), 1
-        # Where it is one that was open before, only what has come since is looked at: it may come line by line.
+        # Of a record that was incomplete before, only the new lines are read: it may arrive line by line.
         seen, size, quotes = self._open
         self._open = _NOTHING_SEEN
         for at in range(position + seen, len(self._pending)):
@@ -169,12 +169,12 @@ class CSVParser:
 
 
 def record_too_long() -> Problem:
-    """The problem of a line, or of a CSV record of several, above MAX_RECORD_BYTES."""
+    """The problem of a line, or of a CSV record of several lines, above MAX_RECORD_BYTES."""
     return Problem(413, f"A user must take at most {MAX_RECORD_BYTES} bytes")
 
 
 def no_columns(reason: str) -> Problem:
-    """The problem of a CSV file that does not begin with the names of its columns."""
+    """The problem of a CSV file whose first line does not name the columns."""
     return _malformed(f"the first line must name the columns, with commas between them and email among them: {reason}")
 
 
@@ -184,14 +184,14 @@ def _malformed(reason: str) -> Problem:
 
 
 class _Lines:
-    """Splits what arrives into lines; one that is longer than MAX_RECORD_BYTES becomes None, and is never kept."""
+    """Splits the input into lines. A line longer than MAX_RECORD_BYTES becomes None and is never kept."""
 
     def __init__(self) -> None:
-        self._rest: bytes | None = b""  # what came of the last line so far
+        self._rest: bytes | None = b""  # the start of the last line
         self._is_start = True
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """The lines that have ended, without their line feeds."""
+        """Return the complete lines, without their line feeds."""
         lines = [line if len(line) <= MAX_RECORD_BYTES else None for line in data.split(b"\n")]
         lines[0] = _join(self._rest, lines[0])
         self._rest = lines.pop()
@@ -201,7 +201,7 @@ class _Lines:
         return lines
 
     def end(self) -> list[bytes | None]:
-        """The last line, where no line feed ended it."""
+        """Return the last line if no line feed ended it."""
         return self.feed(b"\n") if self._rest != b"" else []
 
 
@@ -228,7 +228,7 @@ def _decode(line: bytes) -> str:
 
 def _read_columns(cells: list[str]) -> list[str]:
     if any("\r" in cell for cell in cells):
-        # All of such a file is this one line, and would be taken for a file without a user.
+        # The whole file is this one line: it would be taken for a file without users.
         raise no_columns("lines must end in a line feed, not in a carriage return alone")
     columns = [cell.strip().lower() for cell in cells]
     for name in ("email", "name"):

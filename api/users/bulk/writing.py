@@ -1,4 +1,4 @@
-"""Writes the rows of an import: by COPY where no address is taken, else by a statement that tells which ones are."""
+"""Write the rows of an import: by COPY, or if addresses are taken, by a statement that returns which ones."""
 
 import asyncio
 from collections import deque
@@ -17,19 +17,19 @@ from api.users.problems import email_taken
 from api.users.schemas import OnConflict
 
 _COPY_SECONDS = 60.0
-# What a row can be to blame for. Anything else concerns the next rows as well, and ends the import.
+# Errors that a single row can cause. Any other error would meet the next rows as well, and ends the import.
 _ROW_ERRORS = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.DataError,
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
-    asyncpg.CardinalityViolationError,  # two rows have one key, of which `email_key` made two
+    asyncpg.CardinalityViolationError,  # two rows with one key, for which `email_key` returned two
 )
 
 
 @dataclass
 class Written:
-    """What became of some rows: numbers as in Counts, and the refusals of the others."""
+    """The result of writing rows: numbers as in Counts, and the refusals."""
 
     created: int = 0
     updated: int = 0
@@ -49,10 +49,10 @@ WriteRows = Callable[[Sequence[Row]], Awaitable[Written]]
 
 
 def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> WriteRows:
-    """Write rows by COPY, at half the price, over several connections side by side.
+    """Return a function that writes rows by COPY, at half the cost, over several connections in parallel.
 
-    An address goes over the same one each time, so that what stands earlier in the file comes first. Where COPY refuses
-    its part of a chunk for one of the rows, `write` writes that part.
+    Rows with the same address use the same connection, so that they are written in the order of the file. If COPY
+    fails because of a row, `write` writes that connection's part of the chunk.
     """
     expects_conflicts = False
 
@@ -68,7 +68,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
                 )
                 return Written(created=len(rows))
         written = await write(rows)
-        # Where one chunk had some, the next will too: it does not pay to fail first.
+        # After one chunk with conflicts the next has some too: COPY would only fail first.
         expects_conflicts = written.created < len(rows)
         return written
 
@@ -76,7 +76,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
         parts: list[list[Row]] = [[] for _ in connections]
         for row in rows:
             parts[hash(email_key(row)) % len(parts)].append(row)
-        # Neither is left alone where the other fails. What is empty says nothing of conflicts.
+        # If one part fails, the others are still awaited. Empty parts are left out: they say nothing about conflicts.
         copying = [copy_part(connection, part) for connection, part in zip(connections, parts, strict=True) if part]
         ends = await asyncio.gather(*copying, return_exceptions=True)
         total = Written()
@@ -90,9 +90,9 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
 
 
 async def write_rows(database: Database, on_conflict: OnConflict, request_id: str, rows: Sequence[Row]) -> Written:
-    """Write rows, by one statement where nothing speaks against it. Raises what `Database.fetch` does for all of them.
+    """Write rows, by a single statement if possible. Raises the exceptions of `Database.fetch` for all rows together.
 
-    Where rows have to be written by several, and it ends between two, that is an OutcomeUnknownError.
+    If several statements are needed and a later one fails, raises OutcomeUnknownError.
     """
     total = Written()
     is_begun = False
@@ -103,14 +103,14 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             total += await _write_group(database, on_conflict, group)
             is_begun = True
         except _ROW_ERRORS as error:
-            # It left nothing behind. The halves tell whose fault it was.
+            # The statement changed nothing. Its halves show which row caused the error.
             if len(group) == 1:
                 total.refusals.append(Refusal(group[0].line, to_problem(error, request_id)))
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
         except (DatabaseUnavailableError, asyncpg.PostgresError, asyncio.CancelledError) as error:
-            # Each of them says that nothing was changed, which holds for this statement alone.
+            # Each of these means that nothing was changed, but only by this statement.
             if is_begun:
                 raise OutcomeUnknownError from error
             raise
@@ -118,9 +118,9 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
 
 
 def _group(rows: Sequence[Row], *, by_name: bool) -> list[list[Row]]:
-    """Rows that can share a statement: each address once, the second row of one in a later group than the first.
+    """Group rows that can share a statement: each address once, its second row in a later group than the first.
 
-    `by_name` separates those that leave the name alone from those that set it.
+    `by_name` separates rows that keep the name from rows that set it.
     """
     groups: dict[tuple[int, bool], list[Row]] = {}
     times: dict[str, int] = {}

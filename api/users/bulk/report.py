@@ -1,0 +1,80 @@
+"""The answer to an import: a bounded queue of JSON lines between the import and the response."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+MAX_REFUSALS = 10_000
+MAX_REFUSAL_BYTES = 4 * 1024 * 1024
+"""An import lists up to MAX_REFUSALS refusals, of up to MAX_REFUSAL_BYTES together. The rest is only counted.
+
+Most take 170 to 350 bytes, so that the number is reached first. A few take up to 30 KiB: email-validator's message
+lists every character that an address may not contain.
+"""
+
+_PIECE_BYTES = 64 * 1024
+
+
+class Report:
+    """The lines of an import's answer that the client has not read yet, in memory.
+
+    `write` never waits. A client may send its whole file before it reads anything, as httpx does: if the import waited
+    for it, the two would wait for each other. What waits is bounded instead: MAX_REFUSAL_BYTES of refusals, one line
+    of progress, and the summary.
+    """
+
+    def __init__(self) -> None:
+        self.unreported = 0
+        """Refusals that were counted but not listed."""
+        self._refusals = 0
+        self._refusal_bytes = 0
+        self._waiting = bytearray()
+        self._has_progress = False
+        self._is_ended = False
+        self._is_readable = asyncio.Event()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Add a line: `Import` describes them. The summary is always added.
+
+        A refusal is only counted once the list is full. Progress is left out while an earlier line of it waits.
+        """
+        if "progress" in line:
+            if self._has_progress:
+                return
+            self._has_progress = True
+        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if "problem" in line and not self._list(len(data)):
+            self.unreported += 1
+            return
+        self._waiting += data
+        self._is_readable.set()
+
+    def end(self) -> None:
+        """Mark the end: no line follows."""
+        self._is_ended = True
+        self._is_readable.set()
+
+    async def wait(self) -> None:
+        """Wait for a line or the end."""
+        await self._is_readable.wait()
+
+    async def read(self) -> bytes:
+        """Wait for a line or the end; return the next bytes, at most 64 KiB, and b"" at the end."""
+        await self._is_readable.wait()
+        piece = bytes(self._waiting[:_PIECE_BYTES])
+        del self._waiting[:_PIECE_BYTES]
+        if not self._waiting:
+            self._has_progress = False
+            if not self._is_ended:
+                self._is_readable.clear()
+        return piece
+
+    def _list(self, size: int) -> bool:
+        """Return whether a refusal of `size` bytes is listed. After the first that is not, none is."""
+        if self.unreported or self._refusals == MAX_REFUSALS or self._refusal_bytes + size > MAX_REFUSAL_BYTES:
+            return False
+        self._refusals += 1
+        self._refusal_bytes += size
+        return True
