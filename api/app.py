@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 from api.auth.guard import Guard
 from api.auth.tokens import Tokens
 from api.database.batching import Limits
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options, replica_options
 from api.database.replica import Replica
 from api.http.gate import Gate
 from api.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
@@ -42,13 +43,14 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     if not settings.asks_for_credentials and settings.auth != "off":
         raise SettingsError(NOBODY_TO_ASK)
     metrics = metrics or Metrics()
-    database = Database(settings, metrics=metrics, tracing=tracing)
-    databases = [database]
+    database = PooledDatabase(database_options(settings), metrics=metrics, tracing=tracing)
+    databases: list[PooledDatabase | Replica] = [database]
     gate = Gate(settings.requests_max_under_way)
     metrics.watch(lambda: {("users_api_requests_under_way",): gate.under_way})
     described = served = routes(settings, database, gate)
-    if settings.read_database_url is not None:
-        replica = Replica(settings, database, _limits(settings), metrics, tracing)
+    if options := replica_options(settings):
+        own = PooledDatabase(options, metrics=metrics, tracing=tracing)
+        replica = Replica(own, database, settings.replica_wait_seconds, _limits(settings))
         databases.append(replica)
         served = replicated(described, Users(replica, _limits(settings), gate).routes(), replica)
     tokens = None
@@ -94,7 +96,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     return Telemetry(app, settings, metrics, tracing)
 
 
-def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:
+def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = None) -> list[BaseRoute]:
     """The paths of the API. Opens nothing."""
     users = Users(database, _limits(settings), gate or Gate(settings.requests_max_under_way))
     # The smallest statement is one that requests use: it shows that the schema is there too.

@@ -35,11 +35,11 @@ class Row(NamedTuple):
     fault: Fault
 
 
-def _passes(kind: type[Exception] | str, text: str = "", remedy: str = "", *, refusal: bool = True) -> Row:
+def _transient(kind: type[Exception] | str, text: str = "", remedy: str = "", *, refusal: bool = True) -> Row:
     return Row(kind, text, Fault(transient=True, refusal=refusal, remedy=remedy))
 
 
-def _stays(kind: type[Exception] | str, text: str, remedy: str, *, refusal: bool = True) -> Row:
+def _permanent(kind: type[Exception] | str, text: str, remedy: str, *, refusal: bool = True) -> Row:
     return Row(kind, text, Fault(transient=False, refusal=refusal, remedy=remedy))
 
 
@@ -58,66 +58,76 @@ _POOLER_STATEMENTS = (
 # The first row that fits counts.
 _TABLE = (
     # The way to the server.
-    _stays(ssl.SSLCertVerificationError, "", _CERTIFICATE),
-    _stays(ConnectionError, "rejected ssl upgrade", "the server speaks no TLS: sslmode=disable suits private networks"),
+    _permanent(ssl.SSLCertVerificationError, "", _CERTIFICATE),
+    _permanent(
+        ConnectionError, "rejected ssl upgrade", "the server speaks no TLS: sslmode=disable suits private networks"
+    ),
     # The resolver was answered that there is no such name; for an answer that it did not get it has EAI_AGAIN.
-    _stays(socket.gaierror, f"[errno {socket.EAI_NONAME}]", _NAME),
-    _stays(socket.gaierror, f"[errno {getattr(socket, 'EAI_NODATA', socket.EAI_NONAME)}]", _NAME),
-    _passes(socket.gaierror, "", _NAME),
-    _passes(ConnectionRefusedError, "", "nothing listens at the URL's host and port"),
-    _passes(TimeoutError, "", "no answer in time: check the URL's host and port, firewalls, and locks", refusal=False),
-    _stays(PermissionError, "", "this user may not open the server's socket"),
-    _passes(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs asks for"),
-    _stays(asyncpg.InterfaceError, "pool is clos", "this process is stopping"),
-    _stays(asyncpg.ClientConfigurationError, "", "check the URL"),
+    _permanent(socket.gaierror, f"[errno {socket.EAI_NONAME}]", _NAME),
+    _permanent(socket.gaierror, f"[errno {getattr(socket, 'EAI_NODATA', socket.EAI_NONAME)}]", _NAME),
+    _transient(socket.gaierror, "", _NAME),
+    _transient(ConnectionRefusedError, "", "nothing listens at the URL's host and port"),
+    _transient(
+        TimeoutError, "", "no answer in time: check the URL's host and port, firewalls, and locks", refusal=False
+    ),
+    _permanent(PermissionError, "", "this user may not open the server's socket"),
+    _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs asks for"),
+    _permanent(asyncpg.InterfaceError, "pool is clos", "this process is stopping"),
+    _permanent(asyncpg.ClientConfigurationError, "", "check the URL"),
     # Neon's proxy, whose failures all have one SQLSTATE. What stays comes first: it may be quoted in what passes.
-    _stays("XX000", "disabled", "the compute is disabled: enable it in Neon's console"),
-    _passes("XX000", "rate limit"),
-    _stays("XX000", "quota", "a quota of the Neon project is used up: see Billing in Neon's console"),
-    _stays("XX000", "exceeded", "a limit of the Neon project is reached: see Billing in Neon's console"),
-    _stays("XX000", "not be found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
-    _stays("XX000", "not found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
-    _stays("XX000", "not allowed to connect", "add this machine's address to IP Allow in Neon's console"),
-    _stays("XX000", "blocked network", "this network is blocked in Neon's console"),
-    _stays("XX000", "connection is insecure", "Neon takes TLS only: write sslmode=require in the URL"),
-    _stays("XX000", "endpoint id is not specified", "use the host name as Neon's console shows it"),
-    _passes("XX000", "couldn't connect to compute node"),
-    _passes("XX000", "control plane request failed"),
-    _passes("XX000", "failed to acquire permit", _BUDGET),
-    _passes("XX000", "too many connections", _BUDGET),
+    _permanent("XX000", "disabled", "the compute is disabled: enable it in Neon's console"),
+    _transient("XX000", "rate limit"),
+    _permanent("XX000", "quota", "a quota of the Neon project is used up: see Billing in Neon's console"),
+    _permanent("XX000", "exceeded", "a limit of the Neon project is reached: see Billing in Neon's console"),
+    _permanent("XX000", "not be found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
+    _permanent("XX000", "not found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
+    _permanent("XX000", "not allowed to connect", "add this machine's address to IP Allow in Neon's console"),
+    _permanent("XX000", "blocked network", "this network is blocked in Neon's console"),
+    _permanent("XX000", "connection is insecure", "Neon takes TLS only: write sslmode=require in the URL"),
+    _permanent("XX000", "endpoint id is not specified", "use the host name as Neon's console shows it"),
+    _transient("XX000", "couldn't connect to compute node"),
+    _transient("XX000", "control plane request failed"),
+    _transient("XX000", "failed to acquire permit", _BUDGET),
+    _transient("XX000", "too many connections", _BUDGET),
     # PgBouncer, which says nearly everything under one SQLSTATE, and hands on what PostgreSQL told it at login. The
     # statement of a client that was linked to a server is cut off in other words ("server conn crashed?").
-    _stays("08P01", "password authentication failed", _CREDENTIALS),
-    _stays("08P01", "wrong password type", "the pooler's user list does not fit PostgreSQL's password_encryption"),
-    _stays("08P01", "sasl authentication failed", _CREDENTIALS),
-    _stays("08P01", "no such user", _CREDENTIALS),
-    _stays("08P01", "no such database", "check the database in the URL"),
-    _stays("08P01", "unsupported startup parameter", "remove it from the URL, or name it in ignore_startup_parameters"),
-    _passes("08P01", "query_wait_timeout", "the pooler had no server connection for this statement: default_pool_size"),
-    _passes("08P01", "server login", "the pooler cannot log in at PostgreSQL"),
-    _passes("08P01", "cannot connect to server", "the pooler cannot reach PostgreSQL"),
-    _passes("08P01", "client_login_timeout", "the pooler cannot reach PostgreSQL"),
-    _passes("08P01", "max_client_conn", _BUDGET),
-    _passes("08P01", "client connections exceeded", _BUDGET),
+    _permanent("08P01", "password authentication failed", _CREDENTIALS),
+    _permanent("08P01", "wrong password type", "the pooler's user list does not fit PostgreSQL's password_encryption"),
+    _permanent("08P01", "sasl authentication failed", _CREDENTIALS),
+    _permanent("08P01", "no such user", _CREDENTIALS),
+    _permanent("08P01", "no such database", "check the database in the URL"),
+    _permanent(
+        "08P01", "unsupported startup parameter", "remove it from the URL, or name it in ignore_startup_parameters"
+    ),
+    _transient(
+        "08P01", "query_wait_timeout", "the pooler had no server connection for this statement: default_pool_size"
+    ),
+    _transient("08P01", "server login", "the pooler cannot log in at PostgreSQL"),
+    _transient("08P01", "cannot connect to server", "the pooler cannot reach PostgreSQL"),
+    _transient("08P01", "client_login_timeout", "the pooler cannot reach PostgreSQL"),
+    _transient("08P01", "max_client_conn", _BUDGET),
+    _transient("08P01", "client connections exceeded", _BUDGET),
     # PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html).
-    _stays("28P01", "", _CREDENTIALS),
-    _stays("28000", "", "the server does not let this user in from here: check the user, pg_hba.conf, and sslmode"),
-    _stays("3D000", "", "check the database in the URL"),
-    _stays("42501", "permission denied for database", "GRANT CONNECT on the database to this user"),
-    _stays("55000", "not currently accepting connections", "ALTER DATABASE ... ALLOW_CONNECTIONS true"),
-    _passes("53300", "", _BUDGET),
-    _passes("57P03", "", "the server is starting, stopping or recovering"),
-    _passes("57P01", refusal=False),
-    _passes("57P02", refusal=False),
-    _stays("57P04", "", "the database was dropped", refusal=False),
-    _passes("57P05", refusal=False),
+    _permanent("28P01", "", _CREDENTIALS),
+    _permanent("28000", "", "the server does not let this user in from here: check the user, pg_hba.conf, and sslmode"),
+    _permanent("3D000", "", "check the database in the URL"),
+    _permanent("42501", "permission denied for database", "GRANT CONNECT on the database to this user"),
+    _permanent("55000", "not currently accepting connections", "ALTER DATABASE ... ALLOW_CONNECTIONS true"),
+    _transient("53300", "", _BUDGET),
+    _transient("57P03", "", "the server is starting, stopping or recovering"),
+    _transient("57P01", refusal=False),
+    _transient("57P02", refusal=False),
+    _permanent("57P04", "", "the database was dropped", refusal=False),
+    _transient("57P05", refusal=False),
     # What a statement is refused with while the connection lives on: nothing was changed.
-    _passes("57014", "", "cancelled by an administrator or a statement_timeout of the role", refusal=False),
-    _stays("53100", "", "the disk, or the Neon project's storage limit, is full", refusal=False),
-    _passes("53200", "", "the server has no memory left", refusal=False),
-    _stays("25006", "", "the URL leads to a read-only server: DATABASE_URL must lead to the primary", refusal=False),
-    _stays("26000", "", _POOLER_STATEMENTS, refusal=False),
-    _stays("42P05", "", _POOLER_STATEMENTS, refusal=False),
+    _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", refusal=False),
+    _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", refusal=False),
+    _transient("53200", "", "the server has no memory left", refusal=False),
+    _permanent(
+        "25006", "", "the URL leads to a read-only server: DATABASE_URL must lead to the primary", refusal=False
+    ),
+    _permanent("26000", "", _POOLER_STATEMENTS, refusal=False),
+    _permanent("42P05", "", _POOLER_STATEMENTS, refusal=False),
 )
 
 # A failure to connect that nobody foresaw counts as one that passes: taken for one that stays, it would fail requests
@@ -136,12 +146,12 @@ class Next(Enum):
     UNKNOWN = "a write that may have happened"
 
 
-def judge(error: BaseException) -> Fault:
+def classify(error: BaseException) -> Fault:
     """What to make of a failure to connect, or of a connection that broke."""
     return _find(_spoken(error)) or _UNKNOWN
 
 
-def judge_statement(error: Exception, *, sent: bool, writes: bool, closed: bool) -> tuple[Next, Fault]:
+def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> tuple[Next, Fault]:
     """What follows a statement that ended in `error`.
 
     `sent` is whether asyncpg had asked the server to execute it, `closed` whether the connection is. A write is sent
@@ -151,7 +161,7 @@ def judge_statement(error: Exception, *, sent: bool, writes: bool, closed: bool)
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         known = _find(error)
         return (Next.RAISE, _UNKNOWN) if known is None or known.refusal else (Next.UNAVAILABLE, known)
-    fault = judge(error)
+    fault = classify(error)
     if not sent and not closed and not isinstance(error, OSError):
         return Next.RAISE, fault  # Nothing is wrong with the connection: asyncpg objects to how it is used.
     if isinstance(error, TimeoutError) and not writes:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.errors import DatabaseUnavailableError, StoppingError, problem_of
 from api.http.operation import Answer, Content, Operation
 from api.http.resource import Resource
@@ -50,7 +50,7 @@ class Probes:
     `every` is READINESS_PROBE_SECONDS: /ready asks the database itself, at most that often.
     """
 
-    def __init__(self, database: Database, ask: Callable[[], Awaitable[object]], every: float | None) -> None:
+    def __init__(self, database: PooledDatabase, ask: Callable[[], Awaitable[object]], every: float | None) -> None:
         self._database = database
         self._ask = ask
         self._every = every

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.context import request_id
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.errors import OutcomeUnknownError, StatementTimeoutError, StoppingError
 from api.http.request import read_header, read_query
 from api.http.resource import Resource
@@ -39,7 +39,7 @@ class Bulk:
     client takes.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: PooledDatabase, settings: Settings) -> None:
         self._database = database
         self._idle_seconds = settings.bulk_idle_seconds
         self._free = settings.bulk_max_requests
