@@ -1,6 +1,6 @@
-"""Which failures of the database pass, which stay until somebody acts, and what to do then: one table.
+"""The faults of the database in one table: which are transient, which are permanent, and the remedy for an operator.
 
-Where the texts come from: `disconnect_client` and `kill_pool_logins` in PgBouncer 1.24 (src/objects.c, src/janitor.c,
+The texts come from `disconnect_client` and `kill_pool_logins` in PgBouncer 1.24 (src/objects.c, src/janitor.c,
 src/server.c), and `to_string_client` in Neon's proxy (proxy/src/control_plane, proxy/src/auth, proxy/src/compute).
 """
 
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import asyncpg
 
-# What connecting and fetching raise when the database is what failed: the network, PostgreSQL's word, and asyncpg's.
+# The exceptions of connecting and fetching when the database failed: from the network, PostgreSQL, and asyncpg.
 DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Fault(NamedTuple):
-    """What to make of a failure.
+    """A failure of the database.
 
-    `transient`: waiting may help. `refusal`: it is what somebody hears who is not let in, so a statement that ended in
-    it never reached PostgreSQL. `remedy`: what to do where it stays, for the log.
+    `transient`: waiting may help. `refusal`: the connection was rejected, so a statement that ended in this never ran.
+    `remedy`: the operator's action if it lasts, for the log.
     """
 
     transient: bool
@@ -27,7 +27,7 @@ class Fault(NamedTuple):
     remedy: str = ""
 
 
-class Row(NamedTuple):
+class _Rule(NamedTuple):
     """A line of the table: an exception's class or a SQLSTATE, and a part of the message in lower case."""
 
     kind: type[Exception] | str
@@ -35,12 +35,12 @@ class Row(NamedTuple):
     fault: Fault
 
 
-def _transient(kind: type[Exception] | str, text: str = "", remedy: str = "", *, refusal: bool = True) -> Row:
-    return Row(kind, text, Fault(transient=True, refusal=refusal, remedy=remedy))
+def _transient(kind: type[Exception] | str, text: str = "", remedy: str = "", *, refusal: bool = True) -> _Rule:
+    return _Rule(kind, text, Fault(transient=True, refusal=refusal, remedy=remedy))
 
 
-def _permanent(kind: type[Exception] | str, text: str, remedy: str, *, refusal: bool = True) -> Row:
-    return Row(kind, text, Fault(transient=False, refusal=refusal, remedy=remedy))
+def _permanent(kind: type[Exception] | str, text: str, remedy: str, *, refusal: bool = True) -> _Rule:
+    return _Rule(kind, text, Fault(transient=False, refusal=refusal, remedy=remedy))
 
 
 _BUDGET = "replicas x workers x POOL_MAX_SIZE are more connections than the server, the pooler or the role may have"
@@ -55,14 +55,14 @@ _POOLER_STATEMENTS = (
     "max_prepared_statements above 0"
 )
 
-# The first row that fits counts.
+# The first rule that fits counts.
 _TABLE = (
-    # The way to the server.
+    # Network, TLS and the driver.
     _permanent(ssl.SSLCertVerificationError, "", _CERTIFICATE),
     _permanent(
         ConnectionError, "rejected ssl upgrade", "the server speaks no TLS: sslmode=disable suits private networks"
     ),
-    # The resolver was answered that there is no such name; for an answer that it did not get it has EAI_AGAIN.
+    # A definite answer of DNS that there is no such name; the resolver reports a missing answer as EAI_AGAIN.
     _permanent(socket.gaierror, f"[errno {socket.EAI_NONAME}]", _NAME),
     _permanent(socket.gaierror, f"[errno {getattr(socket, 'EAI_NODATA', socket.EAI_NONAME)}]", _NAME),
     _transient(socket.gaierror, "", _NAME),
@@ -74,7 +74,7 @@ _TABLE = (
     _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs asks for"),
     _permanent(asyncpg.InterfaceError, "pool is clos", "this process is stopping"),
     _permanent(asyncpg.ClientConfigurationError, "", "check the URL"),
-    # Neon's proxy, whose failures all have one SQLSTATE. What stays comes first: it may be quoted in what passes.
+    # Neon's proxy, whose failures share one SQLSTATE. Permanent ones come first: transient texts may quote them.
     _permanent("XX000", "disabled", "the compute is disabled: enable it in Neon's console"),
     _transient("XX000", "rate limit"),
     _permanent("XX000", "quota", "a quota of the Neon project is used up: see Billing in Neon's console"),
@@ -89,8 +89,8 @@ _TABLE = (
     _transient("XX000", "control plane request failed"),
     _transient("XX000", "failed to acquire permit", _BUDGET),
     _transient("XX000", "too many connections", _BUDGET),
-    # PgBouncer, which says nearly everything under one SQLSTATE, and hands on what PostgreSQL told it at login. The
-    # statement of a client that was linked to a server is cut off in other words ("server conn crashed?").
+    # PgBouncer, which uses one SQLSTATE for nearly everything, and passes on what PostgreSQL told it at login. A client
+    # that was linked to a server gets another text when that is lost ("server conn crashed?").
     _permanent("08P01", "password authentication failed", _CREDENTIALS),
     _permanent("08P01", "wrong password type", "the pooler's user list does not fit PostgreSQL's password_encryption"),
     _permanent("08P01", "sasl authentication failed", _CREDENTIALS),
@@ -119,7 +119,7 @@ _TABLE = (
     _transient("57P02", refusal=False),
     _permanent("57P04", "", "the database was dropped", refusal=False),
     _transient("57P05", refusal=False),
-    # What a statement is refused with while the connection lives on: nothing was changed.
+    # Refusals of a statement, after which the connection serves on: nothing was changed.
     _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", refusal=False),
     _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", refusal=False),
     _transient("53200", "", "the server has no memory left", refusal=False),
@@ -130,51 +130,51 @@ _TABLE = (
     _permanent("42P05", "", _POOLER_STATEMENTS, refusal=False),
 )
 
-# A failure to connect that nobody foresaw counts as one that passes: taken for one that stays, it would fail requests
-# that a moment of waiting had served; the other way round it delays an answer that would have been the same.
+# An unknown failure to connect counts as transient. A wrong guess then delays an error; as permanent, it would fail
+# requests that a moment of waiting had served.
 _UNKNOWN = Fault(transient=True)
 
 
 class Next(Enum):
-    """What follows a statement that failed."""
+    """The step after a statement that failed."""
 
-    RAISE = "PostgreSQL judged it, and what it says belongs to the request"
-    RETRY = "it never reached PostgreSQL"
+    RAISE = "PostgreSQL refused it, and the error belongs to the request"
+    RETRY = "it never ran: send it again"
     RESEND = "it may have run, and running it again is harmless"
-    UNAVAILABLE = "nothing was changed, and trying again would not help"
+    UNAVAILABLE = "it changed nothing, and a retry would not help"
     TIMEOUT = "a read that takes too long"
     UNKNOWN = "a write that may have happened"
 
 
 def classify(error: BaseException) -> Fault:
-    """What to make of a failure to connect, or of a connection that broke."""
-    return _find(_spoken(error)) or _UNKNOWN
+    """Return the fault of a failure to connect, or of a connection that broke."""
+    return _find(_server_message(error)) or _UNKNOWN
 
 
 def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> tuple[Next, Fault]:
-    """What follows a statement that ended in `error`.
+    """Return the step after a statement that ended in `error`, and the fault.
 
-    `sent` is whether asyncpg had asked the server to execute it, `closed` whether the connection is. A write is sent
-    again only where it provably never ran: it was not sent, or what ended it is said to those alone who are not let in.
-    An error after which the server went on is a verdict, and leaves nothing behind.
+    `sent`: asyncpg had asked the server to execute it. `closed`: the connection is closed. A write is sent again only
+    if it provably never ran: it was not sent, or the error is one that only a rejected connection gets. An error that
+    leaves the connection open is PostgreSQL's definite answer: nothing was changed.
     """
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         known = _find(error)
         return (Next.RAISE, _UNKNOWN) if known is None or known.refusal else (Next.UNAVAILABLE, known)
     fault = classify(error)
     if not sent and not closed and not isinstance(error, OSError):
-        return Next.RAISE, fault  # Nothing is wrong with the connection: asyncpg objects to how it is used.
+        return Next.RAISE, fault  # The connection is sound: asyncpg rejects how it is used, which is a bug.
     if isinstance(error, TimeoutError) and not writes:
         return Next.TIMEOUT, fault
     if not sent or fault.refusal:
-        # One that had its whole time, and was not sent, waited for a lock or in the pooler's queue.
-        passes = fault.transient and not isinstance(error, TimeoutError)
-        return (Next.RETRY if passes else Next.UNAVAILABLE), fault
+        # A statement that timed out before it was sent waited for a lock or in the pooler's queue.
+        may_retry = fault.transient and not isinstance(error, TimeoutError)
+        return (Next.RETRY if may_retry else Next.UNAVAILABLE), fault
     return (Next.UNKNOWN if writes else Next.RESEND), fault
 
 
-def _spoken(error: BaseException) -> BaseException:
-    """What the server said before it hung up, which asyncpg hands over as the cause of what it says itself."""
+def _server_message(error: BaseException) -> BaseException:
+    """Return the error that the server sent before it hung up, which asyncpg attaches as the cause of its own."""
     if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
         return error.__cause__
     return error
