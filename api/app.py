@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 from api.auth.guard import Guard
 from api.auth.tokens import Tokens
 from api.database.batching import Limits
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options, replica_options
 from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
@@ -45,11 +46,12 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     gate = Gate(settings.requests_max_under_way)
     metrics.watch(lambda: {("users_api_requests_under_way",): gate.under_way})
 
-    database = Database(settings, metrics=metrics, tracing=tracing)
-    databases = [database]
+    database = PooledDatabase(database_options(settings), metrics=metrics, tracing=tracing)
+    databases: list[PooledDatabase | Replica] = [database]
     documented = served = routes(settings, database, gate)
-    if settings.read_database_url is not None:
-        replica = Replica(settings, database, _batch_limits(settings), metrics, tracing)
+    if options := replica_options(settings):
+        pool = PooledDatabase(options, metrics=metrics, tracing=tracing)
+        replica = Replica(pool, database, settings.replica_wait_seconds, _batch_limits(settings))
         databases.append(replica)
         reads = Users(replica, _batch_limits(settings), gate).routes()
         served = replicated(documented, reads, replica)
@@ -81,7 +83,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     return Telemetry(app, settings, metrics, tracing)
 
 
-def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:
+def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = None) -> list[BaseRoute]:
     """Return the documented routes of the API. Opens nothing."""
     users = Users(database, _batch_limits(settings), gate or Gate(settings.requests_max_under_way))
     bulk = Bulk(database, max_requests=settings.bulk_max_requests, idle_seconds=settings.bulk_idle_seconds)
@@ -108,7 +110,7 @@ def _tokens(settings: Settings) -> Tokens | None:
 
 
 def _lifespan(
-    databases: Sequence[Database],
+    databases: Sequence[PooledDatabase | Replica],
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]],
     tracing: "Tracing | None",
 ) -> Callable[[object], AbstractAsyncContextManager[None]]:

@@ -11,20 +11,21 @@ import asyncpg
 from starlette.types import ASGIApp
 
 from api import app
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import DatabaseOptions
 from api.database.statements import Statement
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError
-from api.settings import Settings, load_settings
+from api.settings import load_settings
 
 _BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 
 
-class _AcknowledgesBeforeCommit(Database):
+class _AcknowledgesBeforeCommit(PooledDatabase):
     """Answers a write when its statement has run, and commits a moment later, on connections of its own."""
 
-    def __init__(self, settings: Settings, *arguments: Any, **more: Any) -> None:
-        super().__init__(settings, *arguments, **more)
-        self._arguments = settings.pooled.asyncpg_arguments()
+    def __init__(self, options: DatabaseOptions, **more: Any) -> None:
+        super().__init__(options, **more)
+        self._arguments = options.url.asyncpg_arguments()
         self._committing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -62,7 +63,7 @@ class _AcknowledgesBeforeCommit(Database):
         await self._writers.release(connection)
 
 
-class _SendsAgain(Database):
+class _SendsAgain(PooledDatabase):
     """Sends a write again that was sent, and whose answer never came."""
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
@@ -82,7 +83,7 @@ def sends_again() -> ASGIApp:
     return _with(_SendsAgain)
 
 
-def _with(database: type[Database]) -> ASGIApp:
+def _with(database: type[PooledDatabase]) -> ASGIApp:
     # The one place where the application makes its database; nothing else in this process makes an application.
-    app.Database = database  # type: ignore[attr-defined]
+    app.PooledDatabase = database  # type: ignore[attr-defined]
     return app.create_app(load_settings())

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 import api.server.workers
 from api.cli import main as users_api
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.database.statements import Statement
 from benchmarks.peers.constant import BODY
 from benchmarks.peers.constant import app as constant
@@ -42,13 +42,13 @@ def starlette_constant() -> ASGIApp:
 def without_postgres(seconds: float) -> None:
     """Replace what runs a statement: it returns a user for every id that it was asked for, after so long."""
 
-    async def fetch(self: Database, statement: Statement, ids: str) -> list[dict[str, Any]]:
+    async def fetch(self: PooledDatabase, statement: Statement, ids: str) -> list[dict[str, Any]]:
         if seconds:
             await asyncio.sleep(seconds)
         body = BODY.decode()
         return [{"id": int(user_id), "version": 1, "body": body} for user_id in ids[1:-1].split(",")]
 
-    Database.fetch = fetch  # type: ignore[method-assign, assignment]
+    PooledDatabase.fetch = fetch  # type: ignore[method-assign, assignment]
 
 
 @click.command()

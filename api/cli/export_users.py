@@ -13,7 +13,8 @@ import click
 
 from api.cli.common import direct_settings, explain_errors
 from api.cli.progress import Progress
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.formats import export_users as copy_users
@@ -55,7 +56,7 @@ def export_users(file: Path, format_name: str | None) -> None:
 
 
 async def _export(settings: Settings, output: BinaryIO, format: Format, file: Path) -> None:
-    async with Database(settings).connect() as connection:
+    async with PooledDatabase(database_options(settings)).connect() as connection:
         size = await connection.fetchval(ESTIMATE_USERS.sql)
         with Progress(str(file), size if size > 0 else None) as progress:
 

@@ -17,7 +17,8 @@ import orjson
 
 from api.cli.common import direct_settings, explain_errors
 from api.cli.progress import Progress
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.importing import Counts, Import
@@ -83,7 +84,7 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
             except OSError as error:
                 raise click.ClickException(f"cannot write what is refused: {error.strerror}") from None
 
-    database = Database(settings)
+    database = PooledDatabase(database_options(settings))
     await database.open()
     try:
         async with AsyncExitStack() as stack:

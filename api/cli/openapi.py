@@ -3,6 +3,7 @@
 import json
 
 import click
+from pydantic import SecretStr
 
 from api.cli.common import explain_errors
 from api.settings import load_settings
@@ -19,8 +20,11 @@ def openapi() -> None:
     """
     # Only here: no other command needs the whole application.
     from api.app import routes
-    from api.database.fetch import Database
+    from api.database.fetch import PooledDatabase
+    from api.database.options import database_options
     from api.openapi.document import document
 
-    settings = load_settings()
-    click.echo(json.dumps(document(routes(settings, Database(settings))), indent=2, ensure_ascii=False))
+    # The routes are described and not served, so the URL is never used: none has to be set.
+    settings = load_settings().model_copy(update={"database_url": SecretStr("postgresql://user@localhost/database")})
+    database = PooledDatabase(database_options(settings))
+    click.echo(json.dumps(document(routes(settings, database)), indent=2, ensure_ascii=False))

@@ -1,18 +1,17 @@
 """Gathers concurrent calls into one statement.
 
-While a statement is on its way, the calls that arrive wait together, and leave in the next one. There is no timer: a
-call that finds nobody else leaves at once, and with a free slot one leaves at the end of the event loop's tick. What
-holds, and `tests/database/test_batching.py` pins:
+While a statement is in flight, the calls that arrive form a batch, which is sent as the next statement. There is no
+timer: a lone call is sent at once, a batch with a free slot at the end of the event loop's tick. Invariants:
 
-1. A batch is closed before it is sent, so a read sees every write that was acknowledged before the read arrived.
-2. With a free slot a lone call leaves at once.
-3. An error belongs to its call: what PostgreSQL refuses as a whole is replayed one by one.
-4. A call is answered after the statement that carried it, never before.
-5. A caller that is cancelled drops its interest, never a statement that others share; with the last one it ends.
-6. Keys are sorted, so that concurrent batches lock rows in one order; a key is in one batch at a time, and the next
-   call for it waits for the next batch, in order of arrival.
-7. A slow batch gives its slot back after PATIENCE_SECONDS, and a batch of several waits no longer for a locked row.
-8. A batch and the queue are capped; beyond that a call is refused at once.
+1. A batch is closed before it is sent, so a read sees every write acknowledged before the read arrived.
+2. With a free slot a lone call is sent at once.
+3. An error belongs to its call: if PostgreSQL refuses a batch, its calls are replayed one by one.
+4. A call is answered only after its statement.
+5. A cancelled caller never cancels a statement that others share; the last caller to be cancelled does.
+6. Keys are sorted, so that concurrent batches lock rows in one order. A key is in one batch at a time; further calls
+   for it wait for later batches, in order of arrival.
+7. A slow batch gives its slot back after SLOT_SECONDS, and a batch of several calls waits no longer for a locked row.
+8. A batch and the queue are bounded; beyond that a call is refused at once.
 """
 
 import asyncio
@@ -31,12 +30,12 @@ from api.errors import DatabaseUnavailableError, OutcomeUnknownError, Overloaded
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE_SECONDS = 0.1
-"""How long a batch keeps its slot, and how long several calls wait together for a row that somebody else has locked."""
+SLOT_SECONDS = 0.1
+"""The longest that a batch keeps its slot, and that a batch of several calls waits for a row that is locked."""
 
 
 class Limits(NamedTuple):
-    """The bounds of one batcher: statements in flight, calls in a statement, calls that wait and for how long (s)."""
+    """The bounds of one batcher: statements in flight, calls in one of them, calls in the queue, and seconds in it."""
 
     in_flight: int
     max_size: int
@@ -53,14 +52,14 @@ class _Call(NamedTuple):
 
 
 class _NothingChangedError(Exception):
-    """A statement that nobody waits for any more was cancelled: it was a read, or was never sent."""
+    """A statement was cancelled with its last caller, and changed nothing: a read, or a write that was never sent."""
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs a function of many items for callers that each have one.
+    """Runs a function of many items for callers that have one item each.
 
-    `run` returns one result for each item, in their order. `key` names what a call changes: two calls with one key
-    never travel together or side by side. Reads have none. Without `limits` every call is a statement of its own.
+    `run` returns one result for each item, in their order. `key` names what a call changes: two calls with one key are
+    never in flight together. Reads have none. Without `limits` every call is a statement of its own.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[_Call] = deque()
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots: dict[object, float] = {}  # by whoever has it, with the time at which its batch was sent
-        self._carried: dict[asyncio.Task[Any], list[_Call]] = {}  # what each task has on its way
-        self._gathering = False  # a task has a slot and has not begun: what arrives meanwhile goes with it
+        self._slots: dict[object, float] = {}  # by their holder, with the time at which its batch was sent
+        self._in_flight: dict[asyncio.Task[Any], list[_Call]] = {}  # the batch of each task
+        self._gathering = False  # a task has a slot and has not begun: calls that arrive meanwhile join its batch
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: Item) -> Result:
-        """The result for one item.
+        """Return the result for one item.
 
-        Raises OverloadedError where too many wait already, DatabaseUnavailableError where none of the statements in
-        flight made room in time, and what `run` raises for this item. A caller that is cancelled while a write of its
-        may happen gets OutcomeUnknownError.
+        Raises OverloadedError if the queue is full, DatabaseUnavailableError if no statement in flight made room in
+        time, and what `run` raises for this item. If the caller is cancelled while its write may happen, raises
+        OutcomeUnknownError.
         """
         limits = self._limits
         if limits is None:
@@ -99,7 +98,7 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
         if key in self._busy:
-            self._watch(limits)  # that it does not wait for its key for too long
+            self._watch(limits)  # bounds the wait for the key
         else:
             self._fill_slots(limits)
         try:
@@ -108,12 +107,11 @@ class Batcher(Generic[Item, Result]):
             return await self._abandon(future)
 
     async def _run_alone(self, item: Item, key: Any, limits: Limits) -> Result:
-        """Run a call that finds nobody else, in its caller's own task: a task, a future and a tick less.
-
-        Where the caller is cancelled the statement ends too: nobody shares it.
-        """
+        """Run a call in its caller's task, which saves a task, a future and a tick, and cancels it with the caller."""
         slot = object()
-        self._occupy(slot, limits)
+        self._slots[slot] = perf_counter()
+        if self._timer is None:
+            self._watch(limits)
         if key is not None:
             self._busy.add(key)
         try:
@@ -125,35 +123,35 @@ class Batcher(Generic[Item, Result]):
                 self._fill_slots(limits)
 
     async def _abandon(self, future: asyncio.Future[Result]) -> Result:
-        """What becomes of a call whose caller is cancelled. Raises CancelledError where it changed nothing."""
+        """Return or raise the outcome of a call whose caller is cancelled: CancelledError if it changed nothing."""
         if not future.cancelled():
-            return future.result()  # It came in the very tick.
-        carried = (
-            (task, calls, place)
-            for task, calls in self._carried.items()
-            for place, call in enumerate(calls)
+            return future.result()  # the result came in the same tick
+        found = (
+            (task, calls, index)
+            for task, calls in self._in_flight.items()
+            for index, call in enumerate(calls)
             if call.future is future
         )
-        carrier, calls, place = next(carried, (None, [], 0))
-        if carrier is None:
-            raise asyncio.CancelledError  # It still waits, and is never sent.
+        task, calls, index = next(found, (None, [], 0))
+        if task is None:
+            raise asyncio.CancelledError  # still in the queue, and never sent
         if all(call.future.done() for call in calls):
-            # Nobody else shares the statement, so that it ends too; whether it was sent is known then.
-            verdict: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-            calls[place] = calls[place]._replace(future=verdict)
-            carrier.cancel()
+            # No other caller is left, so the statement is cancelled too. Its end tells whether it was sent.
+            outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            calls[index] = calls[index]._replace(future=outcome)
+            task.cancel()
             try:
-                return await verdict
+                return await outcome
             except _NothingChangedError:
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError:
-                pass  # Cancelled once more: the verdict comes too late.
+                pass  # cancelled once more, before the outcome was known
         if self._key is None:
             raise asyncio.CancelledError
         raise OutcomeUnknownError
 
     def _fill_slots(self, limits: Limits) -> None:
-        """Give a free slot to a task of its own, unless one is about to take what waits, or nothing can be taken."""
+        """Start a task for the next batch if a slot is free, no other is about to take it, and a call can go."""
         if not self._waiting or self._gathering or len(self._slots) >= limits.in_flight:
             return
         too_old = perf_counter() - limits.max_wait_seconds
@@ -162,19 +160,20 @@ class Batcher(Generic[Item, Result]):
             self._slots[self._start(self._work(limits))] = perf_counter()
 
     async def _work(self, limits: Limits) -> None:
-        """Send batch after batch, for as long as something waits and none was so slow that it lost the slot."""
+        """Send batch after batch, until the queue is empty or a slow batch has cost this task its slot."""
         self._gathering = False
         task = asyncio.current_task()
         assert task is not None
         while task in self._slots and (calls := self._take(limits)):
-            self._occupy(task, limits)
-            self._fill_slots(limits)  # what one batch cannot hold goes into the next at once
-            await self._carry(calls, limits)
+            self._slots[task] = perf_counter()
+            self._watch(limits)
+            self._fill_slots(limits)  # calls beyond max_size go into another batch at once
+            await self._run_batch(calls, limits)
         self._slots.pop(task, None)
         self._fill_slots(limits)
 
     def _take(self, limits: Limits) -> list[_Call]:
-        """The calls of the next batch, in order of arrival as far as their keys are free."""
+        """Take the calls of the next batch out of the queue, in order of arrival, as far as their keys are free."""
         taken: list[_Call] = []
         held_back: list[_Call] = []
         too_old = perf_counter() - limits.max_wait_seconds
@@ -197,23 +196,19 @@ class Batcher(Generic[Item, Result]):
         return taken
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # In a context of its own, not in that of the request that happens to start it: it serves others too.
+        # In a context of its own instead of the starting request's, since it serves other requests too.
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _occupy(self, slot: object, limits: Limits) -> None:
-        self._slots[slot] = perf_counter()
-        self._watch(limits)
-
     def _watch(self, limits: Limits) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._give_back, limits)
+            self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._give_back, limits)
 
     def _give_back(self, limits: Limits) -> None:
-        """Take the slots of the batches that are out for too long. One timer serves them all: a timer costs a µs."""
-        too_old = perf_counter() - PATIENCE_SECONDS
+        """Free the slots of batches that take too long. One timer serves all of them: a timer costs a microsecond."""
+        too_old = perf_counter() - SLOT_SECONDS
         self._slots = {slot: sent for slot, sent in self._slots.items() if sent > too_old}
         self._timer = None
         if self._slots:
@@ -223,10 +218,10 @@ class Batcher(Generic[Item, Result]):
             self._watch(limits)
         self._fill_slots(limits)
 
-    async def _carry(self, calls: list[_Call], limits: Limits) -> None:
+    async def _run_batch(self, calls: list[_Call], limits: Limits) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._carried[task] = calls
+        self._in_flight[task] = calls
         share(calls)
         try:
             results = await self._run([call.item for call in calls])
@@ -234,28 +229,28 @@ class Batcher(Generic[Item, Result]):
             if len(calls) == 1:
                 _fail(calls, error)
             else:
-                # It left nothing behind. Whose fault it was shows when each goes alone, outside the slots.
+                # It changed nothing. Each call alone, outside the slots, shows which one failed it.
                 for call in calls:
                     self._start(self._replay(call._replace(arrived=perf_counter()), limits))
                 return  # their keys stay busy
-        except Exception as error:  # Whatever it is, the callers must hear of it.
+        except Exception as error:  # of any kind: the callers wait for it
             _fail(calls, error)
-        except asyncio.CancelledError:  # by _abandon: the task has other calls to carry
+        except asyncio.CancelledError:  # by _abandon: the task goes on with the next batch
             task.uncancel()
             _fail(calls, _NothingChangedError())
         else:
             for call, result in zip(calls, results, strict=True):
-                if not call.future.done():  # done already: its caller went away
+                if not call.future.done():  # done already if its caller was cancelled
                     call.future.set_result(result)
         finally:
-            del self._carried[task]
+            del self._in_flight[task]
         self._busy.difference_update([call.key for call in calls])
 
     async def _replay(self, call: _Call, limits: Limits) -> None:
         if call.future.done():
             self._busy.discard(call.key)
         else:
-            await self._carry([call], limits)
+            await self._run_batch([call], limits)
         self._fill_slots(limits)
 
 

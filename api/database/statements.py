@@ -1,20 +1,22 @@
-"""The SQL files: each read once, beside a declaration of its types, which can be checked against a live database."""
+"""The SQL files: each is read once and declared with its types, which can be checked against a live database."""
 
-import sys
+import os
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import asyncpg
 
-from api.database.files import SQL_DIRECTORY
+from api.database.files import ROOT, SQL_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL file and what the Python side takes its parameters and columns to be.
+    """One SQL file, with the types that Python expects of its parameters and columns.
 
-    `name` is the file's below `sql/`, as in `users/select_users.sql`.
-    Types are PostgreSQL's internal names, as `pg_type.typname` has them, an array's with `[]` behind the element's.
+    `name` is the file's path below `sql/`, such as `users/select_users.sql`. Types are PostgreSQL's internal names, as
+    in `pg_type.typname`; an array's is the element's with `[]` behind it.
     """
 
     name: str
@@ -27,7 +29,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A statement whose declaration does not hold on a database, and why."""
+    """A statement whose declaration does not fit a database, and the reason."""
 
     statement: Statement
     reason: str
@@ -40,33 +42,33 @@ _declared: dict[str, Statement] = {}
 
 
 def declare(name: str, parameters: list[str], columns: dict[str, str], *, writes: bool = False) -> Statement:
-    """Read `sql/<name>` and say what its parameters and columns are.
+    """Read `sql/<name>` and declare the types of its parameters and columns.
 
-    Raises FileNotFoundError with the file's path where there is none, and ValueError where two declarations name the
-    same file.
+    Raises FileNotFoundError, with the path, if there is no such file, and ValueError if it is declared already.
     """
     if name in _declared:
         raise ValueError(f"sql/{name} is declared twice, at {_declared[name].declared_at} too")
-    caller = sys._getframe(1)
+    sql = (SQL_DIRECTORY / name).read_text(encoding="utf-8")
+    caller = traceback.extract_stack(limit=2)[0]
     statement = Statement(
         name=name,
-        sql=(SQL_DIRECTORY / name).read_text(encoding="utf-8"),
+        sql=sql,
         parameters=tuple(parameters),
         columns=tuple(columns.items()),
         writes=writes,
-        declared_at=f"{caller.f_globals['__name__'].replace('.', '/')}.py:{caller.f_lineno}",
+        declared_at=f"{Path(os.path.relpath(caller.filename, ROOT)).as_posix()}:{caller.lineno}",
     )
     _declared[name] = statement
     return statement
 
 
 def declared_statements() -> list[Statement]:
-    """Every statement that the imported modules have declared, in the order of the files' names."""
+    """Return the statements that the imported modules have declared, ordered by name."""
     return [_declared[name] for name in sorted(_declared)]
 
 
 def undeclared_files() -> list[str]:
-    """The SQL files that no module has declared: dead code, or a forgotten declaration."""
+    """Return the SQL files that no imported module has declared: dead code, or a forgotten declaration."""
     return sorted(
         name
         for path in SQL_DIRECTORY.rglob("*.sql")
@@ -75,7 +77,7 @@ def undeclared_files() -> list[str]:
 
 
 async def check_statement(connection: asyncpg.Connection, statement: Statement) -> Mismatch | None:
-    """Prepare one statement on a migrated database and compare its types with the declaration."""
+    """Prepare a statement on a migrated database and compare its types with the declaration; None: they are equal."""
     try:
         prepared = await connection.prepare(statement.sql)
     except asyncpg.PostgresError as error:
@@ -91,7 +93,7 @@ async def check_statement(connection: asyncpg.Connection, statement: Statement) 
 
 
 async def check_statements(connection: asyncpg.Connection) -> list[str]:
-    """Check every declared statement, and for files that nothing declares; return a line for each that does not fit."""
+    """Check every declared statement; return a line for each mismatch, and for each file that is not declared."""
     checks = [await check_statement(connection, each) for each in declared_statements()]
     unused = [f"sql/{name}: no Python module declares it" for name in undeclared_files()]
     return [str(mismatch) for mismatch in checks if mismatch is not None] + unused

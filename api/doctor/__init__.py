@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from api.database.faults import DATABASE_ERRORS, judge
+from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import Route
 from api.doctor.session import Session
@@ -133,7 +133,7 @@ class _Steps:
             self.ended_at = name
             return red(f"no answer within {time.perf_counter() - started:.1f} s", silence_remedy)
         except DATABASE_ERRORS as error:
-            return red(describe(error), judge(error).remedy or _UNKNOWN)
+            return red(describe(error), classify(error).remedy or _UNKNOWN)
 
 
 async def _read_notes(url: DatabaseURL) -> Finding:

@@ -12,7 +12,7 @@ from statistics import median
 import asyncpg
 
 from api.database import migrations, statements
-from api.database.faults import DATABASE_ERRORS, judge
+from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
 from api.neon.tls import DatabaseURL
 from api.settings import Settings
@@ -61,7 +61,7 @@ class Session:
                 return await asyncpg.connect(**arguments, statement_cache_size=0)
             except DATABASE_ERRORS as error:
                 time_left = deadline - asyncio.get_running_loop().time()
-                if not judge(error).transient or time_left < _WAKING_PAUSE_SECONDS:
+                if not classify(error).transient or time_left < _WAKING_PAUSE_SECONDS:
                     raise
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.errors import DatabaseUnavailableError, StoppingError, problem_of
 from api.http.operation import Answer, Content, Operation
 from api.http.resource import Resource
@@ -50,7 +50,9 @@ class Probes:
     `interval` is READINESS_PROBE_SECONDS: /ready queries the database at most that often.
     """
 
-    def __init__(self, database: Database, query: Callable[[], Awaitable[object]], interval: float | None) -> None:
+    def __init__(
+        self, database: PooledDatabase, query: Callable[[], Awaitable[object]], interval: float | None
+    ) -> None:
         self._database = database
         self._query = query
         self._interval = interval

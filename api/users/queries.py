@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from asyncpg import Record
 
-from api.database.batching import PATIENCE_SECONDS
+from api.database.batching import SLOT_SECONDS
 from api.database.fetch import Database
 from api.database.statements import Statement, declare
 from api.users.cursors import Position
@@ -241,7 +241,7 @@ def _columns(records: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
 
 def _lock_timeout(database: Database, writes: Sequence[object]) -> str:
     """Return the statement's lock_timeout: several writes wait only briefly for a row that one of them needs."""
-    seconds = PATIENCE_SECONDS if len(writes) > 1 else database.lock_timeout
+    seconds = SLOT_SECONDS if len(writes) > 1 else database.lock_timeout
     return f"{round(seconds * 1000)}ms"
 
 

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
-from api.database.batching import PATIENCE_SECONDS, Batcher, Limits
+from api.database.batching import SLOT_SECONDS, Batcher, Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
 from tests.support.database import execute, locked
 from tests.support.metrics import scrape
@@ -345,9 +345,9 @@ async def test_who_waits_for_a_key_costs_nothing(monkeypatch: pytest.MonkeyPatch
 async def test_who_waits_for_a_key_for_too_long_is_told_so(later: bool) -> None:
     """Also where nothing else moves: the statement that has the key lost its slot long ago."""
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(max_wait_seconds=PATIENCE_SECONDS), key=str)
+    batcher = Batcher(carrier, limits(max_wait_seconds=SLOT_SECONDS), key=str)
     first = start(batcher, "a")
-    await asyncio.sleep(PATIENCE_SECONDS * 3 if later else 0)
+    await asyncio.sleep(SLOT_SECONDS * 3 if later else 0)
     (second,) = start(batcher, "a")
     with pytest.raises(DatabaseUnavailableError):
         await second
@@ -364,7 +364,7 @@ async def test_a_slow_batch_gives_its_slot_back() -> None:
     others = start(batcher, "b")
     await ticks()
     assert carrier.sent == [["a"]]
-    await asyncio.sleep(PATIENCE_SECONDS * 2)
+    await asyncio.sleep(SLOT_SECONDS * 2)
     assert carrier.sent == [["a"], ["b"]]
     carrier.answer(1)
     assert await others[0] == "B"

@@ -17,7 +17,7 @@ import pytest
 
 from api.app import create_app
 from api.database.connecting import delay
-from api.database.faults import Next, judge, judge_statement
+from api.database.faults import Next, classify, decide_next
 from api.neon.url import parse_url
 from tests.support.database import SLOW_WRITES, execute, locked, wait_until_waiting
 from tests.support.rig import (
@@ -113,12 +113,12 @@ STAYS: list[tuple[Exception, str]] = [
 
 @pytest.mark.parametrize("error", PASSES, ids=repr)
 def test_what_passes(error: Exception) -> None:
-    assert judge(error).transient
+    assert classify(error).transient
 
 
 @pytest.mark.parametrize(("error", "remedy"), STAYS, ids=repr)
 def test_what_stays_has_a_remedy(error: Exception, remedy: str) -> None:
-    fault = judge(error)
+    fault = classify(error)
     assert not fault.transient
     assert remedy in fault.remedy
 
@@ -163,14 +163,14 @@ STATEMENTS: list[tuple[Exception, Next, Next, Next]] = [
 def test_what_follows_a_statement_that_failed(
     error: Exception, sent_write: Next, unsent_write: Next, sent_read: Next
 ) -> None:
-    assert judge_statement(error, sent=True, writes=True, closed=True)[0] is sent_write
-    assert judge_statement(error, sent=False, writes=True, closed=True)[0] is unsent_write
-    assert judge_statement(error, sent=True, writes=False, closed=True)[0] is sent_read
+    assert decide_next(error, sent=True, writes=True, closed=True)[0] is sent_write
+    assert decide_next(error, sent=False, writes=True, closed=True)[0] is unsent_write
+    assert decide_next(error, sent=True, writes=False, closed=True)[0] is sent_read
 
 
 def test_a_statement_that_asyncpg_objects_to_is_not_tried_again() -> None:
     error = asyncpg.InterfaceError("the server expects 1 argument for this query, 2 were passed")
-    assert judge_statement(error, sent=False, writes=True, closed=False)[0] is Next.RAISE
+    assert decide_next(error, sent=False, writes=True, closed=False)[0] is Next.RAISE
 
 
 def test_delays_grow_up_to_a_bound_and_differ() -> None:

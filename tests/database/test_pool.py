@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.database.statements import Statement, declared_statements
 from api.errors import DatabaseUnavailableError, Problem
 from api.http.conditions import version_mismatch
@@ -79,7 +80,7 @@ def test_the_default_opens_nothing_until_it_is_needed(client: httpx.Client, data
 async def test_no_statement_leaves_session_state(database: str) -> None:
     """What lets the pool drop its reset query: after every statement the session is as it was new."""
     look = replace(declared_statements()[0], sql=SESSION_STATE)
-    pool = Database(settings_for(database, pool_max_size=1))
+    pool = PooledDatabase(database_options(settings_for(database, pool_max_size=1)))
     await pool.open()
     try:
         await assert_session_stays_new(pool, look)
@@ -87,7 +88,7 @@ async def test_no_statement_leaves_session_state(database: str) -> None:
         await pool.close()
 
 
-async def assert_session_stays_new(pool: Database, look: Statement) -> None:
+async def assert_session_stays_new(pool: PooledDatabase, look: Statement) -> None:
     new = dict((await pool.fetch(look))[0])
     assert [new[kind] for kind in ("locks", "cursors", "channels", "temporary_tables", "prepared")] == [0] * 5
     for statement in declared_statements():
@@ -200,7 +201,8 @@ def test_a_broken_schema_is_an_opaque_500(client: httpx.Client, database: str, s
 
 async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str) -> None:
     """By a request that the server gave up: nobody would hear of the answer, and asking again keeps others waiting."""
-    closing = Database(settings_for(database, pool_max_size=2, acquire_timeout_seconds=300))
+    settings = settings_for(database, pool_max_size=2, acquire_timeout_seconds=300)
+    closing = PooledDatabase(database_options(settings))
     await closing.open()
     slow = replace(ESTIMATE_USERS, sql="select pg_advisory_lock(1)")
     with locked(database, "select pg_advisory_lock(1)"):

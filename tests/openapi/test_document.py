@@ -13,7 +13,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.app import create_app, routes
 from api.auth.keys import make_api_key
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.http.resource import resources
 from api.openapi import document as openapi
 from tests.support import ROOT
@@ -26,7 +27,7 @@ NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     settings = settings_for(NOWHERE)
-    return openapi.document(routes(settings, Database(settings)))
+    return openapi.document(routes(settings, PooledDatabase(database_options(settings))))
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -41,7 +42,7 @@ def test_every_operation_of_the_route_table_is_in_it(document: dict[str, Any]) -
     settings = settings_for(NOWHERE)
     served = {
         (path, method.lower())
-        for path, resource in resources(routes(settings, Database(settings)))
+        for path, resource in resources(routes(settings, PooledDatabase(database_options(settings))))
         for method in resource.methods
         if not path.endswith("/")
     }

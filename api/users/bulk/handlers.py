@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.context import request_id
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
 from api.errors import StatementTimeoutError, StoppingError
 from api.http.request import read_header, read_query
 from api.http.resource import Resource
@@ -39,7 +39,7 @@ class Bulk:
     needs one for as long as its client reads. A client or PostgreSQL that is silent for `idle_seconds` ends either.
     """
 
-    def __init__(self, database: Database, *, max_requests: int, idle_seconds: float) -> None:
+    def __init__(self, database: PooledDatabase, *, max_requests: int, idle_seconds: float) -> None:
         self._database = database
         self._free_slots = max_requests
         self._idle_seconds = idle_seconds

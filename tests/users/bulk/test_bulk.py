@@ -18,7 +18,8 @@ import pytest
 from pydantic import ValidationError
 
 from api.app import create_app
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.errors import DatabaseUnavailableError
 from api.neon.url import parse_url
 from api.server.protocol import PERIOD_SECONDS, HTTPProtocol
@@ -793,7 +794,7 @@ async def test_an_export_whose_connection_ends_while_a_piece_is_written_ends_too
     client: httpx.Client, database: str
 ) -> None:
     execute(database, FILL)
-    async with Database(settings_for(database)).connect() as connection:
+    async with PooledDatabase(database_options(settings_for(database))).connect() as connection:
         is_over = asyncio.Event()
         connection.add_termination_listener(lambda _: is_over.set())
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from api.database.fetch import Database
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.errors import OutcomeUnknownError
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser, Row
@@ -82,7 +83,7 @@ async def test_what_ends_an_import_does_not_hide_that_a_chunk_was_sent(
         await asyncio.to_thread(wait_until_waiting, database, 1)
         raise ending
 
-    users = Database(settings_for(database, statement_timeout_seconds=60))
+    users = PooledDatabase(database_options(settings_for(database, statement_timeout_seconds=60)))
     await users.open()
     try:
         with locked(database, "insert into users (email) values ('ada@example.com')"):

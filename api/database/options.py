@@ -1,0 +1,48 @@
+"""What one database needs of the settings; the only module of `api/database/` that knows them."""
+
+from dataclasses import dataclass
+
+from api.neon.tls import DatabaseURL
+from api.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOptions:
+    """The options of one database and its pool; durations in seconds. `name` is the URL's variable, for the log."""
+
+    name: str
+    url: DatabaseURL
+    acquire_timeout: float
+    statement_timeout: float
+    statement_cache_size: int
+    pool_min_size: int
+    pool_max_size: int
+    pool_idle_seconds: float
+
+
+def database_options(settings: Settings) -> DatabaseOptions:
+    """Return the options of the primary, behind DATABASE_URL. Raises SettingsError if that is not set."""
+    return _options(settings, "DATABASE_URL", settings.pooled, settings.acquire_timeout_seconds)
+
+
+def replica_options(settings: Settings) -> DatabaseOptions | None:
+    """Return the options of the replica, behind READ_DATABASE_URL; None if that is not set.
+
+    It waits no longer for a connection than REPLICA_WAIT_SECONDS: the primary answers after that.
+    """
+    if settings.replica is None:
+        return None
+    return _options(settings, "READ_DATABASE_URL", settings.replica, settings.replica_wait_seconds)
+
+
+def _options(settings: Settings, name: str, url: DatabaseURL, acquire_timeout: float) -> DatabaseOptions:
+    return DatabaseOptions(
+        name=name,
+        url=url,
+        acquire_timeout=acquire_timeout,
+        statement_timeout=settings.statement_timeout_seconds,
+        statement_cache_size=settings.statement_cache_size,
+        pool_min_size=settings.pool_min_size,
+        pool_max_size=settings.pool_max_size,
+        pool_idle_seconds=settings.pool_idle_seconds,
+    )
