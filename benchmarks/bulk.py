@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import click
 
 from api.users.cursors import Position, write_cursor
+from benchmarks.charts import Bar, bar_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import Bar, bar_chart
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
 from benchmarks.transfers import MEDIA_TYPES, MEMORY_TARGET_MB, SEARCH_TARGET_MS, Bench
@@ -122,12 +123,6 @@ def render(bench: Bench, machine: dict[str, Any], rows: int) -> dict[str, str]:
         for each in bench.transfers
     ]  # fmt: skip
     latencies = [(each.what, f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", each.verdict) for each in bench.latencies]
-    with_target = [each for each in bench.transfers if each.target]
-    chart = bar_chart(
-        f"{rows:,} users in and out",
-        "users a second: longer is better · one worker, durable commits, one machine of 2 cores",
-        [Bar(each.what.replace("users-api", "command"), each.rate, f"{each.rate:,.0f}", True) for each in with_target],
-    )
     head = ("what", "users/s", "target", "memory, MB", "process µs", "PostgreSQL µs", "verdict")
     parts = [
         "# Import, export and search\n",
@@ -148,7 +143,23 @@ def render(bench: Bench, machine: dict[str, Any], rows: int) -> dict[str, str]:
         "transfers": [{**asdict(each), "users_per_second": each.rate} for each in bench.transfers],
         "latencies": [asdict(each) for each in bench.latencies],
     }
-    return {"bulk.json": json.dumps(document, indent=1) + "\n", "bulk.md": "\n".join(parts), "bulk.svg": chart}
+    return {"bulk.json": json.dumps(document, indent=1) + "\n", "bulk.md": "\n".join(parts), **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of bulk.json, by file name: every transfer that has a target."""
+    bars = [
+        Bar(
+            each["what"].replace("users-api", "command"),
+            each["users_per_second"],
+            f"{each['users_per_second']:,.0f}",
+            True,
+        )
+        for each in document["transfers"]
+        if each["target"]
+    ]
+    note = "longer is better · one worker, durable commits, one machine"
+    return {"bulk.svg": bar_chart(f"{document['rows']:,} users in and out", note, "users/s", bars)}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

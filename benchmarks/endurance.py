@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import linear_regression, quantiles
 from typing import Any
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.machine import summarise
 from benchmarks.openloop import Outcome, Trace
-from benchmarks.svg import line_chart, stack
 from benchmarks.tables import table
 
 SAMPLE_SECONDS = 5.0
@@ -81,6 +81,7 @@ def render(
         "errors": errors,
         "slope_mb_an_hour": None if math.isnan(slope) else slope,
         "samples": [asdict(sample) for sample in samples],
+        "over_time": over_time(trace),
     }
     markdown = "\n".join(
         [
@@ -94,46 +95,55 @@ def render(
     files = {
         "soak.json": json.dumps(document, indent=1) + "\n",
         "soak.md": markdown,
-        "soak.svg": _draw(rate, trace, samples),
+        **draw(document),
     }
     return files, not (grows or errors)
 
 
-def _draw(rate: float, trace: Trace, samples: Sequence[Sample]) -> str:
-    memory = {
-        f"worker {n + 1}": [(_minutes(each), each.workers_mb[n]) for each in samples if n < len(each.workers_mb)]
-        for n in range(max(len(each.workers_mb) for each in samples))
-    }
-    connections = {
-        "to PostgreSQL": [(_minutes(each), float(each.postgres_connections)) for each in samples],
-        "of clients": [(_minutes(each), float(each.client_connections)) for each in samples],
-    }
-    latency: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": []}
-    answers: dict[str, list[tuple[float, float]]] = {"2xx a second": [], "errors a second": []}
+def over_time(trace: Trace) -> dict[str, list[float | None]]:
+    """Return latencies and answers of the requests that were due in each SAMPLE_SECONDS; None where too few were."""
     by_sample: dict[int, list[Outcome]] = {}
     for outcome in trace.outcomes:
         by_sample.setdefault(int(outcome.due / SAMPLE_SECONDS), []).append(outcome)
-    for number, outcomes in sorted(by_sample.items()):
-        minute = round(number * SAMPLE_SECONDS / 60, 2)
+    found: dict[str, list[float | None]] = {name: [] for name in ("p50_ms", "p99_ms", "answered", "errors")}
+    for number in range(max(by_sample, default=-1) + 1):
+        outcomes = by_sample.get(number, [])
         good = [outcome.seconds * 1000 for outcome in outcomes if not is_error(outcome)]
-        if len(good) > 1:
-            latency["p50"].append((minute, _percentile(good, 50)))
-            latency["p99"].append((minute, _percentile(good, 99)))
-        answers["2xx a second"].append((minute, len(good) / SAMPLE_SECONDS))
-        answers["errors a second"].append((minute, (len(outcomes) - len(good)) / SAMPLE_SECONDS))
-    offered = f"{rate:,.0f} requests a second, of every kind"
-    return stack(
-        [
-            line_chart("Memory of each worker", offered, "minutes", memory, list(memory), is_log=False, unit=" MB"),
-            line_chart("Latency", "of the answers 2xx; logarithmic", "minutes", latency, ["p50"], unit=" ms"),
-            line_chart("Connections", offered, "minutes", connections, ["to PostgreSQL"], is_log=False),
-            line_chart("Answers", offered, "minutes", answers, ["2xx a second"], is_log=False),
-        ]
+        for percent in (50, 99):
+            found[f"p{percent}_ms"].append(round(_percentile(good, percent), 3) if len(good) > 1 else None)
+        found["answered"].append(len(good) / SAMPLE_SECONDS)
+        found["errors"].append((len(outcomes) - len(good)) / SAMPLE_SECONDS)
+    return found
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of soak.json, by file name."""
+    samples = document["samples"]
+    workers = max(len(sample["workers_mb"]) for sample in samples)
+    memory = {
+        f"worker {n + 1}": [(s["seconds"] / 60, s["workers_mb"][n]) for s in samples if n < len(s["workers_mb"])]
+        for n in range(workers)
+    }
+    found = {
+        name: [(n * SAMPLE_SECONDS / 60, value) for n, value in enumerate(values) if value is not None]
+        for name, values in document["over_time"].items()
+    }
+    connections = {
+        name: [(sample["seconds"] / 60, sample[key]) for sample in samples]
+        for name, key in (("to PostgreSQL", "postgres_connections"), ("of clients", "client_connections"))
+    }
+    latency = {"p50": found["p50_ms"], "p99": found["p99_ms"]}
+    answers = {"2xx a second": found["answered"], "errors a second": found["errors"]}
+    time = Axis("time, minutes")
+    chart = line_chart(
+        "Soak",
+        f"{document['requests_per_second']:,.0f} requests/s of every kind, after a burst of {BURST} times as many",
+        Panel(time, Axis("resident memory, MB"), memory, " MB", "Memory of each worker"),
+        Panel(time, Axis("latency, ms", "log"), latency, " ms", "Latency of the answers 2xx"),
+        Panel(time, Axis("connections"), connections, "", "Connections"),
+        Panel(time, Axis("answers/s"), answers, "", "Answers"),
     )
-
-
-def _minutes(sample: Sample) -> float:
-    return round(sample.seconds / 60, 2)
+    return {"soak.svg": chart}
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:

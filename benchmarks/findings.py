@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.machine import summarise
-from benchmarks.svg import line_chart
 from benchmarks.tables import table
 from tests.history import PATIENCE_SECONDS, TIMED_OUT, Fate, Kind, Operation, Violation
 
@@ -71,7 +71,7 @@ class Findings:
             counts.setdefault(answer, Counter())[operation.kind.value] += 1
         return {answer: dict(counts[answer]) for answer in sorted(counts)}
 
-    def over_time(self) -> dict[str, list[tuple[float, float]]]:
+    def over_time(self) -> dict[str, list[int]]:
         """Operations for each second, by what came of them."""
         length = math.ceil(self.seconds)
         names = {Fate.ANSWERED: "answered", Fate.VOID: "refused", Fate.UNKNOWN: "unknown"}
@@ -79,7 +79,7 @@ class Findings:
         for operation in self.history:
             at = operation.invoked if math.isinf(operation.returned) else operation.returned
             lines[names[operation.fate]][min(int(at - self.start), length - 1)] += 1
-        return {name: [(float(n), float(count)) for n, count in enumerate(counts)] for name, counts in lines.items()}
+        return lines
 
 
 def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[str, str]:
@@ -100,16 +100,8 @@ def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[
         "longest_silence_seconds": round(findings.silence, 3),
         "answers": findings.answers(),
         "errors_logged": findings.errors,
+        "over_time": findings.over_time(),
     }
-    chart = line_chart(
-        "Torture: operations a second",
-        f"{sum(findings.faults.values()):,} faults of {len(findings.faults)} kinds in {findings.seconds:.0f} s",
-        "seconds",
-        findings.over_time(),
-        ["answered"],
-        is_log=False,
-        unit="/s",
-    )
     kinds = [kind.value for kind in Kind]
     answers = [(name, *(f"{counts.get(kind, 0):,}" for kind in kinds)) for name, counts in document["answers"].items()]
     faults = [(name, f"{count:,}") for name, count in findings.faults.items()]
@@ -126,7 +118,23 @@ def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[
         table(("fault", "times"), faults) + "\n",
         *_complaints(findings),
     ]
-    return {"torture.json": json.dumps(document, indent=1) + "\n", "torture.md": "\n".join(parts), "torture.svg": chart}
+    return {"torture.json": json.dumps(document, indent=1) + "\n", "torture.md": "\n".join(parts), **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of torture.json, by file name."""
+    faults, lines = document["faults"], document["over_time"]
+    chart = line_chart(
+        "Torture: operations by outcome",
+        f"{sum(faults.values()):,} faults of {len(faults)} kinds in {document['seconds']:.0f} s",
+        Panel(
+            Axis("time, s"),
+            Axis("operations/s"),
+            {name: list(enumerate(counts)) for name, counts in lines.items()},
+            "/s",
+        ),
+    )
+    return {"torture.svg": chart}
 
 
 def _verdicts(findings: Findings) -> Iterator[tuple[str, str, str, str]]:

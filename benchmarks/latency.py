@@ -11,6 +11,7 @@ from typing import Any
 import click
 import uvloop
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import GENERATOR_LIMIT
@@ -18,7 +19,6 @@ from benchmarks.openloop import Phase, Summary, gets, run_phases, split, summari
 from benchmarks.progress import Progress
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS, System, serving
 from benchmarks.tables import table
 
@@ -53,17 +53,6 @@ class Point:
 
 def render(points: Sequence[Point], titles: Mapping[str, str], machine: dict[str, Any], rounds: int) -> dict[str, str]:
     """Return latency.json, latency.md and the chart, by file name."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for each in points:
-        lines.setdefault(titles[each.system], []).append((each.offered, each.p99_ms))
-    chart = line_chart(
-        "GET by id: p99 latency, by offered rate",
-        "lower is better, further right is better · a line ends where its system falls behind · 1 worker",
-        "requests offered a second",
-        lines,
-        list(lines)[:1],
-        unit=" ms",
-    )
     rows = [
         (titles[p.system] + ("" if p.generator_cores < GENERATOR_LIMIT else " (limit of the generator)"),
          f"{p.offered:,}", f"{p.goodput:,.0f}", f"{p.p50_ms:.2f}", f"{p.p99_ms:.2f}", "yes" if p.is_held else "no")
@@ -79,7 +68,20 @@ def render(points: Sequence[Point], titles: Mapping[str, str], machine: dict[str
         ]
     )
     document = {"machine": machine, "method": _METHOD, "rounds": rounds, "points": [asdict(each) for each in points]}
-    return {"latency.json": json.dumps(document, indent=1) + "\n", "latency.md": markdown, "latency.svg": chart}
+    return {"latency.json": json.dumps(document, indent=1) + "\n", "latency.md": markdown, **draw(points, titles)}
+
+
+def draw(points: Sequence[Point], titles: Mapping[str, str]) -> dict[str, str]:
+    """Return the chart of the points, by file name."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for each in points:
+        lines.setdefault(titles[each.system], []).append((each.offered, each.p99_ms))
+    chart = line_chart(
+        "GET by id: p99 latency by offered rate",
+        "lower is better · a line ends where its system falls behind · 1 worker",
+        Panel(Axis("offered rate, requests/s", "log"), Axis("p99 latency, ms", "log"), lines, " ms"),
+    )
+    return {"latency.svg": chart}
 
 
 def _offer(url: str, rate: int, seconds: int) -> tuple[Summary, float]:

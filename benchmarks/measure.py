@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -86,6 +86,11 @@ class Measurement:
         """The fields, and the warnings where there are any."""
         figures = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
         return {**figures, "warnings": self.warnings}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Measurement":
+        """Read what `as_json` wrote."""
+        return cls(**{name: value for name, value in document.items() if name != "warnings"})
 
 
 @contextmanager

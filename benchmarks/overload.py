@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import database_at
@@ -16,7 +18,6 @@ from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases, split, 
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
 from benchmarks.workloads import WORKLOADS
@@ -43,15 +44,14 @@ def recovery_seconds(after: Sequence[Outcome], begins: float, slow_ms: float) ->
     return max(bad, default=begins) - begins
 
 
-def goodput_over_time(trace: Trace, seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """Return answers 2xx and refusals for each second, by the moment of the answer."""
-    lines = {"answered": [0] * math.ceil(seconds), "refused, 503": [0] * math.ceil(seconds)}
+def answers_over_time(trace: Trace, seconds: float) -> dict[str, list[int]]:
+    """Return the number of answers 2xx and of all others in each second, by the moment of the answer."""
+    counts = {"answered": [0] * math.ceil(seconds), "refused": [0] * math.ceil(seconds)}
     for outcome in trace.outcomes:
         second = int(outcome.due + outcome.seconds)
-        name = "answered" if 200 <= outcome.status < 300 else "refused, 503"
-        if second < len(lines[name]):
-            lines[name][second] += 1
-    return {name: [(float(n), float(count)) for n, count in enumerate(counts)] for name, counts in lines.items()}
+        if second < math.ceil(seconds):
+            counts["answered" if 200 <= outcome.status < 300 else "refused"][second] += 1
+    return counts
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,17 +121,8 @@ def render(
         "recovery_seconds": recovered,
         "unsent": trace.unsent,
         "server_cores": server_cores,
+        "over_time": answers_over_time(trace, sum(phase.seconds for phase in phases)),
     }
-    chart = line_chart(
-        "Overload: answers a second",
-        f"{phases[1].requests_per_second:,.0f} requests a second are offered from second {phases[0].seconds:g} on, "
-        f"for {phases[1].seconds:g} s",
-        "seconds",
-        goodput_over_time(trace, sum(phase.seconds for phase in phases)),
-        ["answered"],
-        is_log=False,
-        unit="/s",
-    )
     markdown = "\n".join(
         [
             "# Overload\n",
@@ -142,7 +133,23 @@ def render(
             "![answers a second](overload.svg)\n",
         ]
     )
-    return {"overload.json": json.dumps(document, indent=1) + "\n", "overload.md": markdown, "overload.svg": chart}
+    return {"overload.json": json.dumps(document, indent=1) + "\n", "overload.md": markdown, **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of overload.json, by file name."""
+    before, during, _ = document["phases"]
+    counts = document["over_time"]
+    lines = {
+        "answered": list(enumerate(counts["answered"])),
+        "refused, 503": list(enumerate(counts["refused"])),
+    }
+    chart = line_chart(
+        "Overload: answers over time",
+        f"{before['offered']:,.0f} requests/s are offered, {during['offered']:,.0f} during the overload",
+        Panel(Axis("time, s"), Axis("answers/s"), lines, "/s"),
+    )
+    return {"overload.svg": chart}
 
 
 if __name__ == "__main__":

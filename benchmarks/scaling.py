@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import Job, Measurement
 from benchmarks.plan import FAR_CONNECTIONS
 from benchmarks.report import METHOD, keep
 from benchmarks.session import run_rounds, run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS
 from benchmarks.tables import table
 from benchmarks.targets import medians
@@ -45,8 +45,14 @@ class Experiment:
     title: str
     x_title: str
     y_title: str
+    note: str
     y: Callable[[Measurement], float]
     points: Sequence[Point]
+
+    @property
+    def chart_name(self) -> str:
+        """The file name of its chart."""
+        return f"scaling-{self.name}.svg"
 
 
 def experiments(rows: Sequence[int]) -> list[Experiment]:
@@ -56,16 +62,18 @@ def experiments(rows: Sequence[int]) -> list[Experiment]:
         Experiment(
             "connections",
             "Keep-alive connections",
-            "connections, 2 workers, BATCH_MAX_WAITING=REQUESTS_MAX_UNDER_WAY=10000",
-            "CPU of the server for one GET, µs: lower is better",
+            "connections",
+            "server CPU a GET, µs",
+            "lower is better · 2 workers, BATCH_MAX_WAITING=REQUESTS_MAX_UNDER_WAY=10000",
             lambda m: m.server_us,
             [Point(n, "GET by id", Job(_DEEP_QUEUE, get, connections=n, seconds=6)) for n in (64, 256, 1024, 4096)],
         ),
         Experiment(
             "workers",
             "Workers",
-            "workers, 64 connections each",
-            "requests a second: higher is better",
+            "workers",
+            "requests/s",
+            "higher is better · 64 connections for each worker",
             lambda m: m.requests_per_second,
             [
                 Point(n, workload.title, Job(_OURS, workload, workers=n, connections=64 * n))
@@ -76,24 +84,27 @@ def experiments(rows: Sequence[int]) -> list[Experiment]:
         Experiment(
             "rows",
             "Rows in the table",
-            "rows, 2 workers, 128 connections",
-            "CPU of PostgreSQL for one request, µs: lower is better",
+            "rows",
+            "PostgreSQL CPU a request, µs",
+            "lower is better · 2 workers, 128 connections",
             lambda m: m.postgres_us,
             [Point(n, workload.title, Job(_OURS, workload, rows=n)) for n in rows for workload in (get, listing)],
         ),
         Experiment(
             "page",
             "Page size of the list",
-            "users in a page, 2 workers, 128 connections",
-            "users delivered a second: higher is better",
+            "users in a page",
+            "users/s",
+            "higher is better · 2 workers, 128 connections",
             lambda m: m.requests_per_second * float(m.workload.partition("-")[2]),
             [Point(n, "list", Job(_OURS, list_workload(n))) for n in (1, 10, 100, 1000)],
         ),
         Experiment(
             "in-flight",
             "Statements in flight, by distance to the database",
-            f"BATCH_IN_FLIGHT, 1 worker, {FAR_CONNECTIONS} connections",
-            "GET by id, requests a second: higher is better",
+            "BATCH_IN_FLIGHT",
+            "GET requests/s",
+            f"higher is better · 1 worker, {FAR_CONNECTIONS} connections",
             lambda m: m.requests_per_second,
             [
                 Point(
@@ -122,32 +133,28 @@ def render(
     """Return scaling.json, scaling.md and a chart for each experiment, by file name."""
     results = medians(measurements)
     document = {"machine": machine, "method": METHOD, "measurements": [each.as_json() for each in measurements]}
-    files = {"scaling.json": json.dumps(document, indent=1) + "\n"}
     parts = ["# Scaling\n", f"{summarise(machine)}\n", f"{METHOD} {rounds} rounds.\n"]
     for experiment in made:
+        rows = [_row(point, results[point.job.key]) for point in experiment.points]
+        head = (experiment.x_title, "line", "req/s", "p50 ms", "p99 ms", "server µs", "PostgreSQL µs", "errors")
+        picture = f"![{experiment.title}]({experiment.chart_name})\n"
+        parts += [f"## {experiment.title}\n", picture, table(head, rows) + "\n"]
+    text = json.dumps(document, indent=1) + "\n"
+    return {"scaling.json": text, "scaling.md": "\n".join(parts), **draw(made, measurements)}
+
+
+def draw(made: Sequence[Experiment], measurements: Sequence[Measurement]) -> dict[str, str]:
+    """Return a chart for each experiment, by file name."""
+    results = medians(measurements)
+    charts = {}
+    for each in made:
         lines: dict[str, list[tuple[float, float]]] = {}
-        rows = []
-        for point in experiment.points:
-            found = results[point.job.key]
-            lines.setdefault(point.line, []).append((point.x, experiment.y(found)))
-            rows.append(_row(point, found))
-        chart = f"scaling-{experiment.name}.svg"
-        files[chart] = line_chart(
-            experiment.title, experiment.y_title, experiment.x_title, lines, list(lines)[:1], is_log=False
-        )
-        head = (
-            experiment.x_title.partition(",")[0],
-            "line",
-            "req/s",
-            "p50 ms",
-            "p99 ms",
-            "server µs",
-            "PostgreSQL µs",
-            "errors",
-        )
-        parts += [f"## {experiment.title}\n", f"![{experiment.title}]({chart})\n", table(head, rows) + "\n"]
-    files["scaling.md"] = "\n".join(parts)
-    return files
+        for point in each.points:
+            lines.setdefault(point.line, []).append((point.x, each.y(results[point.job.key])))
+        places = sorted({point.x for point in each.points})
+        x = Axis(each.x_title, "log" if places[-1] > 10 * places[0] else "linear", places)
+        charts[each.chart_name] = line_chart(each.title, each.note, Panel(x, Axis(each.y_title), lines))
+    return charts
 
 
 def _row(point: Point, found: Measurement) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+import api.server.protocol
 import api.server.workers
 from api.cli import main as users_api
 from api.database.fetch import Database
@@ -52,16 +54,19 @@ def without_postgres(seconds: float) -> None:
 
 
 @click.command()
-@click.argument("stack", type=click.Choice(["constant", "starlette", "handler", "batching"]))
+@click.argument("stack", type=click.Choice(["constant", "starlette", "handler", "batching", "service"]))
+@click.option("--stock", is_flag=True, help="Under uvicorn's own HttpToolsProtocol.")
 @click.option("--port", required=True, type=int)
-def main(stack: str, port: int) -> None:
+def main(stack: str, stock: bool, port: int) -> None:
     """Serve a part of the stack as `users-api serve` serves the whole, in one worker."""
+    if stock:
+        api.server.protocol.HTTPProtocol = HttpToolsProtocol  # type: ignore[misc, assignment]
+    os.environ["BATCHING"] = "false" if stack == "handler" else "true"
     if stack == "constant":
         api.server.workers.app_from_environment = lambda: constant
     elif stack == "starlette":
         api.server.workers.app_from_environment = starlette_constant
-    else:
-        os.environ["BATCHING"] = "true" if stack == "batching" else "false"
+    elif stack != "service":
         without_postgres(STATEMENT_SECONDS if stack == "batching" else 0.0)
     users_api(["serve", "--port", str(port)])
 

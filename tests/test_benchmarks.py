@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,14 @@ from starlette.types import Receive, Scope, Send
 from api.app import create_app
 from api.auth.keys import make_api_key
 from benchmarks import endurance, latency, overload, plan, profile, scaling, soak
-from benchmarks.charts import draw
+from benchmarks.charts import Axis, Panel, line_chart, short
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
 from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
-from benchmarks.report import keep, render
-from benchmarks.svg import short
+from benchmarks.redraw import DRAW
+from benchmarks.report import RESULTS, draw, keep, render
 from benchmarks.systems import SYSTEMS, parse_system
 from benchmarks.tables import targets_table
 from benchmarks.targets import TARGETS, medians
@@ -236,6 +237,38 @@ def test_a_trial_writes_only_where_it_is_told_to(tmp_path: Path) -> None:
 
 def test_charts_need_something_to_compare() -> None:
     assert draw([measured(Job(SYSTEMS["users_api"], WORKLOADS["get"]))], TITLES) == {}
+
+
+def test_the_committed_charts_are_drawn_from_the_committed_json(tmp_path: Path) -> None:
+    drawn = []
+    for attempt in ("first", "second"):
+        directory = shutil.copytree(RESULTS, tmp_path / attempt, ignore=shutil.ignore_patterns("*.svg"))
+        command = [sys.executable, "-m", "benchmarks.redraw", str(directory)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        drawn.append({file.name: file.read_bytes() for file in directory.glob("*.svg")})
+    # Two processes draw the same bytes from the same data.
+    assert drawn[0] == drawn[1]
+    assert {file.name for file in RESULTS.glob("*.svg")} == set(drawn[0])
+    assert {name.removesuffix(".json") for name in os.listdir(RESULTS) if name.endswith(".json")} == set(DRAW)
+    for name, content in drawn[0].items():
+        text = content.decode()
+        assert_svg(text, "")
+        # No date, no version of matplotlib, no embedded font.
+        assert not re.search(r"dc:date|dc:creator|matplotlib v|@font-face|<glyph", text), name
+        assert "<text" in text
+
+
+def test_a_logarithmic_axis_says_so() -> None:
+    lines = {"a line": [(1.0, 5.0), (100.0, 2000.0)]}
+    chart = line_chart("title", "note", Panel(Axis("x", "log"), Axis("y"), lines))
+    assert_svg(chart, "x (log scale)")
+    assert "y (log scale)" not in chart
+
+
+def test_importing_the_benchmarks_does_not_import_matplotlib() -> None:
+    code = "import sys, benchmarks.redraw, benchmarks.run; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_scaling_becomes_json_markdown_and_charts() -> None:
