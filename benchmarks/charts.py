@@ -151,7 +151,7 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
 def _draw_line(
     axes: "Axes", points: Sequence[tuple[float, float]], label: str, number: int, is_measured_often: bool
 ) -> None:
-    """Draw one line; the first, `number` 0, is highlighted, and shows its values where there are few."""
+    """Draw one line; the first, `number` 0, is highlighted, and shows its values if there are few."""
     xs, ys = zip(*points, strict=True)
     axes.plot(
         xs,

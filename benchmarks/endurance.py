@@ -1,4 +1,4 @@
-"""What a soak reports: whether memory grows, and what failed."""
+"""The report of a soak: growth of memory, and errors."""
 
 import json
 import math
@@ -14,33 +14,33 @@ from benchmarks.tables import table
 
 SAMPLE_SECONDS = 5.0
 BURST, BURST_SECONDS = 20, 30.0
-"""How many times the rate is offered at first, and for how long."""
+"""The factor on the rate in the initial burst, and the length of the burst."""
 WARM_UP_SECONDS = 60.0
 SLOPE_LIMIT = 1.0
-"""MB an hour that the workers' memory may grow by."""
+"""The permitted growth of the workers' memory, in MB an hour."""
 
 _METHOD = (
-    "`users-api serve` as in production; an open loop offers a fixed rate, of 100 requests 70 GET, 15 lists of 100, 10 "
-    "POST, 4 PATCH and 1 DELETE, far below what the service can do: what is looked for is growth, not speed. For the "
-    f"first {BURST_SECONDS:g} s it offers {BURST} times as much, so that pool and buffers reach their size. Every "
-    f"{SAMPLE_SECONDS:g} s the resident memory of each worker and the connections are counted. The slope is that of a "
-    f"straight line through all samples after the first {WARM_UP_SECONDS:g} s (least squares), of the workers' memory "
-    "together. An error is any answer that is not 2xx, and none at all."
+    "`users-api serve` as in production. An open loop offers a fixed rate far below the capacity of the service: the "
+    "test looks for growth and not for speed. Of 100 requests 70 are GET, 15 lists of 100, 10 POST, 4 PATCH and 1 "
+    f"DELETE. For the first {BURST_SECONDS:g} s it offers {BURST} times as much, so that pool and buffers reach their "
+    f"size. The resident memory of each worker and the connections are sampled every {SAMPLE_SECONDS:g} s. The slope "
+    f"is that of the least-squares line through all samples after the first {WARM_UP_SECONDS:g} s, for the sum of the "
+    "workers' memory. An error is a missing answer or any answer that is not 2xx."
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at a moment of the load."""
+    """Memory and connections at one moment."""
 
-    seconds: float  # since its beginning
+    seconds: float  # since the start of the load
     workers_mb: tuple[float, ...]  # resident memory of each, in the order of their process ids
     client_connections: int
     postgres_connections: int
 
 
 def slope_mb_an_hour(samples: Sequence[Sample]) -> float:
-    """Return how the workers' memory grows after the warm-up; nan where there are too few samples."""
+    """Return the growth of the workers' memory after the warm-up; nan if there are too few samples."""
     counted = [sample for sample in samples if sample.seconds >= WARM_UP_SECONDS]
     if len(counted) < 2:
         return math.nan
@@ -49,14 +49,14 @@ def slope_mb_an_hour(samples: Sequence[Sample]) -> float:
 
 
 def is_error(outcome: Outcome) -> bool:
-    """Whether something failed that could have been done."""
+    """Return True unless the answer is 2xx."""
     return not 200 <= outcome.status < 300
 
 
 def render(
     machine: Mapping[str, Any], rate: float, seconds: float, cores: float, trace: Trace, samples: Sequence[Sample]
 ) -> tuple[dict[str, str], bool]:
-    """Return soak.json, soak.md and the chart, by file name, and whether nothing grew and nothing failed."""
+    """Return soak.json, soak.md and the chart, by file name, and True if nothing grew and nothing failed."""
     slope = slope_mb_an_hour(samples)
     errors = sum(map(is_error, trace.outcomes)) + trace.unsent
     grows = slope > SLOPE_LIMIT
@@ -66,7 +66,7 @@ def render(
         ("requests", f"{len(trace.outcomes) + trace.unsent:,}, at {rate:,.0f}/s, in {seconds / 60:g} minutes", ""),
         ("memory, slope", f"{slope:+.2f} MB an hour",
          "too short to tell" if math.isnan(slope) else f"NOT met: at most {SLOPE_LIMIT:g}" if grows else "met"),
-        ("memory of each worker", f"{' and '.join(first)} MB at first, {' and '.join(last)} MB at last", ""),
+        ("memory of each worker", f"{' and '.join(first)} MB at the start, {' and '.join(last)} MB at the end", ""),
         ("errors", f"{errors:,}", "NOT met: none may be" if errors else "met"),
         ("latency", f"p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms", ""),
         ("connections to PostgreSQL", f"{max(sample.postgres_connections for sample in samples)} at most", ""),

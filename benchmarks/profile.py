@@ -1,4 +1,4 @@
-"""Where the microseconds of one GET go: `python -m benchmarks.profile --help`."""
+"""The CPU time of one GET by layer: `python -m benchmarks.profile --help`."""
 
 import json
 import sys
@@ -21,11 +21,13 @@ from benchmarks.targets import medians
 from benchmarks.workloads import WORKLOADS
 
 _METHOD = (
-    "Stacks of growing height serve the same GET by the same command, one worker, 64 connections under wrk; a layer "
-    "costs what its stack uses more CPU than the one below, a request. CPU is user and system time of the process, so "
-    "the kernel's share of every system call is in it. Where the table says so, statements are answered without "
-    "PostgreSQL; a batch then gathers for 1 ms. Batching is worth its own cost: it shares a statement among the "
-    "requests of a batch, which the last two rows of the server show. A microsecond or two is noise."
+    "Stacks of growing height serve the same GET by the same command, one worker, 64 connections under wrk. The cost "
+    "of a layer is the CPU time a request that its stack uses more than the one below. CPU is user and system time of "
+    "the process, so it includes the kernel's share of every system call. Rows marked 'no PostgreSQL' answer "
+    "statements without it; a batch then gathers for 1 ms. Batching is worth its cost, since the requests of a batch "
+    "share a statement: compare the service with the handler at one statement a request. uvicorn runs with this "
+    "service's HTTP protocol; the rows of the stock protocol count from the same stack under it, so a positive figure "
+    "is the gain of ours. A microsecond or two is noise."
 )
 _COMMAND = (sys.executable, "-m", "benchmarks.stacks")
 
@@ -62,11 +64,11 @@ def render(results: Mapping[str, Measurement], machine: Mapping[str, Any], round
     ]
     markdown = "\n".join(
         [
-            "# Where one GET's microseconds go\n",
+            "# CPU time of one GET by layer\n",
             f"{summarise(machine)}\n",
             f"{_METHOD} Medians of {rounds} rounds.\n",
             table(("layer", "adds µs", "server µs", "req/s"), rows) + "\n",
-            "![what each layer adds](profile.svg)\n",
+            "![CPU time of each layer](profile.svg)\n",
         ]
     )
     document = {"machine": machine, "method": _METHOD, "medians": [each.as_json() for each in results.values()]}
@@ -90,13 +92,16 @@ def _added(results: Mapping[str, Measurement], system: System, below: str | None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="One round of one second: does it run? The figures are noise.")
-@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every stack is measured. Default 5.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option("--quick", is_flag=True, help="One round of one second: checks that it runs. The figures are noise.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Number of times that each stack is measured. Default 5.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(quick: bool, rounds: int | None, output: Path | None) -> None:
-    """Show what each layer, from uvicorn to PostgreSQL, adds to the CPU time of one GET.
+    """Measure the CPU time that each layer, from uvicorn to PostgreSQL, adds to one GET.
 
-    Writes profile.json, profile.md and a chart into benchmarks/results, with --quick where --output says so alone.
+    Writes profile.json, profile.md and a chart into benchmarks/results. With --quick it writes only into the directory
+    of --output.
     """
     times = rounds or (1 if quick else 5)
     job = Job(SYSTEMS["users_api"], WORKLOADS["get"], workers=1, connections=64, seconds=1 if quick else 3)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON with every round, Markdown, charts."""
+"""The results of a comparison: JSON with every round, Markdown and charts."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,16 +40,16 @@ def render(
 
 
 def write_files(directory: Path, files: Mapping[str, str]) -> None:
-    """Write texts by name into a directory, made where it is missing."""
+    """Write texts by file name into a directory; create it if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text)
 
 
 def keep(files: Mapping[str, str], output: Path | None, is_whole: bool) -> str:
-    """Write files into `output`, and return a line that says so.
+    """Write files into `output` and return a message about it.
 
-    Where no directory was named, a whole run replaces the committed results, and a trial writes nothing.
+    Without `output` a whole run replaces the committed results, and a partial run writes nothing.
     """
     directory = output or (RESULTS if is_whole else None)
     if directory is None:
@@ -62,7 +62,7 @@ def comparison_markdown(
     measurements: Sequence[Measurement], machine: Mapping[str, Any], settings: Mapping[str, Any],
     titles: Mapping[str, str], charts: Sequence[str], with_targets: bool,
 ) -> str:  # fmt: skip
-    """Return the comparison for people: targets first, then charts, then every figure."""
+    """Return the comparison as Markdown: targets, charts, then every figure."""
     results = medians(measurements)
     parts = ["# Comparison\n", f"{summarise(machine)}\n", f"{METHOD}\n"]
     parts.append(f"{settings['rounds']} rounds, {settings['warm_up']} s of warm-up before each measurement.\n")
@@ -78,7 +78,7 @@ def comparison_markdown(
 
 
 def draw(results: Iterable[Measurement], titles: Mapping[str, str]) -> dict[str, str]:
-    """Return the SVG of every chart that the measurements are enough for, by file name."""
+    """Return every chart for which there are enough measurements, by file name."""
     measured = list(results)
     charts = {f"throughput-{workload}.svg": _throughput(measured, workload, titles) for workload in WORKLOADS}
     charts |= {f"distance-{name}.svg": _by_distance(measured, name, titles) for name in ("get", "create")}

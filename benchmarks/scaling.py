@@ -1,4 +1,4 @@
-"""How this service's costs grow: `python -m benchmarks.scaling --help`."""
+"""The growth of this service's costs: `python -m benchmarks.scaling --help`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from benchmarks.targets import medians
 from benchmarks.workloads import WORKLOADS, list_workload
 
 _OURS = SYSTEMS["users_api"]
-# Thousands of clients that never pause are more than the default queue takes; what is measured here is their cost.
+# Thousands of clients in a closed loop exceed the default queue; here their cost is measured, not load shedding.
 _DEEP_QUEUE = _OURS.with_environment(
     "deep_queue", "users-api, deep queue", BATCH_MAX_WAITING="10000", REQUESTS_MAX_UNDER_WAY="10000"
 )
@@ -30,7 +30,7 @@ _DEEP_QUEUE = _OURS.with_environment(
 
 @dataclass(frozen=True)
 class Point:
-    """One place of an experiment: its x, the line that it lies on, and the job that measures it."""
+    """One point of an experiment: its x, its line, and the job that measures it."""
 
     x: float
     line: str
@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One thing that grows while everything else stays."""
+    """One parameter that grows while all others stay the same."""
 
     name: str
     title: str
@@ -56,7 +56,7 @@ class Experiment:
 
 
 def experiments(rows: Sequence[int]) -> list[Experiment]:
-    """Return what is measured; `rows` are the sizes of the table."""
+    """Return the experiments; `rows` are the sizes of the table."""
     get, listing, create = (WORKLOADS[name] for name in ("get", "list", "create"))
     return [
         Experiment(
@@ -171,19 +171,21 @@ def _row(point: Point, found: Measurement) -> tuple[str, ...]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="One round of one second: does everything run?")
+@click.option("--quick", is_flag=True, help="One round of one second: checks that everything runs.")
 @click.option("--huge", is_flag=True, help="Also with 10,000,000 rows, which take minutes and 8 GB of disk to seed.")
 @click.option(
     "--only", multiple=True, metavar="NAME", help="connections, workers, rows, page or in-flight; repeatable."
 )
-@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every measurement is made. Default 3.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Number of times that each measurement is made. Default 3.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, output: Path | None) -> None:
-    """Measure how this service's costs grow.
+    """Measure the growth of this service's costs.
 
-    With keep-alive connections, workers, rows of the table, size of a page, and statements in flight by the distance
-    to the database. About ten minutes; writes scaling.json, scaling.md and SVG charts into
-    benchmarks/results, with --quick or --only where --output says so alone.
+    The costs depend on keep-alive connections, workers, rows of the table, page size, and statements in flight by
+    distance to the database. Takes about ten minutes. Writes scaling.json, scaling.md and SVG charts into
+    benchmarks/results. With --quick or --only it writes only into the directory of --output.
     """
     sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
     made = [each for each in experiments((*sizes, 10_000_000) if huge else sizes) if not only or each.name in only]
@@ -193,7 +195,7 @@ def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, out
 
     def measure(database: Database) -> None:
         machine = describe_machine(database)
-        # Once each, and all rounds of one size of the table together: a large one takes minutes to seed.
+        # Each job once, and all rounds of one table size together: a large table takes minutes to seed.
         unique = {point.job.key: point.job for each in made for point in each.points}
         jobs = sorted(unique.values(), key=lambda job: job.rows)
         measurements = [

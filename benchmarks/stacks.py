@@ -1,10 +1,10 @@
-"""Serves a part of this service's stack, by the same command and server as the whole: what benchmarks.profile measures.
+"""Serve a part of this service's stack by the command that serves the whole, for `benchmarks.profile`.
 
     python -m benchmarks.stacks constant --port 8000
 
-constant: a bare ASGI callable; starlette: its routes on Starlette, a constant answer; handler: the whole application
-whose statements return at once without PostgreSQL; batching: the same, gathered into batches as long as a statement
-takes.
+constant: a bare ASGI callable. starlette: the routes on Starlette with a constant answer. handler: the whole
+application, whose statements return at once without PostgreSQL. batching: the same with batches that gather for
+STATEMENT_SECONDS. service: the whole, with PostgreSQL. --stock: under uvicorn's own HTTP protocol.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from benchmarks.peers.constant import BODY
 from benchmarks.peers.constant import app as constant
 
 STATEMENT_SECONDS = 0.001
-"""How long a batch gathers that PostgreSQL does not answer: about what a statement takes on the same machine."""
+"""The gathering time of a batch without PostgreSQL: about the time of a statement on the same machine."""
 
 
 def starlette_constant() -> ASGIApp:
-    """Starlette with the paths of users; one user for every id."""
+    """Return a Starlette application with the paths of users and one constant user."""
 
     async def answer(request: Request) -> Response:
         return Response(BODY, media_type="application/json")
@@ -42,7 +42,7 @@ def starlette_constant() -> ASGIApp:
 
 
 def without_postgres(seconds: float) -> None:
-    """Replace what runs a statement: it returns a user for every id that it was asked for, after so long."""
+    """Replace the execution of statements: return a user for every requested id after `seconds`."""
 
     async def fetch(self: Database, statement: Statement, ids: str) -> list[dict[str, Any]]:
         if seconds:

@@ -400,6 +400,18 @@ def test_another_system_is_a_command_line() -> None:
     assert any(job.system is system for job in plan.default_plan([system]))
 
 
+def test_another_system_is_a_checkout_of_this_service(tmp_path: Path) -> None:
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "__main__.py").touch()
+    ours, system = SYSTEMS["users_api"], parse_system(f"before={tmp_path}")
+    assert (system.title, system.root, system.is_ours) == ("users-api, before", tmp_path, True)
+    assert (system.command, system.environment) == (ours.command, ours.environment)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert parse_system(f"before={tmp_path}").command == (str(python), *ours.command[1:])
+
+
 def test_progress_is_a_line_for_each_measurement_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(2, sys.stderr)
     progress.begin("first")
