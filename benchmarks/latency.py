@@ -28,8 +28,8 @@ COMPARED = [SYSTEMS[n] for n in ("users_api", "users_api_unbatched", "starlette_
 _HELD = 0.95
 _METHOD = (
     "One worker each, PostgreSQL on the same machine. An open loop offers GETs of random users at a fixed rate. Every "
-    "millisecond it sends the requests that are due, whether or not earlier ones were answered, so a stall cannot hide by "
-    "delaying requests. Rates rise until a system answers less than 95 % of the offered rate. Each rate begins with a "
+    "millisecond it sends the requests that are due, whether or not earlier ones were answered, so a stall cannot hide "
+    "by delaying requests. Rates rise until a system answers less than 95 % of the offered rate. Each begins with a "
     "second of warm-up."
 )
 
