@@ -1,10 +1,12 @@
 """The benchmarks: their peers really serve the API, and their instruments measure what they say."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -29,7 +31,7 @@ from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fast
 from benchmarks.progress import Progress
 from benchmarks.redraw import DRAW
 from benchmarks.report import RESULTS, draw, keep, render
-from benchmarks.systems import SYSTEMS, parse_system
+from benchmarks.systems import SYSTEMS, parse_system, serving
 from benchmarks.tables import targets_table
 from benchmarks.targets import TARGETS, medians
 from benchmarks.workloads import WORKLOADS
@@ -286,6 +288,19 @@ def test_a_profile_becomes_json_markdown_and_a_chart() -> None:
     files = profile.render(results, MACHINE, 1)
     assert all(title in files["profile.md"] for title, _, _ in profile.LAYERS)
     assert_svg(files["profile.svg"], "PostgreSQL")
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"), [((), b"problem+json"), (("--stock",), b"Invalid HTTP request received.")]
+)
+def test_a_stack_runs_under_either_protocol(options: Sequence[str], answer: bytes, database: str) -> None:
+    _, stack, _ = profile.LAYERS[0]
+    system = dataclasses.replace(stack, command=(*stack.command, *options))
+    with serving(system, 1, database) as server:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(address) as connection, connection.makefile("rb") as received:
+            connection.sendall(b"this is not HTTP\r\n\r\n")
+            assert answer in received.read()
 
 
 def test_an_overload_becomes_json_markdown_and_a_chart() -> None:
