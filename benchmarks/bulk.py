@@ -1,7 +1,8 @@
-"""Import, export and search at a million users: `python -m benchmarks.bulk --help`."""
+"""Import, export and search of a million users: `python -m benchmarks.bulk --help`."""
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,23 +12,22 @@ from typing import Any
 import click
 
 from api.users.cursors import Position, write_cursor
+from benchmarks.charts import Bar, bar_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import Bar, bar_chart
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
-from benchmarks.transfers import MEDIA_TYPES, MEMORY_TARGET_MB, SEARCH_TARGET_MS, Bench
+from benchmarks.transfers import MEDIA_TYPES, MEMORY_TARGET_MB, SEARCH_TARGET_MS, BulkBenchmark
 
 _SEARCHES = 300
 _METHOD = (
-    "One worker, and PostgreSQL with durable commits, on one machine. Addresses and names come in random order. Over "
-    "HTTP a client sends the file by sendfile and reads the answer meanwhile; a rate counts from the first byte sent "
-    "to the last one read, that of a command from its start to its end. Memory is the peak of the resident set: the "
-    "server's above what it held before, when it had served a small import and export; a command's above its peak for "
-    "a thousand users. CPU is user and system time. Searches go one after the other over one connection, each for "
-    "something else, in pages of 100."
+    "One worker and PostgreSQL with durable commits on one machine. Addresses and names are in random order. Over HTTP "
+    "a client sends the file by sendfile and reads the response meanwhile. The rate counts from the first byte sent to "
+    "the last one read, or from the start of a command to its end. Memory is the growth of the peak resident set: for "
+    "the server after a small import and export, for a command beyond its peak for a thousand users. CPU is user and "
+    "system time. Searches run one after the other over one connection, each with another query, in pages of 100."
 )
 _FIRST = (
     "Ada", "Alan", "Anita", "Barbara", "Bjarne", "Carol", "Dennis", "Donald", "Edsger", "Frances", "Grace", "Guido",
@@ -44,7 +44,7 @@ def write_files(directory: Path, rows: int) -> dict[str, Path]:
     chance = random.Random(1)
     numbers = list(range(rows))
     chance.shuffle(numbers)
-    files = {format: directory / f"{rows}.{format}" for format in MEDIA_TYPES}
+    files = {kind: directory / f"{rows}.{kind}" for kind in MEDIA_TYPES}
     with files["ndjson"].open("w") as ndjson, files["csv"].open("w") as csv:
         csv.write("email,name\n")
         for number in numbers:
@@ -55,46 +55,46 @@ def write_files(directory: Path, rows: int) -> dict[str, Path]:
     return files
 
 
-def measure(database: Database, directory: Path, rows: int) -> Bench:
-    """Measure everything once."""
-    database.prepare(1000)  # the harness waits for a user to be there
+def measure(database: Database, directory: Path, rows: int) -> BulkBenchmark:
+    """Measure every transfer and search once."""
+    database.prepare(1000)  # serving() waits until user 1 can be read
     few, many = write_files(directory, 1000), write_files(directory, rows)
     with serving(SYSTEMS["users_api"], 1, database.url) as server:
-        bench = Bench(database, server)
-        for format in MEDIA_TYPES:
-            bench.import_over_http("a few first", few[format], 1000, "?on_conflict=skip")
-            bench.export_over_http("a few first", 2000, f"?format={format}")
+        bench = BulkBenchmark(database, server)
+        for kind in MEDIA_TYPES:
+            bench.import_over_http("a few first", few[kind], 1000, "?on_conflict=skip")
+            bench.export_over_http("a few first", 2000, f"?format={kind}")
         held = {}
-        for format in MEDIA_TYPES:
-            out = directory / f"out.{format}"
-            held[format] = bench.command("a few first", ["import", str(few[format]), "--on-conflict", "skip"], 1000)
-            held["to " + format] = bench.command("a few first", ["export", str(out)], 2000)
+        for kind in MEDIA_TYPES:
+            out = directory / f"out.{kind}"
+            held[kind] = bench.command("a few first", ["import", str(few[kind]), "--on-conflict", "skip"], 1000)
+            held["to " + kind] = bench.command("a few first", ["export", str(out)], 2000)
         bench.transfers.clear()
 
-        for format in MEDIA_TYPES:
+        for kind in MEDIA_TYPES:
             database.empty()
-            bench.import_over_http(f"import over HTTP, {format}", many[format], rows, target=30_000)
+            bench.import_over_http(f"import over HTTP, {kind}", many[kind], rows, target=30_000)
         for mode, became in (("error", "all refused"), ("skip", "all there"), ("update", "nothing changes")):
             query = f"?on_conflict={mode}"
             bench.import_over_http(f"import over HTTP, on_conflict={mode}, {became}", many["ndjson"], rows, query)
-        for format in MEDIA_TYPES:
-            bench.export_over_http(f"export over HTTP, {format}", rows, f"?format={format}", target=150_000)
-        for format in MEDIA_TYPES:
+        for kind in MEDIA_TYPES:
+            bench.export_over_http(f"export over HTTP, {kind}", rows, f"?format={kind}", target=150_000)
+        for kind in MEDIA_TYPES:
             database.empty()
-            what = f"users-api import, {format}"
-            bench.command(what, ["import", str(many[format])], rows, 100_000, held[format])
+            what = f"users-api import, {kind}"
+            bench.command(what, ["import", str(many[kind])], rows, 100_000, held[kind])
         what = "users-api import --on-conflict skip, all there"
         bench.command(what, ["import", str(many["ndjson"]), "--on-conflict", "skip"], rows, None, held["ndjson"])
-        for format in MEDIA_TYPES:
-            arguments = ["export", str(directory / f"out.{format}")]
-            bench.command(f"users-api export, {format}", arguments, rows, 150_000, held["to " + format])
+        for kind in MEDIA_TYPES:
+            arguments = ["export", str(directory / f"out.{kind}")]
+            bench.command(f"users-api export, {kind}", arguments, rows, 150_000, held["to " + kind])
         for what, queries in searches(rows, *bench.times()).items():
             bench.search(what, queries)
     return bench
 
 
 def searches(rows: int, oldest: datetime, newest: datetime) -> dict[str, list[dict[str, str]]]:
-    """What is searched for: each shape with its queries, which differ."""
+    """Return the queries of each kind of search; no two are equal."""
     chance = random.Random(2)
     people = [(chance.choice(_FIRST), chance.choice(_LAST)) for _ in range(_SEARCHES)]
     numbers = [str(chance.randrange(rows)) for _ in people]
@@ -107,14 +107,14 @@ def searches(rows: int, oldest: datetime, newest: datetime) -> dict[str, list[di
         ],
         "q: a whole name": [{"q": f"{first} {last}"} for first, last in people],
         "q: one address": [{"q": f"{a}.{b}{n}@"} for (a, b), n in zip(people, numbers, strict=True)],
-        "q: nobody": [{"q": f"nobody{number}"} for number in numbers],
+        "q: no match": [{"q": f"nobody{number}"} for number in numbers],
         "order=-id": [{"order": "-id", "after": number} for number in numbers],
         "order=created_at, created_after": [{"order": "created_at", "created_after": time} for time in times],
         "order=-created_at, created_before": [{"order": "-created_at", "created_before": time} for time in times],
     }
 
 
-def render(bench: Bench, machine: dict[str, Any], rows: int) -> dict[str, str]:
+def render(bench: BulkBenchmark, machine: dict[str, Any], rows: int) -> dict[str, str]:
     """Return bulk.json, bulk.md and the chart, by file name."""
     transfers = [
         (each.what, f"{each.rate:,.0f}", f"{each.target:,}" if each.target else "", f"{each.memory_mb:.0f}",
@@ -122,23 +122,17 @@ def render(bench: Bench, machine: dict[str, Any], rows: int) -> dict[str, str]:
         for each in bench.transfers
     ]  # fmt: skip
     latencies = [(each.what, f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", each.verdict) for each in bench.latencies]
-    with_target = [each for each in bench.transfers if each.target]
-    chart = bar_chart(
-        f"{rows:,} users in and out",
-        "users a second: longer is better · one worker, durable commits, one machine of 2 cores",
-        [Bar(each.what.replace("users-api", "command"), each.rate, f"{each.rate:,.0f}", True) for each in with_target],
-    )
     head = ("what", "users/s", "target", "memory, MB", "process µs", "PostgreSQL µs", "verdict")
     parts = [
         "# Import, export and search\n",
         f"{summarise(machine)}\n",
         f"{_METHOD}\n",
         f"## {rows:,} users in and out\n",
-        f"Targets are users a second, at least; memory is to grow by less than {MEMORY_TARGET_MB:g} MB.\n",
+        f"Targets are minimum users a second; memory must grow by less than {MEMORY_TARGET_MB:g} MB.\n",
         table(head, transfers) + "\n",
         "![users a second](bulk.svg)\n",
         f"## Pages of 100 out of {rows:,}\n",
-        f"The median is to be below {SEARCH_TARGET_MS:g} ms.\n",
+        f"The median must be below {SEARCH_TARGET_MS:g} ms.\n",
         table(("what", "p50 ms", "p99 ms", "verdict"), latencies) + "\n",
     ]
     document = {
@@ -148,17 +142,38 @@ def render(bench: Bench, machine: dict[str, Any], rows: int) -> dict[str, str]:
         "transfers": [{**asdict(each), "users_per_second": each.rate} for each in bench.transfers],
         "latencies": [asdict(each) for each in bench.latencies],
     }
-    return {"bulk.json": json.dumps(document, indent=1) + "\n", "bulk.md": "\n".join(parts), "bulk.svg": chart}
+    return {"bulk.json": json.dumps(document, indent=1) + "\n", "bulk.md": "\n".join(parts), **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of bulk.json, by file name: every transfer that has a target."""
+    bars = [
+        Bar(
+            each["what"].replace("users-api", "command"),
+            each["users_per_second"],
+            f"{each['users_per_second']:,.0f}",
+            True,
+        )
+        for each in document["transfers"]
+        if each["target"]
+    ]
+    note = "longer is better · one worker, durable commits, one machine"
+    return {"bulk.svg": bar_chart(f"{document['rows']:,} users in and out", note, "users/s", bars)}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rows", default=1_000_000, show_default=True, type=click.IntRange(2000), help="Users in and out.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option(
+    "--rows", default=1_000_000, show_default=True, type=click.IntRange(2000), help="Users to import and export."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(rows: int, output: Path | None) -> None:
     """Import and export a million users, over HTTP and by command, and search them.
 
-    Prints users a second, memory and CPU, and the latencies of searches; about four minutes. Writes bulk.json, bulk.md
-    and a chart into benchmarks/results, with fewer rows than the default where --output says so alone.
+    Prints users a second, memory, CPU and the latencies of searches; takes about four minutes. Writes bulk.json,
+    bulk.md and a chart into benchmarks/results. With fewer rows than the default it writes only into the directory of
+    --output.
     """
 
     def run(database: Database) -> None:

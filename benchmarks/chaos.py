@@ -1,4 +1,4 @@
-"""Everything that can go wrong between a client and the disk, at random: what `torture.py` does to the service."""
+"""Random fault injections for `torture.py`: everything that can fail between a client and the disk."""
 
 import asyncio
 import random
@@ -26,12 +26,13 @@ from tests.support.rig import (
 from tests.support.rig.faults import Action
 
 _STARTING = Farewell("57P03", "the database system is starting up")
-# What PgBouncer says to a client for whose statement it has no server, and to one whose server went away meanwhile.
+# PgBouncer's errors for a statement without a server connection, and for one whose server connection broke.
 _QUEUED = Farewell("08P01", "query_wait_timeout")
 _CRASHED = Farewell("08P01", "server conn crashed?")
 
-# Who is not let in hears why. Later on only what ends a connection that was fine is said, and never in the middle of an
-# answer. What the proxies say of themselves means that a statement did not reach the compute: it must be true.
+# The errors that may end a connection at each point. A connection that is rejected gets any of them, later ones only an
+# error that ends a working connection, and never in the middle of an answer. The proxies' own errors mean that a
+# statement did not reach the compute, so they are sent only where that is true.
 _FAREWELLS: dict[Point, tuple[Farewell, ...]] = {
     Point.ACCEPT: (),
     Point.CONNECT: (SHUTDOWN, _STARTING, *NEON_TRANSIENT, *NEON_PERMANENT),
@@ -46,12 +47,12 @@ _CUTS: dict[str, Action] = {**{cut.value: cut for cut in Cut}, SHUTDOWN.sqlstate
 _BACKENDS = (
     f"select pid from pg_stat_activity where usename = '{ROLE}' order by state = 'active' desc, random() limit 3"
 )
-# The newest users are those that the clients are busy with.
+# The clients work on the newest users.
 _LOCK_ROWS = "select from users order by id desc limit 5 for update"
 
 
-def faults() -> dict[str, list[Fault]]:
-    """What the fault proxy can do to one connection or statement, by name; those of one name differ in their text."""
+def fault_injections() -> dict[str, list[Fault]]:
+    """Return the fault injections into one connection or statement, by name; those of one name differ in their text."""
     kinds: dict[str, list[Fault]] = {}
     for point in Point:
         for action in (*Cut, *_FAREWELLS[point]):
@@ -61,10 +62,10 @@ def faults() -> dict[str, list[Fault]]:
 
 
 class Chaos:
-    """Does one thing after the other, each kind once before any comes again; several may last at the same time.
+    """Inject faults of every kind in random order, each kind once before any is repeated; several may overlap.
 
-    `server` is the supervisor of the workers, `postmaster` PostgreSQL's. `only` keeps the kinds whose name has it, and
-    raises ValueError where none has.
+    `server` is the supervisor of the workers, `postmaster` that of PostgreSQL. `only` keeps the kinds whose name
+    contains it; raises ValueError if none does.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Chaos:
         self._chance = random.Random()
         self._counts: Counter[str] = Counter()
         self._missed: list[str] = []
-        # Each returns how often it struck, None where the proxy counts that, under the same name.
+        # Each returns the number of injections, or None if the proxy counts them under the same name.
         kinds: dict[str, Callable[[], Awaitable[int | None]]] = {
-            **{name: partial(self._inject, choices) for name, choices in faults().items()},
+            **{name: partial(self._arm, choices) for name, choices in fault_injections().items()},
             "suspend": self._suspend,
             "full 08P01": self._fill_pooler,
             **{f"cut {name}": partial(self._cut, action) for name, action in _CUTS.items()},
@@ -89,27 +90,27 @@ class Chaos:
             "PostgreSQL crash": self._crash,
             "worker SIGKILL": self._kill_workers,
         }
-        self._kinds = {name: strike for name, strike in kinds.items() if only in name}
+        self._kinds = {name: inject for name, inject in kinds.items() if only in name}
         if not self._kinds:
-            raise ValueError(f"no fault has {only!r} in its name; there are: {', '.join(kinds)}")
+            raise ValueError(f"no fault injection has {only!r} in its name; there are: {', '.join(kinds)}")
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each kind has struck."""
-        struck = self._counts + self._rig.counts.faults
-        return {name: struck[name] for name in self._kinds}
+        """The number of injections of each kind."""
+        injected = self._counts + self._rig.counts.faults
+        return {name: injected[name] for name in self._kinds}
 
     async def run(self, per_second: float, end: asyncio.Event) -> None:
-        """Let so many things happen a second, at random moments, until `end` is set; return when all are over.
+        """Inject `per_second` faults a second at random moments until `end` is set; return when all are over.
 
-        The more faults still wait for somebody to strike, the slower come others: in an outage each attempt to connect
-        meets one, and would never be the last.
+        The more injections are pending, the slower new ones follow. Otherwise every attempt to connect during an
+        outage would meet one, and the outage would never end.
         """
-        # PgBouncer turns clients away for so long after a failed login. Its default, 15 s, would be most of a torture.
+        # PgBouncer rejects clients for this time after a failed login. Its default, 15 s, would be most of a run.
         await asyncio.to_thread(self._rig.pgbouncer.run, "set server_login_retry = '0.2'")
         async with asyncio.TaskGroup() as group:
             for name in self._shuffled():
-                group.create_task(self._strike(name))
+                group.create_task(self._inject_one(name))
                 pause = self._chance.expovariate(per_second) * (1 + self._rig.pending / 3)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(end.wait(), pause)
@@ -122,8 +123,8 @@ class Chaos:
                     yield self._missed.pop()
                 yield name
 
-    async def _strike(self, name: str) -> None:
-        # A process may have ended by itself, and PostgreSQL be recovering: then it is this kind's turn once more.
+    async def _inject_one(self, name: str) -> None:
+        # If a process has ended by itself or PostgreSQL is recovering, this kind is retried later.
         times: int | None = 0
         with suppress(psutil.NoSuchProcess, psycopg.OperationalError, psycopg.InterfaceError):
             times = await self._kinds[name]()
@@ -132,7 +133,7 @@ class Chaos:
         elif times is not None:
             self._counts[name] += times
 
-    async def _inject(self, choices: Sequence[Fault]) -> None:
+    async def _arm(self, choices: Sequence[Fault]) -> None:
         await asyncio.to_thread(self._rig.inject, self._chance.choice(choices))
 
     async def _suspend(self) -> None:
@@ -142,7 +143,7 @@ class Chaos:
 
     async def _fill_pooler(self) -> None:
         self._rig.max_client_conn = 1
-        await self._last()
+        await self._wait()
         self._rig.max_client_conn = None
 
     async def _cut(self, action: Action) -> int:
@@ -151,12 +152,12 @@ class Chaos:
 
     async def _slow_down(self) -> int:
         self._rig.latency = self._chance.uniform(0.02, 0.2)
-        await self._last()
+        await self._wait()
         self._rig.latency = 0.0
         return 1
 
     async def _lock_rows(self) -> int:
-        """Hold rows that the service wants to write: for longer than it waits for them, or not."""
+        """Lock rows that the service writes, for shorter or longer than its lock timeout."""
         async with await _connect(self._database.superuser) as connection, connection.transaction():
             await connection.execute(_LOCK_ROWS)
             await asyncio.sleep(self._chance.uniform(0.1, 1.5))
@@ -168,7 +169,7 @@ class Chaos:
             return min(ended.rowcount, 1)
 
     async def _crash(self) -> int:
-        """SIGKILL a backend: PostgreSQL then ends all others, and replays what was committed."""
+        """SIGKILL a backend: PostgreSQL then ends all others and replays the write-ahead log."""
         async with await _connect(self._database.superuser) as connection:
             rows = await (await connection.execute(_BACKENDS.encode())).fetchall()
         pids = {pid for (pid,) in rows}
@@ -184,7 +185,7 @@ class Chaos:
             worker.kill()
         return len(victims)
 
-    async def _last(self) -> None:
+    async def _wait(self) -> None:
         await asyncio.sleep(self._chance.uniform(0.2, 0.6))
 
 
@@ -193,8 +194,8 @@ async def _connect(url: str) -> psycopg.AsyncConnection:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """Whether a child of uvicorn's supervisor serves: another one is multiprocessing's resource tracker."""
+    """Return True if a child of the supervisor is a worker and not multiprocessing's resource tracker."""
     try:
         return any("spawn_main" in word for word in process.cmdline())
-    except psutil.NoSuchProcess:  # or a zombie, until the supervisor sees that it is dead
+    except psutil.NoSuchProcess:  # also raised for a zombie that the supervisor has not reaped yet
         return False

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the harness's own: durable, migrated, seeded the same for every system."""
+"""The PostgreSQL of the benchmarks: durable commits, migrated, seeded identically for every system."""
 
 import shutil
 import tempfile
@@ -20,14 +20,14 @@ SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    # No checkpoint falls into a measurement by chance: each begins right after one.
+    # No checkpoint falls into a measurement by chance: each measurement begins right after one.
     "checkpoint_timeout": "30min",
     "max_wal_size": "4GB",
 }
 
 
 class Database:
-    """The benchmark's database. It knows what is in the table, and seeds it again only where that has changed."""
+    """The database of a run. It seeds the table again only if its content has changed."""
 
     def __init__(self, url: str, postmaster: psutil.Process) -> None:
         self.url = url
@@ -48,9 +48,9 @@ class Database:
         return str(execute(self.url, "show server_version")[0][0])
 
     def prepare(self, rows: int, index: str | None = None) -> None:
-        """Fill the table with `user1@example.com` to `user{rows}@example.com`, ids 1 to rows, where it is not so yet.
+        """Fill the table with `user1@example.com` to `user{rows}@example.com`, ids 1 to rows, unless it is so already.
 
-        `index` is the column of one more unique index, for a system whose statements cannot do without it.
+        `index` is the column of one more unique index, for a system whose statements need it.
         """
         if self._is_dirty or rows != self.rows or index != self._index:
             execute(self.url, "drop index if exists benchmark_extra")
@@ -67,22 +67,22 @@ class Database:
         execute(self.url, "checkpoint")
 
     def empty(self) -> None:
-        """Leave no user in the table."""
+        """Delete all users."""
         execute(self.url, "truncate users restart identity")
         execute(self.url, "checkpoint")
         self._is_dirty = True
 
-    def soil(self) -> None:
-        """Note that a workload wrote: the next system needs a fresh table."""
+    def mark_dirty(self) -> None:
+        """Note that a workload wrote, so that the next system gets a fresh table."""
         self._is_dirty = True
 
     def cpu_seconds(self) -> float:
-        """CPU seconds that PostgreSQL has used, with every process that it started."""
+        """Return the CPU seconds that PostgreSQL and all its processes have used."""
         return cpu_seconds(self.postmaster)
 
 
 def execute(url: str, sql: str) -> list[tuple[object, ...]]:
-    """Run SQL over a connection of its own; the rows of the last statement, if it has any."""
+    """Run SQL over a connection of its own and return the rows of the last statement."""
     with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
         cursor = connection.execute(sql.encode())
         return cursor.fetchall() if cursor.description else []
@@ -90,8 +90,8 @@ def execute(url: str, sql: str) -> list[tuple[object, ...]]:
 
 @contextmanager
 def new_database() -> Iterator[Database]:
-    """Start a PostgreSQL with durable commits and the migrated schema; it is stopped and removed at the end."""
-    # Directly below the system's temporary directory, which the system user that PostgreSQL runs as can enter.
+    """Start a PostgreSQL with durable commits and the migrated schema; stop and remove it at the end."""
+    # PostgreSQL runs as a system user, who can enter a directory directly below the temporary directory.
     directory = Path(tempfile.mkdtemp(prefix="users-api-bench-"))
     try:
         url = embedded.start(directory)

@@ -1,12 +1,12 @@
-"""Puts PostgreSQL further away: a proxy that delays what goes through it, in a process of its own.
+"""A delay proxy in front of PostgreSQL, in a process of its own.
 
     python -m benchmarks.delay --socket /path/.s.PGSQL.5432 --round-trip 10
 
-Each direction waits half of the round trip. Chunks are stamped when they arrive and leave in order when their time has
-come, however many are on their way: distance costs time, not throughput, as a real network does.
+Each direction adds half of the round trip. Chunks get a due time when they arrive and are sent in order when it has
+come, however many are in flight. As in a real network, distance costs time and not throughput.
 
-It runs on the standard loop over select(): uvloop's timers and those of epoll count whole milliseconds, which is all
-of half a millisecond's way; select() counts microseconds. It serves some hundred connections at most.
+The proxy uses the standard loop over select(), whose timers count microseconds. uvloop's timers and those of epoll
+count whole milliseconds, longer than the delay of half a millisecond. It serves some hundred connections at most.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import click
 
 
 class Direction(asyncio.Protocol):
-    """One way of a connection: what it receives, its `peer` sends `seconds` later."""
+    """One direction of a connection: its `peer` sends the received data `seconds` later."""
 
     def __init__(self, seconds: float) -> None:
         self.peer: Direction
@@ -29,15 +29,15 @@ class Direction(asyncio.Protocol):
         self._waiting: deque[tuple[float, bytes | None]] = deque()  # due time, data; None closes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Stamp what came."""
+        """Hold the data until it is due."""
         self._hold(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Close the other side, after everything that was sent before."""
+        """Close the other side after all data that was sent before."""
         self._hold(None)
 
     def _hold(self, data: bytes | None) -> None:
@@ -66,7 +66,7 @@ class Direction(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self) -> None:
-        """Close after what is still to be written."""
+        """Close after pending writes."""
         if self._transport is not None:
             self._transport.close()
 
@@ -80,7 +80,7 @@ async def start_proxy(socket: Path, round_trip: float, port: int = 0) -> asyncio
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             assert self._transport is not None
-            self._transport.pause_reading()  # until there is somebody to forward to
+            self._transport.pause_reading()  # until the connection to forward to is open
             task = loop.create_task(self._connect())
             connecting.add(task)
             task.add_done_callback(connecting.discard)
@@ -109,8 +109,8 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 @click.command()
 @click.option("--socket", required=True, type=click.Path(path_type=Path), help="The Unix socket to forward to.")
-@click.option("--round-trip", required=True, type=click.FloatRange(0, 10_000), help="Milliseconds, there and back.")
-@click.option("--port", default=0, show_default=True, help="Port to listen on; 0 picks one, which is printed.")
+@click.option("--round-trip", required=True, type=click.FloatRange(0, 10_000), help="Round trip in milliseconds.")
+@click.option("--port", default=0, show_default=True, help="Port to listen on, which is printed; 0 picks a free one.")
 def main(socket: Path, round_trip: float, port: int) -> None:
     """Forward 127.0.0.1 to a Unix socket, and delay each direction by half of the round trip."""
 

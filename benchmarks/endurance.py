@@ -1,4 +1,4 @@
-"""What a soak reports: whether memory grows, and what failed."""
+"""The report of a soak: growth of memory, and errors."""
 
 import json
 import math
@@ -7,40 +7,40 @@ from dataclasses import asdict, dataclass
 from statistics import linear_regression, quantiles
 from typing import Any
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.machine import summarise
 from benchmarks.openloop import Outcome, Trace
-from benchmarks.svg import line_chart, stack
 from benchmarks.tables import table
 
 SAMPLE_SECONDS = 5.0
 BURST, BURST_SECONDS = 20, 30.0
-"""How many times the rate is offered at first, and for how long."""
+"""The factor on the rate in the initial burst, and the length of the burst."""
 WARM_UP_SECONDS = 60.0
 SLOPE_LIMIT = 1.0
-"""MB an hour that the workers' memory may grow by."""
+"""The permitted growth of the workers' memory, in MB an hour."""
 
 _METHOD = (
-    "`users-api serve` as in production; an open loop offers a fixed rate, of 100 requests 70 GET, 15 lists of 100, 10 "
-    "POST, 4 PATCH and 1 DELETE, far below what the service can do: what is looked for is growth, not speed. For the "
-    f"first {BURST_SECONDS:g} s it offers {BURST} times as much, so that pool and buffers reach their size. Every "
-    f"{SAMPLE_SECONDS:g} s the resident memory of each worker and the connections are counted. The slope is that of a "
-    f"straight line through all samples after the first {WARM_UP_SECONDS:g} s (least squares), of the workers' memory "
-    "together. An error is any answer that is not 2xx, and none at all."
+    "`users-api serve` as in production. An open loop offers a fixed rate far below the capacity of the service: the "
+    "test looks for growth and not for speed. Of 100 requests 70 are GET, 15 lists of 100, 10 POST, 4 PATCH and 1 "
+    f"DELETE. For the first {BURST_SECONDS:g} s it offers {BURST} times as much, so that pool and buffers reach their "
+    f"size. The resident memory of each worker and the connections are sampled every {SAMPLE_SECONDS:g} s. The slope "
+    f"is that of the least-squares line through all samples after the first {WARM_UP_SECONDS:g} s, for the sum of the "
+    "workers' memory. An error is a missing answer or any answer that is not 2xx."
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at a moment of the load."""
+    """Memory and connections at one moment."""
 
-    seconds: float  # since its beginning
+    seconds: float  # since the start of the load
     workers_mb: tuple[float, ...]  # resident memory of each, in the order of their process ids
     client_connections: int
     postgres_connections: int
 
 
 def slope_mb_an_hour(samples: Sequence[Sample]) -> float:
-    """Return how the workers' memory grows after the warm-up; nan where there are too few samples."""
+    """Return the growth of the workers' memory after the warm-up; nan if there are too few samples."""
     counted = [sample for sample in samples if sample.seconds >= WARM_UP_SECONDS]
     if len(counted) < 2:
         return math.nan
@@ -49,14 +49,14 @@ def slope_mb_an_hour(samples: Sequence[Sample]) -> float:
 
 
 def is_error(outcome: Outcome) -> bool:
-    """Whether something failed that could have been done."""
+    """Return True unless the answer is 2xx."""
     return not 200 <= outcome.status < 300
 
 
 def render(
     machine: Mapping[str, Any], rate: float, seconds: float, cores: float, trace: Trace, samples: Sequence[Sample]
 ) -> tuple[dict[str, str], bool]:
-    """Return soak.json, soak.md and the chart, by file name, and whether nothing grew and nothing failed."""
+    """Return soak.json, soak.md and the chart, by file name, and True if nothing grew and nothing failed."""
     slope = slope_mb_an_hour(samples)
     errors = sum(map(is_error, trace.outcomes)) + trace.unsent
     grows = slope > SLOPE_LIMIT
@@ -66,7 +66,7 @@ def render(
         ("requests", f"{len(trace.outcomes) + trace.unsent:,}, at {rate:,.0f}/s, in {seconds / 60:g} minutes", ""),
         ("memory, slope", f"{slope:+.2f} MB an hour",
          "too short to tell" if math.isnan(slope) else f"NOT met: at most {SLOPE_LIMIT:g}" if grows else "met"),
-        ("memory of each worker", f"{' and '.join(first)} MB at first, {' and '.join(last)} MB at last", ""),
+        ("memory of each worker", f"{' and '.join(first)} MB at the start, {' and '.join(last)} MB at the end", ""),
         ("errors", f"{errors:,}", "NOT met: none may be" if errors else "met"),
         ("latency", f"p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms", ""),
         ("connections to PostgreSQL", f"{max(sample.postgres_connections for sample in samples)} at most", ""),
@@ -81,6 +81,7 @@ def render(
         "errors": errors,
         "slope_mb_an_hour": None if math.isnan(slope) else slope,
         "samples": [asdict(sample) for sample in samples],
+        "over_time": over_time(trace),
     }
     markdown = "\n".join(
         [
@@ -94,46 +95,55 @@ def render(
     files = {
         "soak.json": json.dumps(document, indent=1) + "\n",
         "soak.md": markdown,
-        "soak.svg": _draw(rate, trace, samples),
+        **draw(document),
     }
     return files, not (grows or errors)
 
 
-def _draw(rate: float, trace: Trace, samples: Sequence[Sample]) -> str:
-    memory = {
-        f"worker {n + 1}": [(_minutes(each), each.workers_mb[n]) for each in samples if n < len(each.workers_mb)]
-        for n in range(max(len(each.workers_mb) for each in samples))
-    }
-    connections = {
-        "to PostgreSQL": [(_minutes(each), float(each.postgres_connections)) for each in samples],
-        "of clients": [(_minutes(each), float(each.client_connections)) for each in samples],
-    }
-    latency: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": []}
-    answers: dict[str, list[tuple[float, float]]] = {"2xx a second": [], "errors a second": []}
+def over_time(trace: Trace) -> dict[str, list[float | None]]:
+    """Return latencies and answers of the requests that were due in each SAMPLE_SECONDS; None where too few were."""
     by_sample: dict[int, list[Outcome]] = {}
     for outcome in trace.outcomes:
         by_sample.setdefault(int(outcome.due / SAMPLE_SECONDS), []).append(outcome)
-    for number, outcomes in sorted(by_sample.items()):
-        minute = round(number * SAMPLE_SECONDS / 60, 2)
+    found: dict[str, list[float | None]] = {name: [] for name in ("p50_ms", "p99_ms", "answered", "errors")}
+    for number in range(max(by_sample, default=-1) + 1):
+        outcomes = by_sample.get(number, [])
         good = [outcome.seconds * 1000 for outcome in outcomes if not is_error(outcome)]
-        if len(good) > 1:
-            latency["p50"].append((minute, _percentile(good, 50)))
-            latency["p99"].append((minute, _percentile(good, 99)))
-        answers["2xx a second"].append((minute, len(good) / SAMPLE_SECONDS))
-        answers["errors a second"].append((minute, (len(outcomes) - len(good)) / SAMPLE_SECONDS))
-    offered = f"{rate:,.0f} requests a second, of every kind"
-    return stack(
-        [
-            line_chart("Memory of each worker", offered, "minutes", memory, list(memory), is_log=False, unit=" MB"),
-            line_chart("Latency", "of the answers 2xx; logarithmic", "minutes", latency, ["p50"], unit=" ms"),
-            line_chart("Connections", offered, "minutes", connections, ["to PostgreSQL"], is_log=False),
-            line_chart("Answers", offered, "minutes", answers, ["2xx a second"], is_log=False),
-        ]
+        for percent in (50, 99):
+            found[f"p{percent}_ms"].append(round(_percentile(good, percent), 3) if len(good) > 1 else None)
+        found["answered"].append(len(good) / SAMPLE_SECONDS)
+        found["errors"].append((len(outcomes) - len(good)) / SAMPLE_SECONDS)
+    return found
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of soak.json, by file name."""
+    samples = document["samples"]
+    workers = max(len(sample["workers_mb"]) for sample in samples)
+    memory = {
+        f"worker {n + 1}": [(s["seconds"] / 60, s["workers_mb"][n]) for s in samples if n < len(s["workers_mb"])]
+        for n in range(workers)
+    }
+    found = {
+        name: [(n * SAMPLE_SECONDS / 60, value) for n, value in enumerate(values) if value is not None]
+        for name, values in document["over_time"].items()
+    }
+    connections = {
+        name: [(sample["seconds"] / 60, sample[key]) for sample in samples]
+        for name, key in (("to PostgreSQL", "postgres_connections"), ("of clients", "client_connections"))
+    }
+    latency = {"p50": found["p50_ms"], "p99": found["p99_ms"]}
+    answers = {"2xx a second": found["answered"], "errors a second": found["errors"]}
+    time = Axis("time, minutes")
+    chart = line_chart(
+        "Soak",
+        f"{document['requests_per_second']:,.0f} requests/s of every kind, after a burst of {BURST} times as many",
+        Panel(time, Axis("resident memory, MB"), memory, " MB", "Memory of each worker"),
+        Panel(time, Axis("latency, ms", "log"), latency, " ms", "Latency of the answers 2xx"),
+        Panel(time, Axis("connections"), connections, "", "Connections"),
+        Panel(time, Axis("answers/s"), answers, "", "Answers"),
     )
-
-
-def _minutes(sample: Sample) -> float:
-    return round(sample.seconds / 60, 2)
+    return {"soak.svg": chart}
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:

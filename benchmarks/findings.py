@@ -1,4 +1,4 @@
-"""What a torture came to: what it found, as JSON, Markdown and a chart."""
+"""The findings of a torture run, as JSON, Markdown and a chart."""
 
 import json
 import math
@@ -8,78 +8,78 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.machine import summarise
-from benchmarks.svg import line_chart
 from benchmarks.tables import table
 from tests.support.history import PATIENCE_SECONDS, TIMED_OUT, Fate, Kind, Operation, Violation
 
-# 100,000 operations and every kind of fault 20 times in five minutes.
+# 100,000 operations, and every kind of fault injection 20 times, in five minutes.
 OPERATIONS_A_MINUTE = 20_000
-FAULTS_A_MINUTE = 4
+INJECTIONS_A_MINUTE = 4
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A run: the history from `start` (seconds of its clock) on, how often each fault struck, and what is wrong."""
+    """The history of a run, its fault injections by kind, and its violations. `start` is in seconds of its clock."""
 
     start: float
     seconds: float
     history: list[Operation]
-    faults: dict[str, int]
+    injections: dict[str, int]
     violations: list[Violation]
-    slowest: tuple[float, Operation | None]  # seconds and what took them
-    errors: list[str]  # what the service logged as such
+    slowest: tuple[float, Operation | None]  # seconds, and the operation that took them
+    errors: list[str]  # lines of the service's log
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was violated, and no fault became a bug of ours."""
+        """True if nothing was violated and no fault injection showed as a bug of the service."""
         return not self.violations and not self.failed
 
     @property
     def failed(self) -> int:
-        """How many operations were answered with a 500, or not at all on a connection that stayed."""
+        """The number of operations that were answered with 500, or not at all on an open connection."""
         return sum(operation.status == 500 or operation.problem == TIMED_OUT for operation in self.history)
 
     @property
     def unknown(self) -> list[Operation]:
-        """The writes of which the client does not know whether they happened."""
+        """The writes whose outcome is unknown to the client."""
         return [operation for operation in self.history if operation.fate is Fate.UNKNOWN]
 
     @property
     def refused(self) -> int:
-        """How many operations were certainly without effect, and showed nothing."""
+        """The number of operations that certainly had no effect and returned no state."""
         return sum(operation.fate is Fate.VOID for operation in self.history)
 
     @property
     def happened(self) -> int:
-        """How many of the unknown writes somebody saw the effect of; those of deletes are not told apart."""
+        """The number of unknown writes whose effect a read has shown; deletes are not counted."""
         seen = {operation.seen.name for operation in self.history if operation.seen is not None}
         return sum(operation.name in seen for operation in self.unknown if operation.name is not None)
 
     @property
-    def silence(self) -> float:
-        """The longest time in seconds in which nobody was answered but by a refusal."""
+    def outage(self) -> float:
+        """The longest time in seconds without an answer other than a refusal, over all clients."""
         answers = sorted(o.returned - self.start for o in self.history if o.fate is Fate.ANSWERED)
         return max(after - before for before, after in pairwise([0.0, *answers, self.seconds]))
 
     def answers(self) -> dict[str, dict[str, int]]:
-        """How often each answer came to each kind of operation."""
+        """Return the number of each answer for each kind of operation."""
         counts: dict[str, Counter[str]] = {}
         for operation in self.history:
             answer = f"{operation.status or 'none'} {operation.problem.removeprefix('blank')}".strip()
             counts.setdefault(answer, Counter())[operation.kind.value] += 1
         return {answer: dict(counts[answer]) for answer in sorted(counts)}
 
-    def over_time(self) -> dict[str, list[tuple[float, float]]]:
-        """Operations for each second, by what came of them."""
+    def over_time(self) -> dict[str, list[int]]:
+        """Return the number of operations in each second, by outcome."""
         length = math.ceil(self.seconds)
         names = {Fate.ANSWERED: "answered", Fate.VOID: "refused", Fate.UNKNOWN: "unknown"}
         lines = {name: [0] * length for name in names.values()}
         for operation in self.history:
             at = operation.invoked if math.isinf(operation.returned) else operation.returned
             lines[names[operation.fate]][min(int(at - self.start), length - 1)] += 1
-        return {name: [(float(n), float(count)) for n, count in enumerate(counts)] for name, counts in lines.items()}
+        return lines
 
 
 def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[str, str]:
@@ -90,67 +90,75 @@ def render(findings: Findings, machine: Mapping[str, Any], method: str) -> dict[
         "method": method,
         "seconds": round(findings.seconds, 1),
         "operations": len(findings.history),
-        "faults": findings.faults,
+        "fault_injections": findings.injections,
         "refused": findings.refused,
         "unknown": len(findings.unknown),
         "unknown_that_happened": findings.happened,
         "violations": [str(violation) for violation in findings.violations],
         "failed": findings.failed,
         "longest_stall_seconds": round(longest, 3),
-        "longest_silence_seconds": round(findings.silence, 3),
+        "longest_outage_seconds": round(findings.outage, 3),
         "answers": findings.answers(),
         "errors_logged": findings.errors,
+        "over_time": findings.over_time(),
     }
-    chart = line_chart(
-        "Torture: operations a second",
-        f"{sum(findings.faults.values()):,} faults of {len(findings.faults)} kinds in {findings.seconds:.0f} s",
-        "seconds",
-        findings.over_time(),
-        ["answered"],
-        is_log=False,
-        unit="/s",
-    )
     kinds = [kind.value for kind in Kind]
     answers = [(name, *(f"{counts.get(kind, 0):,}" for kind in kinds)) for name, counts in document["answers"].items()]
-    faults = [(name, f"{count:,}") for name, count in findings.faults.items()]
+    injections = [(name, f"{count:,}") for name, count in findings.injections.items()]
     parts = [
         "# Torture\n",
         f"{summarise(machine)}\n",
         f"{method}\n",
         table(("what", "found", "target", "verdict"), _verdicts(findings)) + "\n",
-        f"The longest stall was this: {slowest}\n",
+        f"The operation with the longest stall: {slowest}\n",
         "![operations a second](torture.svg)\n",
         "## Answers\n",
         table(("answer", *kinds), answers) + "\n",
-        "## Faults\n",
-        table(("fault", "times"), faults) + "\n",
-        *_complaints(findings),
+        "## Fault injections\n",
+        table(("fault injection", "times"), injections) + "\n",
+        *_failures(findings),
     ]
-    return {"torture.json": json.dumps(document, indent=1) + "\n", "torture.md": "\n".join(parts), "torture.svg": chart}
+    return {"torture.json": json.dumps(document, indent=1) + "\n", "torture.md": "\n".join(parts), **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of torture.json, by file name."""
+    injections, lines = document["fault_injections"], document["over_time"]
+    chart = line_chart(
+        "Torture: operations by outcome",
+        f"{sum(injections.values()):,} fault injections of {len(injections)} kinds in {document['seconds']:.0f} s",
+        Panel(
+            Axis("time, s"),
+            Axis("operations/s"),
+            {name: list(enumerate(counts)) for name, counts in lines.items()},
+            "/s",
+        ),
+    )
+    return {"torture.svg": chart}
 
 
 def _verdicts(findings: Findings) -> Iterator[tuple[str, str, str, str]]:
-    total, struck, minutes = len(findings.history), findings.faults.values(), findings.seconds / 60
-    counts = f"{sum(struck):,} of {len(struck)} kinds, each at least {min(struck)} times"
+    total, injected, minutes = len(findings.history), findings.injections.values(), findings.seconds / 60
+    counts = f"{sum(injected):,} of {len(injected)} kinds, each at least {min(injected)} times"
     happened = f"{findings.happened:,} of them seen to have happened"
-    silent = f"answers 500, or none in {PATIENCE_SECONDS} s"
+    unanswered = f"answers 500, or none in {PATIENCE_SECONDS} s"
     done = f"{total:,} ({total / minutes:,.0f} a minute)"
-    are_many, are_all = total >= OPERATIONS_A_MINUTE * minutes, min(struck) >= FAULTS_A_MINUTE * minutes
+    are_many, are_all = total >= OPERATIONS_A_MINUTE * minutes, min(injected) >= INJECTIONS_A_MINUTE * minutes
     yield "operations", done, f">= {OPERATIONS_A_MINUTE:,} a minute", _verdict(are_many)
-    yield "faults", counts, f">= {FAULTS_A_MINUTE} a minute", _verdict(are_all)
+    yield "fault injections", counts, f">= {INJECTIONS_A_MINUTE} a minute", _verdict(are_all)
     yield "violations", f"{len(findings.violations):,}", "0", _verdict(not findings.violations)
-    yield silent, f"{findings.failed:,}", "0", _verdict(not findings.failed)
+    yield unanswered, f"{findings.failed:,}", "0", _verdict(not findings.failed)
     yield "refused, without effect", f"{findings.refused:,}", "", ""
     yield "unknown outcomes", f"{len(findings.unknown):,}, {happened}", "", ""
     yield "longest stall of one client", f"{findings.slowest[0]:.2f} s", "", ""
-    yield "longest time that nobody was served", f"{findings.silence:.2f} s", "", ""
+    yield "longest outage for all clients", f"{findings.outage:.2f} s", "", ""
 
 
 def _verdict(is_met: bool) -> str:
     return "met" if is_met else "NOT met"
 
 
-def _complaints(findings: Findings) -> Iterator[str]:
+def _failures(findings: Findings) -> Iterator[str]:
     if findings.violations:
         yield "## Violations\n"
     for violation in findings.violations[:_SHOWN]:

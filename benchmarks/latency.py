@@ -1,4 +1,4 @@
-"""How long a GET takes at a given rate: `python -m benchmarks.latency --help`."""
+"""The latency of a GET at a given rate: `python -m benchmarks.latency --help`."""
 
 import json
 import time
@@ -11,6 +11,7 @@ from typing import Any
 import click
 import uvloop
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import GENERATOR_LIMIT
@@ -18,7 +19,6 @@ from benchmarks.openloop import Phase, Summary, gets, run_phases, split, summari
 from benchmarks.progress import Progress
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS, System, serving
 from benchmarks.tables import table
 
@@ -27,16 +27,16 @@ RATES = (250, 500, 1000, 2000, 4000, 8000, 12_000, 16_000)
 COMPARED = [SYSTEMS[n] for n in ("users_api", "users_api_unbatched", "starlette_textbook", "fastapi_sqlalchemy")]
 _HELD = 0.95
 _METHOD = (
-    "One worker each, PostgreSQL on the same machine. An open loop offers GETs of random users at a fixed rate, every "
-    "millisecond those that are due, whether or not the ones before were answered: a stall is not hidden by requests "
-    "that it kept from leaving. Rates rise until a system answers less than 95 % of what is offered. A second of "
-    "warm-up at each rate."
+    "One worker each, PostgreSQL on the same machine. An open loop offers GETs of random users at a fixed rate. Every "
+    "millisecond it sends the requests that are due, whether or not earlier ones were answered, so a stall cannot hide "
+    "by delaying requests. Rates rise until a system answers less than 95 % of the offered rate. Each begins with a "
+    "second of warm-up."
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a system made of one rate: medians over the rounds."""
+    """The result of a system at one rate: medians over the rounds."""
 
     system: str
     offered: int  # requests a second
@@ -47,23 +47,12 @@ class Point:
 
     @property
     def is_held(self) -> bool:
-        """Whether the system answered what was offered."""
+        """True if the system answered the offered rate."""
         return self.goodput >= _HELD * self.offered
 
 
 def render(points: Sequence[Point], titles: Mapping[str, str], machine: dict[str, Any], rounds: int) -> dict[str, str]:
     """Return latency.json, latency.md and the chart, by file name."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for each in points:
-        lines.setdefault(titles[each.system], []).append((each.offered, each.p99_ms))
-    chart = line_chart(
-        "GET by id: p99 latency, by offered rate",
-        "lower is better, further right is better · a line ends where its system falls behind · 1 worker",
-        "requests offered a second",
-        lines,
-        list(lines)[:1],
-        unit=" ms",
-    )
     rows = [
         (titles[p.system] + ("" if p.generator_cores < GENERATOR_LIMIT else " (limit of the generator)"),
          f"{p.offered:,}", f"{p.goodput:,.0f}", f"{p.p50_ms:.2f}", f"{p.p99_ms:.2f}", "yes" if p.is_held else "no")
@@ -79,11 +68,24 @@ def render(points: Sequence[Point], titles: Mapping[str, str], machine: dict[str
         ]
     )
     document = {"machine": machine, "method": _METHOD, "rounds": rounds, "points": [asdict(each) for each in points]}
-    return {"latency.json": json.dumps(document, indent=1) + "\n", "latency.md": markdown, "latency.svg": chart}
+    return {"latency.json": json.dumps(document, indent=1) + "\n", "latency.md": markdown, **draw(points, titles)}
+
+
+def draw(points: Sequence[Point], titles: Mapping[str, str]) -> dict[str, str]:
+    """Return the chart of the points, by file name."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for each in points:
+        lines.setdefault(titles[each.system], []).append((each.offered, each.p99_ms))
+    chart = line_chart(
+        "GET by id: p99 latency by offered rate",
+        "lower is better · a line ends where its system falls behind · 1 worker",
+        Panel(Axis("offered rate, requests/s", "log"), Axis("p99 latency, ms", "log"), lines, " ms"),
+    )
+    return {"latency.svg": chart}
 
 
 def _offer(url: str, rate: int, seconds: int) -> tuple[Summary, float]:
-    """Offer one rate; what came of it after the warm-up, and the cores that the generator used."""
+    """Offer one rate; return the result after the warm-up, and the cores that the generator used."""
     phases = [Phase("warm-up", rate, 1), Phase("measured", rate, seconds)]
     cpu, clock = time.process_time(), time.perf_counter()
     trace = uvloop.run(run_phases(int(url.rpartition(":")[2]), phases, gets(ROWS)))
@@ -92,7 +94,7 @@ def _offer(url: str, rate: int, seconds: int) -> tuple[Summary, float]:
 
 
 def _measure(system: System, database: Database, rates: Sequence[int], seconds: int, progress: Progress) -> list[Point]:
-    """One round of one system: a point for each rate, up to the first that it does not hold."""
+    """Measure one round of one system: a point for each rate up to the first that it does not hold."""
     points: list[Point] = []
     database.prepare(ROWS, system.index)
     with serving(system, 1, database.url) as server:
@@ -103,13 +105,13 @@ def _measure(system: System, database: Database, rates: Sequence[int], seconds: 
             progress.finish(f"{system.title}, {rate:,}/s: p99 {found.p99_ms:.2f} ms", [])
             if not points[-1].is_held:
                 for skipped in rates[number + 1 :]:
-                    progress.finish(f"{system.title}, {skipped:,}/s: left out, it fell behind before", [])
+                    progress.finish(f"{system.title}, {skipped:,}/s: skipped, a lower rate was not held", [])
                 break
     return points
 
 
 def merge(rounds: Sequence[Sequence[Point]], rates: Sequence[int]) -> list[Point]:
-    """Return for each system and rate the medians over the rounds that came so far; most of them must have."""
+    """Return the medians for each system and rate that more than half of the rounds have reached."""
     merged = []
     for system in COMPARED:
         for rate in rates:
@@ -121,13 +123,16 @@ def merge(rounds: Sequence[Sequence[Point]], rates: Sequence[int]) -> list[Point
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="One round, two rates, one second each: does it run?")
-@click.option("--rounds", type=click.IntRange(1, 50), help="Times that everything is measured. Default 3.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option("--quick", is_flag=True, help="One round, two rates, one second each: checks that it runs.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Number of rounds. Default 3.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(quick: bool, rounds: int | None, output: Path | None) -> None:
-    """Show the latency of a GET against the rate that is offered, for this service and others.
+    """Measure the latency of a GET by offered rate, for this service and others.
 
-    Writes latency.json, latency.md and a chart into benchmarks/results, with --quick where --output says so alone.
+    Writes latency.json, latency.md and a chart into benchmarks/results. With --quick it writes only into the directory
+    of --output.
     """
     rates, seconds, times = (RATES[:2], 1, rounds or 1) if quick else (RATES, 3, rounds or 3)
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on, and how it was made."""
+"""The machine and the package versions of a measurement."""
 
 import os
 import platform
@@ -18,11 +18,11 @@ PACKAGES = (
 )  # fmt: skip
 
 _LOAD_BEFORE = round(os.getloadavg()[0], 2)
-"""The load when the command began: once PostgreSQL is set up and filled, the harness's own is in it."""
+"""The load average when the command began, before the benchmark adds its own."""
 
 
 def describe_machine(database: Database) -> dict[str, Any]:
-    """Return the machine, its load before the run, and the versions of everything that is measured."""
+    """Return the machine, its load before the run, and the versions of the measured packages."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -37,7 +37,7 @@ def describe_machine(database: Database) -> dict[str, Any]:
 
 
 def summarise(machine: Mapping[str, Any]) -> str:
-    """Return one line for the head of a table."""
+    """Return the machine and the main versions in one paragraph."""
     packages = machine["packages"]
     named = ", ".join(f"{name} {packages[name]}" for name in ("uvicorn", "starlette", "asyncpg") if name in packages)
     return (

@@ -1,8 +1,8 @@
-"""One measurement: a load on a running system, and what every process paid for it."""
+"""One measurement: a load on a running system, and the CPU time of every process."""
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,12 +16,12 @@ from benchmarks.workloads import Workload
 from benchmarks.wrk import run_wrk
 
 GENERATOR_LIMIT = 0.9
-"""From this share of a core on, the figure may be the generator's limit and not the system's."""
+"""Above this share of a core the figure may be the limit of the load generator, not of the system."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one measurement measures."""
+    """The parameters of a measurement."""
 
     system: System
     workload: Workload
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int, int, float, int]:
-        """What two rounds of the same measurement have in common."""
+        """The parameters that identify the measurement over rounds."""
         return self.system.name, self.workload.name, self.workers, self.connections, self.distance_ms, self.rows
 
 
@@ -70,7 +70,7 @@ class Measurement:
 
     @property
     def warnings(self) -> list[str]:
-        """Why this figure should not be taken at its word."""
+        """The reasons to doubt this figure."""
         found = []
         if self.generator_cores > GENERATOR_LIMIT:
             found.append(f"wrk used {self.generator_cores:.0%} of a core: its limit, not the system's")
@@ -83,14 +83,19 @@ class Measurement:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, and the warnings where there are any."""
+        """Return the fields and the warnings."""
         figures = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
         return {**figures, "warnings": self.warnings}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Measurement":
+        """Read what `as_json` wrote."""
+        return cls(**{name: value for name, value in document.items() if name != "warnings"})
 
 
 @contextmanager
 def database_at(database: Database, distance_ms: float) -> Iterator[tuple[str, psutil.Process | None]]:
-    """Return the URL of the database so far away, and the process of the proxy that makes it so."""
+    """Yield the URL of the database `distance_ms` away, and the process of the delay proxy, if one is needed."""
     if not distance_ms:
         yield database.url, None
         return
@@ -107,7 +112,7 @@ def database_at(database: Database, distance_ms: float) -> Iterator[tuple[str, p
 
 
 def run_jobs(jobs: Iterable[Job], database: Database, round_number: int, warm_up: int) -> Iterator[Measurement]:
-    """Measure each job. Jobs that follow each other and need the same server share one."""
+    """Measure each job. Consecutive jobs with the same server share one process."""
     pending = list(jobs)
     while pending:
         first = pending[0]
@@ -136,7 +141,7 @@ def measure(
     first = 1
     if warm_up:
         load = run_wrk(server.url, job.workload.script, arguments, seconds=warm_up, connections=job.connections)
-        # Behind what the warm-up deleted, and what it had still on its way.
+        # Start after the ids that the warm-up deleted or still had in flight.
         first += load.requests + 2 * job.connections
     arguments = (job.rows, first, 2 * round_number + 1, job.workload.page_size)
     before = cpu_seconds(server.process), database.cpu_seconds(), cpu_seconds(proxy) if proxy else 0.0
@@ -144,7 +149,7 @@ def measure(
     after = cpu_seconds(server.process), database.cpu_seconds(), cpu_seconds(proxy) if proxy else 0.0
     server_cpu, postgres_cpu, proxy_cpu = (end - start for start, end in zip(before, after, strict=True))
     if job.workload.writes:
-        database.soil()
+        database.mark_dirty()
     requests = max(load.requests, 1)
     return Measurement(
         *job.key,

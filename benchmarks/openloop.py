@@ -1,8 +1,8 @@
-"""An open-loop load: requests leave on schedule, whether or not the ones before were answered, as a crowd's do.
+"""An open-loop load: requests are sent on schedule, whether or not earlier ones were answered.
 
-A closed loop asks again only when it was answered, and so never offers more than a service can do, and hides a stall
-behind the requests that the stall kept from leaving. Here those that are due leave together every TICK_SECONDS, and
-latency counts from that moment.
+A closed loop sends a request only after the last answer. It never offers more than a service can do, and a stall
+delays the very requests that would show it. Here all requests that are due are sent every TICK_SECONDS, and latency
+counts from that moment.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from statistics import quantiles
 from typing import cast
 
 TICK_SECONDS = 0.001
-"""What uvloop's timers count in."""
+"""The resolution of uvloop's timers."""
 CLIENT_LIMIT = 4000
-"""Connections at most; a request that finds none free is counted as unsent."""
+"""Maximum connections; a request without a free one is counted as unsent."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A time with one rate."""
+    """A period with one rate."""
 
     name: str
     requests_per_second: float
@@ -32,9 +32,9 @@ class Phase:
 
 @dataclass
 class Outcome:
-    """What became of a request. Status 0: no answer."""
+    """The outcome of a request. Status 0: no answer."""
 
-    due: float  # seconds since the start of the load, at which it left
+    due: float  # seconds since the start of the load
     status: int
     seconds: float  # from due to answered
     has_retry_after: bool
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass
 class Trace:
-    """Every request of a load, in order of its answer."""
+    """Every request of a load, in the order of the answers."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     unsent: int = 0
@@ -50,7 +50,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one phase came to."""
+    """The results of one phase."""
 
     name: str
     offered: float  # requests a second
@@ -63,12 +63,12 @@ class Summary:
 
     @property
     def has_clean_refusals(self) -> bool:
-        """Whether nothing failed but by a 503 that says when to come back."""
+        """True if every failure is a 503 with Retry-After."""
         return not self.failed and self.refused == self.refused_with_retry_after
 
 
 def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
-    """Add up the requests that were due in a phase."""
+    """Summarise the requests that were due in a phase."""
     good = [outcome.seconds * 1000 for outcome in outcomes if 200 <= outcome.status < 300]
     refused = [outcome for outcome in outcomes if outcome.status == 503]
     percentiles = quantiles(good, n=100) if len(good) > 1 else [math.nan] * 99
@@ -85,7 +85,7 @@ def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
 
 
 def split(trace: Trace, phases: Sequence[Phase]) -> list[list[Outcome]]:
-    """Return the requests by the phase in which they were due."""
+    """Return the requests grouped by the phase in which they were due."""
     found: list[list[Outcome]] = []
     begins = 0.0
     for phase in phases:
@@ -96,7 +96,7 @@ def split(trace: Trace, phases: Sequence[Phase]) -> list[list[Outcome]]:
 
 
 class _Client(asyncio.Protocol):
-    """One keep-alive connection with at most one request on its way."""
+    """One keep-alive connection with at most one request in flight."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -108,7 +108,7 @@ class _Client(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def send(self, due: float, request: bytes) -> None:
-        """Send a request that was due at a time."""
+        """Send a request that was due at `due`."""
         assert self._transport is not None
         self._due = due
         self._transport.write(request)
@@ -199,22 +199,22 @@ class _Load:
 
 
 def http_request(method: str, path: str, body: str = "") -> bytes:
-    """Return the bytes of a request; a body is JSON."""
-    about_body = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-    return f"{method} /api/v1/users{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{about_body}\r\n{body}".encode()
+    """Return the bytes of a request; the body is JSON."""
+    body_headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+    return f"{method} /api/v1/users{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{body_headers}\r\n{body}".encode()
 
 
 def gets(rows: int) -> Iterator[bytes]:
-    """Return GETs of random users, without end."""
+    """Return GETs of random users without end."""
     return cycle([http_request("GET", f"/{random.randint(1, rows)}") for _ in range(10_000)])
 
 
 async def run_phases(
-    port: int, phases: Sequence[Phase], requests: Iterator[bytes], patience_seconds: float = 10.0
+    port: int, phases: Sequence[Phase], requests: Iterator[bytes], timeout_seconds: float = 10.0
 ) -> Trace:
-    """Offer requests at the rates of the phases, one after the other; return what became of each.
+    """Offer requests at the rates of the phases, one after the other; return their outcomes.
 
-    Waits for the last answers for `patience_seconds` at most; what is open then has no answer.
+    Waits up to `timeout_seconds` for the last answers; requests still open then count as unanswered.
     """
     load, begins = _Load(port), 0.0
     for phase in phases:
@@ -226,7 +226,7 @@ async def run_phases(
             offered = max(offered, expected)
             await asyncio.sleep(TICK_SECONDS)
         begins = ends
-    deadline = load.now + patience_seconds
+    deadline = load.now + timeout_seconds
     while load.is_busy and load.now < deadline:  # noqa: ASYNC110 - a poll is simple, and nothing waits for it
         await asyncio.sleep(0.05)
     load.stop()

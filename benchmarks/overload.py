@@ -1,14 +1,16 @@
-"""What happens when four times as much comes as can be done: `python -m benchmarks.overload --help`."""
+"""Behaviour at four times the peak rate, and recovery: `python -m benchmarks.overload --help`."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import database_at
@@ -16,7 +18,6 @@ from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases, split, 
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import keep
 from benchmarks.session import run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
 from benchmarks.workloads import WORKLOADS
@@ -24,46 +25,49 @@ from benchmarks.wrk import run_wrk
 
 ROWS = 100_000
 DISTANCE_MS = 10.0
-# Small on purpose: one statement of eight requests at a time, to a database that is far away. The load generator on the
-# same machine can then offer many times what it can do, and refusing costs the server little, as it should.
+# Small on purpose: one statement of eight requests at a time, to a distant database. The load generator on the same
+# machine can then offer many times the server's capacity, and refusing requests costs the server little.
 SMALL = {"BATCH_IN_FLIGHT": "1", "BATCH_MAX_SIZE": "8", "BATCH_MAX_WAITING": "64"}
 _RECOVERY_TARGET_SECONDS = 2.0
 _METHOD = (
     f"One worker with {', '.join(f'{name}={value}' for name, value in SMALL.items())}, PostgreSQL {DISTANCE_MS:g} ms "
     "away: a server kept small, so that a generator on the same machine can overload it. Its peak is measured first, "
-    "in a closed loop with 32 connections; then an open loop offers 70 % of it, a multiple of it, and 70 % again. "
-    "Goodput is answers 2xx a second; latency counts from when a request was due. Recovered is the moment after the "
-    "overload from which on every answer is 2xx and none is slower than three times the p99 of before."
+    "in a closed loop with 32 connections. Then an open loop offers 70 % of it, a multiple of it, and 70 % again. "
+    "Goodput is answers 2xx a second; latency counts from the time at which a request was due. The service has "
+    "recovered when every further answer is 2xx and none is slower than three times the p99 before the overload."
 )
 
 
 def recovery_seconds(after: Sequence[Outcome], begins: float, slow_ms: float) -> float:
-    """Return the time from `begins` to the last request that was refused, failed or slow; 0 where there is none."""
+    """Return the time from `begins` to the last request that was refused, failed or slow; 0 if there is none."""
     bad = [o.due for o in after if not 200 <= o.status < 300 or o.seconds * 1000 > slow_ms]
     return max(bad, default=begins) - begins
 
 
-def goodput_over_time(trace: Trace, seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """Return answers 2xx and refusals for each second, by the moment of the answer."""
-    lines = {"answered": [0] * math.ceil(seconds), "refused, 503": [0] * math.ceil(seconds)}
+def answers_over_time(trace: Trace, seconds: float) -> dict[str, list[int]]:
+    """Return the number of answers 2xx and of all others in each second, by the moment of the answer."""
+    counts = {"answered": [0] * math.ceil(seconds), "refused": [0] * math.ceil(seconds)}
     for outcome in trace.outcomes:
         second = int(outcome.due + outcome.seconds)
-        name = "answered" if 200 <= outcome.status < 300 else "refused, 503"
-        if second < len(lines[name]):
-            lines[name][second] += 1
-    return {name: [(float(n), float(count)) for n, count in enumerate(counts)] for name, counts in lines.items()}
+        if second < math.ceil(seconds):
+            counts["answered" if 200 <= outcome.status < 300 else "refused"][second] += 1
+    return counts
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--factor", default=4.0, show_default=True, type=click.FloatRange(1.1, 20), help="Times the peak rate.")
+@click.option(
+    "--factor", default=4.0, show_default=True, type=click.FloatRange(1.1, 20), help="Multiple of the peak rate."
+)
 @click.option("--seconds", default=30, show_default=True, type=click.IntRange(1, 600), help="Length of the overload.")
 @click.option("--calm", default=10, show_default=True, type=click.IntRange(1, 600), help="Seconds before and after.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(factor: float, seconds: int, calm: int, output: Path | None) -> None:
-    """Offer several times what a small server can do, and see what it still does, what it says, and how it recovers.
+    """Offer several times the capacity of a small server; measure its goodput, its refusals and its recovery.
 
-    Writes overload.json, overload.md and a chart into benchmarks/results; a gentler or shorter overload than the
-    default writes only where --output says so.
+    Writes overload.json, overload.md and a chart into benchmarks/results. With a smaller factor or fewer seconds than
+    the default it writes only into the directory of --output.
     """
 
     def measure(database: Database) -> None:
@@ -106,8 +110,8 @@ def render(
     ]  # fmt: skip
     verdicts = [
         ("goodput under overload", f"{during.goodput / peak:.0%} of the peak of {peak:,.0f} req/s", ""),
-        ("what cannot be done", f"{during.refused:,} refused at once, {during.failed:,} failed otherwise",
-         "met" if during.has_clean_refusals else "NOT met: only 503 with Retry-After may be"),
+        ("excess load", f"{during.refused:,} refused at once, {during.failed:,} failed otherwise",
+         "met" if during.has_clean_refusals else "NOT met: only 503 with Retry-After is allowed"),
         ("recovered", f"{recovered:.2f} s after the overload",
          "met" if recovered <= _RECOVERY_TARGET_SECONDS else f"NOT met: at most {_RECOVERY_TARGET_SECONDS:g} s"),
         ("unsent", f"{trace.unsent:,} requests found no free connection of the generator", ""),
@@ -121,17 +125,8 @@ def render(
         "recovery_seconds": recovered,
         "unsent": trace.unsent,
         "server_cores": server_cores,
+        "over_time": answers_over_time(trace, sum(phase.seconds for phase in phases)),
     }
-    chart = line_chart(
-        "Overload: answers a second",
-        f"{phases[1].requests_per_second:,.0f} requests a second are offered from second {phases[0].seconds:g} on, "
-        f"for {phases[1].seconds:g} s",
-        "seconds",
-        goodput_over_time(trace, sum(phase.seconds for phase in phases)),
-        ["answered"],
-        is_log=False,
-        unit="/s",
-    )
     markdown = "\n".join(
         [
             "# Overload\n",
@@ -142,7 +137,23 @@ def render(
             "![answers a second](overload.svg)\n",
         ]
     )
-    return {"overload.json": json.dumps(document, indent=1) + "\n", "overload.md": markdown, "overload.svg": chart}
+    return {"overload.json": json.dumps(document, indent=1) + "\n", "overload.md": markdown, **draw(document)}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chart of overload.json, by file name."""
+    before, during, _ = document["phases"]
+    counts = document["over_time"]
+    lines = {
+        "answered": list(enumerate(counts["answered"])),
+        "refused, 503": list(enumerate(counts["refused"])),
+    }
+    chart = line_chart(
+        "Overload: answers over time",
+        f"{before['offered']:,.0f} requests/s are offered, {during['offered']:,.0f} during the overload",
+        Panel(Axis("time, s"), Axis("answers/s"), lines, "/s"),
+    )
+    return {"overload.svg": chart}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which measurements a run consists of, in the order in which they share a server."""
+"""The measurements of a run, ordered so that consecutive ones share a server."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ _GET, _CREATE = WORKLOADS["get"], WORKLOADS["create"]
 
 
 def default_plan(extra: Sequence[System] = ()) -> list[Job]:
-    """Every figure that a target or a chart of the README needs: some minutes."""
+    """Return every measurement that a target or a chart of the README needs: some minutes."""
     compared = [name for name in WORKLOADS if name != "mix"]
     jobs = [
         Job(system, WORKLOADS[name], rows=WORKLOADS[name].rows)
@@ -34,7 +34,7 @@ def default_plan(extra: Sequence[System] = ()) -> list[Job]:
 
 
 def full_plan(extra: Sequence[System] = ()) -> list[Job]:
-    """All systems, all workloads, all distances, all concurrencies: most of an hour."""
+    """Return all systems, workloads, distances and concurrencies: most of an hour."""
     systems = [*SYSTEMS.values(), *extra]
     jobs = [
         Job(system, workload, workers=workers, connections=CONNECTIONS_EACH * workers, rows=workload.rows)
@@ -69,7 +69,7 @@ def select(jobs: Iterable[Job], systems: Sequence[str], workloads: Sequence[str]
 
 
 def adjust(jobs: Iterable[Job], seconds: int | None, connections: int | None, rows: int | None) -> list[Job]:
-    """Return the jobs with another time, number of connections or table; each once, in order."""
+    """Return the jobs with another length, number of connections or table size; each once, in order."""
     changes = {"seconds": seconds, "connections": connections, "rows": rows}
     given = {name: value for name, value in changes.items() if value is not None}
     adjusted = [replace(job, **given) for job in jobs]  # type: ignore[arg-type]

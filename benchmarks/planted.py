@@ -1,6 +1,6 @@
-"""The service with a bug planted in it, which `torture.py` must find: uvicorn's factories, one for each.
+"""Applications with a planted bug that `torture.py` must find: one factory for uvicorn each.
 
-The bugs are those that tests of single requests never see: every answer is right until something fails.
+Tests of single requests cannot find these bugs: every answer is correct until something fails.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg
 
 
 class _AcknowledgesBeforeCommit(PooledDatabase):
-    """Answers a write when its statement has run, and commits a moment later, on connections of its own."""
+    """Answer a write before its commit, which follows 20 ms later on a separate pool."""
 
     def __init__(self, options: DatabaseOptions, **more: Any) -> None:
         super().__init__(options, **more)
@@ -58,13 +58,13 @@ class _AcknowledgesBeforeCommit(PooledDatabase):
 
     async def _commit(self, connection: Any, transaction: Any) -> None:
         await asyncio.sleep(0.02)
-        with suppress(*_BROKEN):  # nobody hears of it any more
+        with suppress(*_BROKEN):  # the client has its answer already
             await transaction.commit()
         await self._writers.release(connection)
 
 
 class _SendsAgain(PooledDatabase):
-    """Sends a write again that was sent, and whose answer never came."""
+    """Retry a write whose outcome is unknown."""
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         try:
@@ -74,16 +74,16 @@ class _SendsAgain(PooledDatabase):
 
 
 def acknowledges_before_commit() -> ASGIApp:
-    """The application that says that a write is done before it is."""
+    """Return the application that acknowledges a write before its commit."""
     return _with(_AcknowledgesBeforeCommit)
 
 
 def sends_again() -> ASGIApp:
-    """The application that repeats a write of which nobody knows whether it happened."""
+    """Return the application that retries a write of unknown outcome."""
     return _with(_SendsAgain)
 
 
 def _with(database: type[PooledDatabase]) -> ASGIApp:
-    # The one place where the application makes its database; nothing else in this process makes an application.
+    # The application creates its database here; nothing else in this process creates an application.
     app.PooledDatabase = database  # type: ignore[attr-defined]
     return app.create_app(load_settings())

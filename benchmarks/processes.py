@@ -1,4 +1,4 @@
-"""Processes of the harness: started in a group of their own, measured as a tree, always stopped."""
+"""Child processes: started in a process group of their own, measured as a tree, always stopped."""
 
 import http.client
 import os
@@ -15,11 +15,11 @@ import psutil
 
 
 class StartError(Exception):
-    """A process did not come up; the message ends with what it printed."""
+    """A process did not start; the message ends with its output."""
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """CPU seconds, user and system, of a process, its living descendants, and its children that ended."""
+    """Return the CPU seconds, user and system, of a process, its living descendants, and its children that ended."""
     while True:
         before = process.cpu_times()
         total = 0.0
@@ -28,7 +28,7 @@ def cpu_seconds(process: psutil.Process) -> float:
                 times = child.cpu_times()
                 total += times.user + times.system
         own = process.cpu_times()
-        # Else a child has ended meanwhile, and would count twice or not at all.
+        # Otherwise a child has ended meanwhile, and would count twice or not at all.
         if (own.children_user, own.children_system) == (before.children_user, before.children_system):
             return float(total + own.user + own.system + own.children_user + own.children_system)
 
@@ -44,7 +44,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: IO[bytes]
 ) -> Iterator[psutil.Process]:
-    """Run a command, both outputs into `log`, and stop it and every process that it started."""
+    """Run a command with both outputs in `log`; at the end stop it and every process that it started."""
     with subprocess.Popen(
         command, env=dict(environment), cwd=directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -62,13 +62,13 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
     finally:
-        # Whatever is left of the group, the workers of a server that died included; also where Ctrl-C ends the waiting.
+        # Kill the rest of the group, such as workers of a server that died, also if Ctrl-C interrupts the wait.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_serves(process: psutil.Process, port: int, path: str, log: Path, seconds: float = 30.0) -> None:
-    """Wait until GET `path` answers 200. Raises StartError where the process ends or the time runs out."""
+    """Wait until GET `path` answers 200. Raises StartError if the process ends or the time runs out."""
     deadline = time.monotonic() + seconds
     answer = "no answer"
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What a run says on stderr: a line that counts down on a terminal, one line a measurement elsewhere."""
+"""The progress of a run on stderr: a progress bar on a terminal, otherwise one line a measurement."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ _WIDTH = 24
 
 
 class Progress:
-    """Counts the measurements of a run and guesses the time left from the time spent."""
+    """Count the measurements of a run and estimate the time left."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self._total = total
@@ -18,7 +18,7 @@ class Progress:
         self._is_terminal = self._stream.isatty()
 
     def begin(self, what: str) -> None:
-        """Show what comes next, on a terminal only."""
+        """Show the next measurement, on a terminal only."""
         if self._is_terminal:
             filled = _WIDTH * self._done // max(self._total, 1)
             bar = "#" * filled + "." * (_WIDTH - filled)
@@ -26,7 +26,7 @@ class Progress:
             self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._stream.write(("\r\033[K" if self._is_terminal else "") + text + "\n")
         self._stream.flush()
 
@@ -40,7 +40,7 @@ class Progress:
             self.note(f"{self._done}/{self._total} {line}" + "".join(f"; {warning}" for warning in warnings))
 
     def close(self) -> None:
-        """Wipe the bar."""
+        """Remove the progress bar."""
         if self._is_terminal:
             self._stream.write("\r\033[K")
             self._stream.flush()

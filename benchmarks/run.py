@@ -1,4 +1,4 @@
-"""Compares this service with others: `python -m benchmarks.run --help`."""
+"""Compare this service with others: `python -m benchmarks.run --help`."""
 
 from pathlib import Path
 
@@ -24,22 +24,30 @@ def _read_systems(context: click.Context, parameter: click.Parameter, values: tu
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--full", is_flag=True, help="All systems, workloads, distances and concurrencies: most of an hour.")
-@click.option("--quick", is_flag=True, help="One round of one second: does everything run? The figures are noise.")
+@click.option(
+    "--quick", is_flag=True, help="One round of one second: checks that everything runs. The figures are noise."
+)
 @click.option("--only", multiple=True, metavar="NAME", help=f"Measure this system; repeatable. {', '.join(SYSTEMS)}.")
-@click.option("--workload", multiple=True, type=click.Choice(list(WORKLOADS)), help="Measure this one; repeatable.")
+@click.option(
+    "--workload", multiple=True, type=click.Choice(list(WORKLOADS)), help="Measure this workload; repeatable."
+)
 @click.option(
     "--system",
     "extra",
     multiple=True,
-    metavar="NAME=COMMAND",
+    metavar="NAME=DIRECTORY|COMMAND",
     callback=_read_systems,
-    help="One more system, in any language, that serves the same paths; repeatable.",
+    help="One more system: a checkout of this service, or a command in any language; repeatable.",
 )
-@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every measurement is made. Default 3.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Number of times that each measurement is made. Default 3.")
 @click.option("--seconds", type=click.IntRange(1, 60), help="Length of one measurement. Default 3, with --full 4.")
-@click.option("--connections", type=click.IntRange(1, 10_000), help="Connections, instead of each row's own number.")
+@click.option(
+    "--connections", type=click.IntRange(1, 10_000), help="Connections of every measurement, instead of its own number."
+)
 @click.option("--rows", type=click.IntRange(1000), help="Users in the table. Default 100000.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(
     full: bool,
     quick: bool,
@@ -55,28 +63,30 @@ def main(
     """Compare this service with the same API written in other ways.
 
     Starts a PostgreSQL of its own with durable commits, then each system in turn, and loads it with wrk. Without
-    options it measures what the targets need and says which are met, in less than ten minutes on two cores. Leave the
-    machine alone meanwhile.
+    options it measures the targets and reports which are met, in less than ten minutes on two cores. Run nothing else
+    on the machine meanwhile.
 
-    Writes comparison.json, comparison.md and SVG charts into benchmarks/results; with --quick, --only, --workload,
-    --connections or --rows only where --output says so.
+    Writes comparison.json, comparison.md and SVG charts into benchmarks/results. With --quick, --only, --workload,
+    --connections or --rows it writes only into the directory of --output.
 
     \b
     Examples:
       python -m benchmarks.run                                     the targets
-      python -m benchmarks.run --quick                             does it run?
+      python -m benchmarks.run --quick                             a check that it runs
       python -m benchmarks.run --only users_api --workload get     one figure
       python -m benchmarks.run --full --rounds 5                   everything
       python -m benchmarks.run --system 'go=./users -port {port}'  one more system
+      python -m benchmarks.run --system before=../before           one more version of this service
 
-    A system that is added gets DATABASE_URL, PORT and WORKERS in its environment and is started in the present
-    directory; it has to serve /api/v1/users/ and /api/v1/users/{id}, and must end on SIGTERM.
+    A command runs in the current directory with DATABASE_URL, PORT and WORKERS in its environment. It has to serve
+    /api/v1/users/ and /api/v1/users/{id}, and to end on SIGTERM. A checkout is served by the Python of its own .venv,
+    on a database with the migrations of this version.
     """
     unknown = [name for name in only if name not in SYSTEMS and name not in {system.name for system in extra}]
     if unknown:
         raise click.BadParameter(f"no such system: {', '.join(unknown)}", param_hint="--only")
     jobs = full_plan(extra) if full else default_plan(extra)
-    if only or workload:  # whoever names a system or workload wants it, in the default run as well
+    if only or workload:  # a system or workload that is named is measured, also if the default plan lacks it
         jobs = select(full_plan(extra) if full or not select(jobs, only, workload) else jobs, only, workload)
     seconds = seconds or (1 if quick else 4 if full else None)
     jobs = adjust(jobs, seconds, connections, rows)

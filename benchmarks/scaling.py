@@ -1,4 +1,4 @@
-"""How this service's costs grow: `python -m benchmarks.scaling --help`."""
+"""The growth of this service's costs: `python -m benchmarks.scaling --help`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ from typing import Any
 
 import click
 
+from benchmarks.charts import Axis, Panel, line_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import Job, Measurement
 from benchmarks.plan import FAR_CONNECTIONS
 from benchmarks.report import METHOD, keep
 from benchmarks.session import run_rounds, run_with_database
-from benchmarks.svg import line_chart
 from benchmarks.systems import SYSTEMS
 from benchmarks.tables import table
 from benchmarks.targets import medians
 from benchmarks.workloads import WORKLOADS, list_workload
 
 _OURS = SYSTEMS["users_api"]
-# Thousands of clients that never pause are more than the default queue takes; what is measured here is their cost.
+# Thousands of clients in a closed loop exceed the default queue; here their cost is measured, not load shedding.
 _DEEP_QUEUE = _OURS.with_environment(
     "deep_queue", "users-api, deep queue", BATCH_MAX_WAITING="10000", REQUESTS_MAX_UNDER_WAY="10000"
 )
@@ -30,7 +30,7 @@ _DEEP_QUEUE = _OURS.with_environment(
 
 @dataclass(frozen=True)
 class Point:
-    """One place of an experiment: its x, the line that it lies on, and the job that measures it."""
+    """One point of an experiment: its x, its line, and the job that measures it."""
 
     x: float
     line: str
@@ -39,33 +39,41 @@ class Point:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One thing that grows while everything else stays."""
+    """One parameter that grows while all others stay the same."""
 
     name: str
     title: str
     x_title: str
     y_title: str
+    note: str
     y: Callable[[Measurement], float]
     points: Sequence[Point]
 
+    @property
+    def chart_name(self) -> str:
+        """The file name of its chart."""
+        return f"scaling-{self.name}.svg"
+
 
 def experiments(rows: Sequence[int]) -> list[Experiment]:
-    """Return what is measured; `rows` are the sizes of the table."""
+    """Return the experiments; `rows` are the sizes of the table."""
     get, listing, create = (WORKLOADS[name] for name in ("get", "list", "create"))
     return [
         Experiment(
             "connections",
             "Keep-alive connections",
-            "connections, 2 workers, BATCH_MAX_WAITING=REQUESTS_MAX_UNDER_WAY=10000",
-            "CPU of the server for one GET, µs: lower is better",
+            "connections",
+            "server CPU a GET, µs",
+            "lower is better · 2 workers, BATCH_MAX_WAITING=REQUESTS_MAX_UNDER_WAY=10000",
             lambda m: m.server_us,
             [Point(n, "GET by id", Job(_DEEP_QUEUE, get, connections=n, seconds=6)) for n in (64, 256, 1024, 4096)],
         ),
         Experiment(
             "workers",
             "Workers",
-            "workers, 64 connections each",
-            "requests a second: higher is better",
+            "workers",
+            "requests/s",
+            "higher is better · 64 connections for each worker",
             lambda m: m.requests_per_second,
             [
                 Point(n, workload.title, Job(_OURS, workload, workers=n, connections=64 * n))
@@ -76,24 +84,27 @@ def experiments(rows: Sequence[int]) -> list[Experiment]:
         Experiment(
             "rows",
             "Rows in the table",
-            "rows, 2 workers, 128 connections",
-            "CPU of PostgreSQL for one request, µs: lower is better",
+            "rows",
+            "PostgreSQL CPU a request, µs",
+            "lower is better · 2 workers, 128 connections",
             lambda m: m.postgres_us,
             [Point(n, workload.title, Job(_OURS, workload, rows=n)) for n in rows for workload in (get, listing)],
         ),
         Experiment(
             "page",
             "Page size of the list",
-            "users in a page, 2 workers, 128 connections",
-            "users delivered a second: higher is better",
+            "users in a page",
+            "users/s",
+            "higher is better · 2 workers, 128 connections",
             lambda m: m.requests_per_second * float(m.workload.partition("-")[2]),
             [Point(n, "list", Job(_OURS, list_workload(n))) for n in (1, 10, 100, 1000)],
         ),
         Experiment(
             "in-flight",
             "Statements in flight, by distance to the database",
-            f"BATCH_IN_FLIGHT, 1 worker, {FAR_CONNECTIONS} connections",
-            "GET by id, requests a second: higher is better",
+            "BATCH_IN_FLIGHT",
+            "GET requests/s",
+            f"higher is better · 1 worker, {FAR_CONNECTIONS} connections",
             lambda m: m.requests_per_second,
             [
                 Point(
@@ -122,32 +133,28 @@ def render(
     """Return scaling.json, scaling.md and a chart for each experiment, by file name."""
     results = medians(measurements)
     document = {"machine": machine, "method": METHOD, "measurements": [each.as_json() for each in measurements]}
-    files = {"scaling.json": json.dumps(document, indent=1) + "\n"}
     parts = ["# Scaling\n", f"{summarise(machine)}\n", f"{METHOD} {rounds} rounds.\n"]
     for experiment in made:
+        rows = [_row(point, results[point.job.key]) for point in experiment.points]
+        head = (experiment.x_title, "line", "req/s", "p50 ms", "p99 ms", "server µs", "PostgreSQL µs", "errors")
+        picture = f"![{experiment.title}]({experiment.chart_name})\n"
+        parts += [f"## {experiment.title}\n", picture, table(head, rows) + "\n"]
+    text = json.dumps(document, indent=1) + "\n"
+    return {"scaling.json": text, "scaling.md": "\n".join(parts), **draw(made, measurements)}
+
+
+def draw(made: Sequence[Experiment], measurements: Sequence[Measurement]) -> dict[str, str]:
+    """Return a chart for each experiment, by file name."""
+    results = medians(measurements)
+    charts = {}
+    for each in made:
         lines: dict[str, list[tuple[float, float]]] = {}
-        rows = []
-        for point in experiment.points:
-            found = results[point.job.key]
-            lines.setdefault(point.line, []).append((point.x, experiment.y(found)))
-            rows.append(_row(point, found))
-        chart = f"scaling-{experiment.name}.svg"
-        files[chart] = line_chart(
-            experiment.title, experiment.y_title, experiment.x_title, lines, list(lines)[:1], is_log=False
-        )
-        head = (
-            experiment.x_title.partition(",")[0],
-            "line",
-            "req/s",
-            "p50 ms",
-            "p99 ms",
-            "server µs",
-            "PostgreSQL µs",
-            "errors",
-        )
-        parts += [f"## {experiment.title}\n", f"![{experiment.title}]({chart})\n", table(head, rows) + "\n"]
-    files["scaling.md"] = "\n".join(parts)
-    return files
+        for point in each.points:
+            lines.setdefault(point.line, []).append((point.x, each.y(results[point.job.key])))
+        places = sorted({point.x for point in each.points})
+        x = Axis(each.x_title, "log" if places[-1] > 10 * places[0] else "linear", places)
+        charts[each.chart_name] = line_chart(each.title, each.note, Panel(x, Axis(each.y_title), lines))
+    return charts
 
 
 def _row(point: Point, found: Measurement) -> tuple[str, ...]:
@@ -164,19 +171,21 @@ def _row(point: Point, found: Measurement) -> tuple[str, ...]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="One round of one second: does everything run?")
+@click.option("--quick", is_flag=True, help="One round of one second: checks that everything runs.")
 @click.option("--huge", is_flag=True, help="Also with 10,000,000 rows, which take minutes and 8 GB of disk to seed.")
 @click.option(
     "--only", multiple=True, metavar="NAME", help="connections, workers, rows, page or in-flight; repeatable."
 )
-@click.option("--rounds", type=click.IntRange(1, 50), help="Times that every measurement is made. Default 3.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option("--rounds", type=click.IntRange(1, 50), help="Number of times that each measurement is made. Default 3.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, output: Path | None) -> None:
-    """Measure how this service's costs grow.
+    """Measure the growth of this service's costs.
 
-    With keep-alive connections, workers, rows of the table, size of a page, and statements in flight by the distance
-    to the database. About ten minutes; writes scaling.json, scaling.md and SVG charts into
-    benchmarks/results, with --quick or --only where --output says so alone.
+    The costs depend on keep-alive connections, workers, rows of the table, page size, and statements in flight by
+    distance to the database. Takes about ten minutes. Writes scaling.json, scaling.md and SVG charts into
+    benchmarks/results. With --quick or --only it writes only into the directory of --output.
     """
     sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
     made = [each for each in experiments((*sizes, 10_000_000) if huge else sizes) if not only or each.name in only]
@@ -186,7 +195,7 @@ def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, out
 
     def measure(database: Database) -> None:
         machine = describe_machine(database)
-        # Once each, and all rounds of one size of the table together: a large one takes minutes to seed.
+        # Each job once, and all rounds of one table size together: a large table takes minutes to seed.
         unique = {point.job.key: point.job for each in made for point in each.points}
         jobs = sorted(unique.values(), key=lambda job: job.rows)
         measurements = [

@@ -1,4 +1,4 @@
-"""What every benchmark command shares: the tools that it needs, a database of its own, rounds with progress."""
+"""The parts that all benchmark commands share: required tools, a database, rounds with progress."""
 
 import resource
 import signal
@@ -16,8 +16,8 @@ from benchmarks.wrk import WrkError, find_wrk
 
 
 def run_with_database(measure: Callable[[Database], None], *, needs_wrk: bool = True) -> None:
-    """Call a function with a fresh database; end the process with one message where something is missing or fails."""
-    # A termination leaves as an exception does, so that every server that was started is stopped.
+    """Call a function with a fresh database; if something is missing or fails, exit with one message."""
+    # SIGTERM becomes an exception, so that every server that was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _allow_many_files()
     try:
@@ -38,14 +38,16 @@ def run_with_database(measure: Callable[[Database], None], *, needs_wrk: bool = 
 
 
 def run_rounds(jobs: list[Job], database: Database, rounds: int, warm_up: int = 1) -> list[Measurement]:
-    """Measure every job once in each round, and show it."""
+    """Measure every job once in each round and show the progress."""
     progress = Progress(len(jobs) * rounds)
     measurements = []
     for round_number in range(1, rounds + 1):
-        upcoming = [describe(job) for job in jobs[1:]] + [""]
-        progress.begin(describe(jobs[0]) if jobs else "")
+        # Every second round runs backwards, so that no system always comes first on a machine that slows down.
+        ordered = jobs if round_number % 2 else jobs[::-1]
+        upcoming = [describe(job) for job in ordered[1:]] + [""]
+        progress.begin(describe(ordered[0]) if ordered else "")
         for job, following, measured in zip(
-            jobs, upcoming, run_jobs(jobs, database, round_number, warm_up), strict=True
+            ordered, upcoming, run_jobs(ordered, database, round_number, warm_up), strict=True
         ):
             measurements.append(measured)
             figures = f"{measured.requests_per_second:,.0f} req/s, p50 {measured.p50_ms:.2f} ms"
@@ -56,7 +58,7 @@ def run_rounds(jobs: list[Job], database: Database, rounds: int, warm_up: int = 
 
 
 def _allow_many_files() -> None:
-    # Thousands of connections need as many descriptors, in wrk and in the servers, which inherit the limit.
+    # Thousands of connections need as many file descriptors, in wrk and in the servers, which inherit the limit.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Whether anything grows, or fails, while a service serves on and on: `python -m benchmarks.soak --help`."""
+"""Growth of memory and errors under a long load: `python -m benchmarks.soak --help`."""
 
 import asyncio
 import json
@@ -32,9 +32,9 @@ _MEGABYTE = 1e6
 
 
 def mix(rows: int) -> Iterator[bytes]:
-    """Return the requests of the load, without end, on a table of so many rows.
+    """Return the requests of the load without end, on a table of `rows` rows.
 
-    None of them is refused: the last tenth of the rows is left for the deletes. Without any left, it reads instead.
+    None of them is refused: only deletes use the last tenth of the rows. When it is used up, they become reads.
     """
     others = rows * 9 // 10
     doomed = iter(range(others + 1, rows + 1))
@@ -56,14 +56,14 @@ def mix(rows: int) -> Iterator[bytes]:
             yield http_request("GET", f"/{user}")
 
 
-class _Watch:
-    """Looks at the processes and at PostgreSQL."""
+class _Sampler:
+    """Take samples of the processes and of PostgreSQL."""
 
     def __init__(self, server: psutil.Process, database: psycopg.Connection) -> None:
         self._server = server
         self._database = database
 
-    def look(self, seconds: float) -> Sample:
+    def sample(self, seconds: float) -> Sample:
         workers = [child for child in self._server.children() if "spawn_main" in " ".join(child.cmdline())]
         workers.sort(key=lambda worker: worker.pid)
         established = [
@@ -81,7 +81,7 @@ class _Watch:
         return Sample(round(seconds, 1), memory, len(established), row[0])
 
 
-async def _soak(port: int, rate: float, seconds: float, watch: _Watch) -> tuple[Trace, list[Sample]]:
+async def _soak(port: int, rate: float, seconds: float, sampler: _Sampler) -> tuple[Trace, list[Sample]]:
     loop = asyncio.get_running_loop()
     begins = loop.time()
     samples: list[Sample] = []
@@ -89,7 +89,7 @@ async def _soak(port: int, rate: float, seconds: float, watch: _Watch) -> tuple[
 
     async def sample() -> None:
         while True:
-            samples.append(await asyncio.to_thread(watch.look, loop.time() - begins))
+            samples.append(await asyncio.to_thread(sampler.sample, loop.time() - begins))
             if len(samples) % round(60 / SAMPLE_SECONDS) == 1 and len(samples) > 1:
                 memory = " + ".join(f"{each:.1f}" for each in samples[-1].workers_mb)
                 progress.finish(f"minute {samples[-1].seconds / 60:.0f}: workers' memory {memory} MB", [])
@@ -97,12 +97,12 @@ async def _soak(port: int, rate: float, seconds: float, watch: _Watch) -> tuple[
 
     sampling = loop.create_task(sample())
     try:
-        # At first so many at once that pool and buffers reach their size: what they take then is no growth.
+        # The burst fills pool and buffers to their size, so that their memory does not count as growth.
         burst = Phase("burst", BURST * rate, min(BURST_SECONDS, seconds / 4))
         trace = await run_phases(port, [burst, Phase("soak", rate, seconds - burst.seconds)], mix(ROWS))
     finally:
         if sampling.done():
-            sampling.result()  # why it ended
+            sampling.result()  # raises the reason
         sampling.cancel()
         progress.close()
     return trace, samples
@@ -117,12 +117,14 @@ async def _soak(port: int, rate: float, seconds: float, watch: _Watch) -> tuple[
     help="Length of the load.",
 )
 @click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1, 20_000), help="Requests a second.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(minutes: float, rate: float, output: Path | None) -> None:
-    """Hold a mixed load for a long time, and show the workers' memory, latency, connections and errors.
+    """Hold a mixed load for a long time; report the workers' memory, latency, connections and errors.
 
-    Writes soak.json, soak.md and a chart into benchmarks/results; a shorter load than the default writes only where
-    --output says so. Exit code 1: memory grows, or something failed. Other work on the machine shows as latency.
+    Writes soak.json, soak.md and a chart into benchmarks/results. A shorter load than the default writes only into the
+    directory of --output. Exit code 1: memory grows, or a request failed. Other work on the machine shows as latency.
 
     \b
     Examples:
@@ -138,8 +140,8 @@ def main(minutes: float, rate: float, output: Path | None) -> None:
             serving(SYSTEMS["users_api"], WORKERS, database.url) as server,
         ):
             seconds, before = minutes * 60, cpu_seconds(server.process)
-            watch = _Watch(server.process, connection)
-            trace, samples = uvloop.run(_soak(int(server.url.rpartition(":")[2]), rate, seconds, watch))
+            sampler = _Sampler(server.process, connection)
+            trace, samples = uvloop.run(_soak(int(server.url.rpartition(":")[2]), rate, seconds, sampler))
             cores = (cpu_seconds(server.process) - before) / seconds
         files, is_good = render(machine, rate, seconds, cores, trace, samples)
         click.echo(files["soak.md"])

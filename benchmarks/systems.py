@@ -1,11 +1,11 @@
-"""The systems that are compared, and how each is started: as its own documentation says, nothing held back."""
+"""The systems that are compared. Each is started as its own documentation recommends."""
 
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,19 +19,20 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE")
 
 @dataclass(frozen=True)
 class System:
-    """One way of writing the service. `command` may hold {port} and {workers}."""
+    """One implementation of the API. `command` may hold {port} and {workers}."""
 
     name: str
     title: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    index: str | None = None  # a column that its statements need one more unique index on
-    is_ours: bool = True  # started in an empty directory with a bare environment; otherwise where the harness runs
+    index: str | None = None  # a column on which its statements need one more unique index
+    is_ours: bool = True  # started in an empty directory with a minimal environment; otherwise in the current directory
+    root: Path = ROOT  # the checkout that its modules are imported from
 
     def with_environment(self, name: str, title: str, **environment: str) -> "System":
-        """Return the same system under another name, set up differently."""
+        """Return the same system under another name with more environment variables."""
         variables = {**self.environment, **environment}
-        return System(name, title, self.command, variables, self.index, self.is_ours)
+        return replace(self, name=name, title=title, environment=variables)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Server:
 
     url: str
     process: psutil.Process
-    log: Path  # what it has printed
+    log: Path  # its output
 
 
 def _peer(name: str) -> tuple[str, ...]:
@@ -70,14 +71,26 @@ SYSTEMS = {
 
 
 def parse_system(text: str) -> System:
-    """Read `NAME=command with {port} and {workers}`. Raises ValueError."""
-    name, equals, command = text.partition("=")
-    if not (equals and name.isidentifier() and "{port}" in command):
-        raise ValueError(
-            f"{text!r}: write NAME=COMMAND, with {{port}} and, where it can, {{workers}} in the command: "
-            "'go=./server -listen 127.0.0.1:{port}'; it gets DATABASE_URL and WORKERS in its environment"
-        )
-    return System(name, name.replace("_", " "), tuple(shlex.split(command)), is_ours=False)
+    """Read `NAME=CHECKOUT` or `NAME=COMMAND with {port} and {workers}`. Raises ValueError."""
+    name, equals, value = text.partition("=")
+    if equals and name.isidentifier():
+        if (Path(value) / "api" / "__main__.py").is_file():
+            return _checkout(name, Path(value).resolve())
+        if "{port}" in value:
+            return System(name, name.replace("_", " "), tuple(shlex.split(value)), is_ours=False)
+    raise ValueError(
+        f"{text!r}: write NAME=DIRECTORY, with a checkout of another version of this service, or NAME=COMMAND, with "
+        "{port} and, if the system has workers, {workers} in the command: 'go=./server -listen 127.0.0.1:{port}'; "
+        "it gets DATABASE_URL and WORKERS in its environment"
+    )
+
+
+def _checkout(name: str, directory: Path) -> System:
+    """Return another version of this service, run by the Python of its own .venv if it has one."""
+    python = directory / ".venv" / "bin" / "python"
+    command = (str(python) if python.exists() else sys.executable, *_SERVE[1:])
+    title = f"users-api, {name.replace('_', ' ')}"
+    return System(name, title, command, SYSTEMS["users_api"].environment, root=directory)
 
 
 @contextmanager
@@ -85,11 +98,11 @@ def serving(system: System, workers: int, database_url: str, path: str = "/api/v
     """Start a system on a free port and wait until it answers GET `path` with 200. Raises processes.StartError."""
     port = free_port()
     command = [part.replace("{port}", str(port)).replace("{workers}", str(workers)) for part in system.command]
-    # What the shell has set for the service under development must not leak into a measurement.
+    # Variables that the shell sets for the service under development must not change a measurement.
     inherited = {name: os.environ[name] for name in _KEPT if name in os.environ} if system.is_ours else os.environ
     environment = {
         **inherited,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(system.root),
         "DATABASE_URL": database_url,
         "DIRECT_URL": database_url,
         "PORT": str(port),

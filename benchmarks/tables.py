@@ -1,4 +1,4 @@
-"""Results as Markdown, for people and for the terminal alike."""
+"""Results as Markdown tables, which are also printed on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +33,7 @@ def targets_table(results: Mapping[Key, Measurement], titles: Mapping[str, str])
 
 
 def results_table(results: Iterable[Measurement], titles: Mapping[str, str]) -> str:
-    """Return the figures of every measurement, grouped by what was asked."""
+    """Return the figures of every measurement, grouped by workload, workers, connections and distance."""
     sections: dict[tuple[float, int, int, str], list[Measurement]] = {}
     for each in results:
         sections.setdefault((each.distance_ms, each.workers, each.connections, each.workload), []).append(each)

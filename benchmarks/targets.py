@@ -1,4 +1,4 @@
-"""The measurements of a run: medians over rounds, and the targets that they meet or miss."""
+"""Medians over the rounds of a run, and the targets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ Key = tuple[str, str, int, int, float, int]
 
 
 def medians(measurements: Sequence[Measurement]) -> dict[Key, Measurement]:
-    """Return one measurement for each job: the median of each figure over its rounds, errors added up."""
+    """Return one measurement for each job: the median of each figure over its rounds, and the sum of the errors."""
     by_key: dict[Key, list[Measurement]] = {}
     for each in measurements:
         by_key.setdefault(each.key, []).append(each)
@@ -40,7 +40,7 @@ def _median(rounds: list[Measurement]) -> Measurement:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio between two systems measured in one run: this one's figure over the other's."""
+    """A bound on the ratio of two systems measured in one run: the figure of `ours` over that of `other`."""
 
     title: str
     workload: str
@@ -54,7 +54,7 @@ class Target:
     distance_ms: float = 0.0
 
     def ratio(self, results: dict[Key, Measurement]) -> float | None:
-        """Return the ratio; None where the run did not measure it."""
+        """Return the ratio; None if the run did not measure it."""
         found = [
             next((m for m in results.values() if _matches(m, self, system)), None) for system in (self.ours, self.other)
         ]
@@ -63,7 +63,7 @@ class Target:
         return self.figure(found[0]) / self.figure(found[1])
 
     def is_met(self, ratio: float) -> bool:
-        """Whether a ratio meets the target."""
+        """Return True if a ratio meets the target."""
         return ratio <= self.bound if self.at_most else ratio >= self.bound
 
 

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing invented, whatever fails meanwhile: `python -m benchmarks.torture --help`."""
+"""Random fault injections under load; no write may be lost or invented: `python -m benchmarks.torture --help`."""
 
 import asyncio
 import re
@@ -29,18 +29,18 @@ from tests.support.workload import USERS_LEFT, Workload, final_reads
 WHOLE_MINUTES = 5
 WORKERS = 2
 ADDRESSES = 24
-# A history is searched for an order for each address: what makes it long or leaves it open ends its use.
+# The checker searches an order for the operations on each address, so an address is retired before its history is long.
 ADDRESS_LIFETIME = 150
-# Short, so that what stalls is given up soon and the run sees many faults.
+# Short, so that stalled statements end soon and a run has room for many fault injections.
 SHORT = {"ACQUIRE_TIMEOUT_SECONDS": "2", "STATEMENT_TIMEOUT_SECONDS": "1"}
 _METHOD = (
     f"`users-api serve --workers {WORKERS}` with {', '.join(f'{name}={value}' for name, value in SHORT.items())} runs "
     "behind PgBouncer in transaction mode and a proxy that injects faults, on PostgreSQL with durable commits. Clients "
-    f"in a closed loop work on {ADDRESSES} addresses at a time. A history is right if each address's operations, the "
-    "rows that are left included, fit one order (linearizability); a write of unknown outcome happened once or never. "
-    "Refused is what was certainly without effect. The longest stall counts whether or not an answer came."
+    f"in a closed loop work on {ADDRESSES} addresses at a time. A history is correct if the operations on each address "
+    "and the final rows fit one order (linearizability); a write of unknown outcome happened once or never. "
+    "Refused operations certainly had no effect. The longest stall counts with or without an answer."
 )
-# A line of the service's log (api/telemetry/logs.py), but for that about a worker whose end was ours.
+# An error in the service's log (api/telemetry/logs.py), except the end of a worker that this run has killed.
 _ERROR = re.compile(r'^\{(?!.* with exit code -9").*"level": "(?:error|critical)".*$', re.MULTILINE)
 BUGS = ("acknowledges_before_commit", "sends_again")
 """Factories of planted.py."""
@@ -48,24 +48,28 @@ BUGS = ("acknowledges_before_commit", "sends_again")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--minutes", default=5.0, show_default=True, type=click.FloatRange(0.05, 600), help="Length of the run.")
-@click.option("--clients", default=32, show_default=True, type=click.IntRange(1, 1000), help="Clients at once.")
+@click.option("--clients", default=32, show_default=True, type=click.IntRange(1, 1000), help="Concurrent clients.")
 @click.option(
-    "--rate", default=7.0, show_default=True, type=click.FloatRange(0.1, 100), help="Faults a second at most."
+    "--rate", default=7.0, show_default=True, type=click.FloatRange(0.1, 100), help="Maximum fault injections a second."
 )
-@click.option("--only", default="", help="Only the faults with this in their name, such as answer or SIGKILL.")
-@click.option("--plant", type=click.Choice(BUGS), help="Serve the application with this bug: it must be found.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go; see above.")
+@click.option("--only", default="", help="Only fault injections whose name contains this, such as answer or SIGKILL.")
+@click.option(
+    "--plant", type=click.Choice(BUGS), help="Serve the application with this planted bug, which the run must find."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory for the results; see above."
+)
 def main(minutes: float, clients: int, rate: float, only: str, plant: str | None, output: Path | None) -> None:
-    """Let everything fail at random while clients create, patch, delete and read, and check that nothing is lost.
+    """Inject faults at random while clients create, patch, delete and read; check that no write is lost.
 
-    The service runs as `users-api serve --workers 2` behind PgBouncer and a proxy that injects faults; workers and
-    PostgreSQL's own processes are killed, too. Each operation is recorded at its client. Afterwards the history must be
-    linearizable, the rows that are left included: every write that was acknowledged is there, every one that was
-    refused is not, every one whose outcome is unknown is one or the other, and every read is explained.
+    The service runs as `users-api serve --workers 2` behind PgBouncer and a proxy that injects faults. Workers and
+    PostgreSQL's processes are killed too. Each operation is recorded at its client. Afterwards the history, including
+    the final rows, must be linearizable. Every acknowledged write is there and no refused one is. A write of unknown
+    outcome happened once or never, and every read fits.
 
-    Ctrl-C ends a run early, and checks what was done. Exit code 1: something was violated. A million operations take
-    about 1 GiB of memory. Writes torture.json, torture.md and a chart into benchmarks/results; a run that is shorter
-    than the default or interrupted, or that leaves faults out, writes only where --output says so.
+    Ctrl-C ends a run early and checks the operations so far. Exit code 1: there are violations. A million operations
+    take about 1 GiB of memory. Writes torture.json, torture.md and a chart into benchmarks/results. A run that is
+    interrupted, shorter than the default or limited by --only writes only into the directory of --output.
 
     \b
     Examples:
@@ -92,21 +96,21 @@ def main(minutes: float, clients: int, rate: float, only: str, plant: str | None
 
 
 def _with_bug(name: str) -> System:
-    """The system that serves the application with a bug, set up as `users-api serve` does it."""
+    """Return the system that serves the application with a bug, configured like `users-api serve`."""
     options = (
         f"--factory benchmarks.planted:{name} --host 127.0.0.1 --port {{port}} --workers {{workers}} --lifespan on "
         "--loop uvloop --http api.server.protocol:HTTPProtocol --no-access-log --log-level warning"
     )
-    # On the loopback address `users-api serve` asks nobody who they are, either.
+    # `users-api serve` needs no authentication on the loopback address either.
     return System(name, name, (sys.executable, "-m", "uvicorn", *options.split()), {"AUTH": "off"})
 
 
 def torture(
     database: Database, pgbouncer: Path, system: System, seconds: float, clients: int, rate: float, only: str = ""
 ) -> Findings:
-    """Run the clients and the faults for so long, or until Ctrl-C, and return what they came to.
+    """Run the clients and the fault injections for `seconds` or until Ctrl-C; return the findings.
 
-    Raises processes.StartError where the server ends, click.UsageError where no fault has `only` in its name.
+    Raises processes.StartError if the server ends, click.UsageError if no fault injection has `only` in its name.
     """
     with neon_rig.running(database.url, pgbouncer) as rig:
         execute(database.url, f"create database neondb owner {neon_rig.ROLE}")
@@ -124,15 +128,15 @@ def torture(
             seconds = recorder.clock() - start
             if not _lives(server.process):
                 raise StartError(f"the server ended:\n{server.log.read_text()[-2000:]}")
-            faults = chaos.counts
+            injections = chaos.counts
             rig.reset()
             errors = _ERROR.findall(server.log.read_text())
-    # The server has ended, and every way to the database is gone: what could still happen has happened.
+    # The server and every connection to the database have ended, so no more write can take effect.
     history = recorder.operations
-    faults["client hangs up"] = sum(operation.problem == "hung up" for operation in history)
+    injections["client hangs up"] = sum(operation.problem == "hung up" for operation in history)
     click.echo(f"checking {len(history):,} operations ...", err=True)
     violations = check(history + final_reads(execute(neon.superuser, USERS_LEFT), history, recorder.clock()))
-    return Findings(start, seconds, history, faults, violations, recorder.slowest, errors)
+    return Findings(start, seconds, history, injections, violations, recorder.slowest, errors)
 
 
 async def _run(
@@ -142,7 +146,7 @@ async def _run(
     end = asyncio.Event()
 
     def interrupt() -> None:
-        click.echo("\ninterrupted; once more ends without a result", err=True)
+        click.echo("\ninterrupted; press Ctrl-C again to exit without a result", err=True)
         end.set()
         loop.remove_signal_handler(signal.SIGINT)
 
@@ -157,7 +161,7 @@ async def _run(
                 await asyncio.wait_for(end.wait(), seconds / ticks)
             if end.is_set() or not _lives(server):
                 break
-            done = f"{len(workload.recorder.operations):,} operations, {sum(chaos.counts.values()):,} faults"
+            done = f"{len(workload.recorder.operations):,} operations, {sum(chaos.counts.values()):,} fault injections"
             progress.finish(done, [])
             progress.begin(done)
         end.set()

@@ -1,4 +1,4 @@
-"""What benchmarks.bulk measures with: imports and exports over HTTP and by command, and pages, each with its cost."""
+"""Imports and exports over HTTP and by command, and searches, each with its cost: the measurements of bulk.py."""
 
 import http.client
 import json
@@ -49,7 +49,7 @@ class Transfer:
 
     @property
     def verdict(self) -> str:
-        """Whether rate and memory meet their targets."""
+        """The verdict on rate and memory."""
         if self.memory_mb >= MEMORY_TARGET_MB:
             return f"NOT met: memory grows by {self.memory_mb:.0f} MB"
         return "" if self.target is None else "met" if self.rate >= self.target else "NOT met"
@@ -57,7 +57,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Latency:
-    """One kind of page, read many times."""
+    """The latency of one kind of search."""
 
     what: str
     p50_ms: float
@@ -65,12 +65,12 @@ class Latency:
 
     @property
     def verdict(self) -> str:
-        """Whether the median meets its target."""
+        """The verdict on the median."""
         return "met" if self.p50_ms < SEARCH_TARGET_MS else "NOT met"
 
 
-class Bench:
-    """Transfers and searches of one server, and of the commands, on one database; `transfers` and `latencies` fill."""
+class BulkBenchmark:
+    """Transfers and searches on one server and database; results collect in `transfers` and `latencies`."""
 
     def __init__(self, database: Database, server: Server) -> None:
         self.transfers: list[Transfer] = []
@@ -80,7 +80,7 @@ class Bench:
         self._port = int(server.url.rpartition(":")[2])
 
     def import_over_http(self, what: str, file: Path, users: int, query: str = "", target: int | None = None) -> None:
-        """Import a file of so many users, all of which its summary must account for."""
+        """Import a file of `users` users, all of which the summary must account for."""
         with self._measured(what, users, target, self._server.process):
             answer = _request(self._port, "POST", f"{_USERS}/import{query}", file)
         summary = json.loads(answer[answer.rindex(b'{"summary"') :].splitlines()[0])["summary"]
@@ -96,25 +96,25 @@ class Bench:
     def command(
         self, what: str, arguments: Sequence[str], users: int, target: int | None = None, held_mb: float = 0.0
     ) -> float:
-        """Run `users-api` and return its peak of memory in MB, of which it would hold `held_mb` for a few users too."""
+        """Run `users-api` and return its peak memory in MB; `held_mb`, its peak for a few users, is no growth."""
         environment = {"DATABASE_URL": self._database.url, "DIRECT_URL": self._database.url, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "api", *arguments]
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             with self._measured(what, users, target, psutil.Process(process.pid), held_mb) as peak:
-                said = process.stderr.read()
-            _expect(f"{what}: {said.decode()}", process.wait(), 0)
+                errors = process.stderr.read()
+            _expect(f"{what}: {errors.decode()}", process.wait(), 0)
         return peak[0]
 
     def times(self) -> tuple[datetime, datetime]:
-        """When the first and the last user were created."""
+        """Return the times at which the first and the last user were created."""
         orders = (urlencode({"order": order, "limit": 1}) for order in ("created_at", "-created_at"))
         pages = [json.loads(urlopen(f"{self._server.url}{_USERS}?{order}").read()) for order in orders]
         first, last = (datetime.fromisoformat(page[0]["created_at"]) for page in pages)
         return first, last
 
     def search(self, what: str, queries: Sequence[dict[str, str]]) -> None:
-        """Read pages one after the other."""
+        """Request pages one after the other and note the latencies."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         milliseconds = []
         for query in queries:
@@ -162,7 +162,7 @@ class Bench:
 
 
 def _request(port: int, method: str, path: str, file: Path | None = None, counted: bytes = b"") -> bytes:
-    """Send a request, its body out of a file, and return what comes back; or how often `counted` comes, as a number."""
+    """Send a request with the body of a file and return the end of the response, or the number of `counted` in it."""
     head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
     if file is not None:
         media_type = MEDIA_TYPES[file.suffix[1:]]
@@ -179,7 +179,7 @@ def _request(port: int, method: str, path: str, file: Path | None = None, counte
                     found += (rest + data).count(counted)
                     rest = (rest + data)[-len(counted) + 1 :]
                 else:
-                    answer[:] = [*answer[-3:], data]  # the end is what counts
+                    answer[:] = [*answer[-3:], data]  # the summary is at the end
 
         reader = threading.Thread(target=read)
         reader.start()

@@ -1,4 +1,4 @@
-"""What is asked of a system: one wrk script each."""
+"""The workloads: one wrk script each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,14 @@ SCRIPTS = Path(__file__).parent / "lua"
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of load. A system that serves it sees the same seeded table as every other."""
+    """One kind of load. Every system serves it from the same seeded table."""
 
     name: str
     title: str
     writes: bool = False
-    page_size: int = 100  # users of a page, where pages are read
+    page_size: int = 100  # users in a page, if pages are read
     rows: int = 100_000  # users in the table when it begins
-    max_seconds: int = 60  # how long they last at the rates that one machine reaches
+    max_seconds: int = 60  # the time that the rows last at the rates of one machine
 
     @property
     def script(self) -> Path:
@@ -37,5 +37,5 @@ WORKLOADS = {
 
 
 def list_workload(page_size: int) -> Workload:
-    """The list with pages of another size."""
+    """Return the list workload with another page size."""
     return Workload(f"list-{page_size}", f"list of {page_size}", page_size=page_size)

@@ -1,4 +1,4 @@
-"""Runs wrk and reads what it prints."""
+"""Run wrk and parse its report."""
 
 import re
 import resource
@@ -14,12 +14,12 @@ _SECONDS = {unit: factor / 1000 for unit, factor in _MILLISECONDS.items()}
 
 
 class WrkError(Exception):
-    """wrk is missing or failed; the message says what to do."""
+    """wrk is missing or failed; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw, and what it took itself."""
+    """The report of wrk, and its own CPU use."""
 
     requests: int
     seconds: float
@@ -42,7 +42,7 @@ def find_wrk() -> str:
 def run_wrk(
     url: str, script: Path, arguments: tuple[object, ...], *, seconds: int, connections: int, threads: int = 1
 ) -> Load:
-    """Load `url` (scheme, host, port) with the requests of a script for a time. Raises WrkError."""
+    """Load `url` (scheme, host, port) with the requests of a script for `seconds`. Raises WrkError."""
     command = [find_wrk(), "--latency", "--timeout", "10s", f"-t{min(threads, connections)}", f"-c{connections}"]
     command += [f"-d{seconds}s", "-s", str(script), url, "--", *map(str, arguments)]
     before = _children_cpu_seconds()
@@ -55,7 +55,7 @@ def run_wrk(
 
 
 def parse_wrk(output: str) -> Load:
-    """Read the report of `wrk --latency`. Raises WrkError where it is none."""
+    """Parse the report of `wrk --latency`. Raises WrkError if it is none."""
     summary = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h),", output)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     if not summary or not rate:
@@ -79,6 +79,6 @@ def _percentile(output: str, percent: int) -> float:
 
 
 def _children_cpu_seconds() -> float:
-    # Of the children that ended: while wrk runs, no other child of the harness does.
+    # The CPU time of the children that have ended: while wrk runs, no other child of this process ends.
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

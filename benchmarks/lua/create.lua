@@ -1,4 +1,4 @@
--- Creates users; no address is used twice. Arguments: rows, first, seed.
+-- Creates users; every address is used once. Arguments: rows, first, seed.
 local threads, prefix, n = 0, "", 0
 
 function setup(thread)

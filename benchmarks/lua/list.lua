@@ -1,4 +1,4 @@
--- Reads pages at random places of the table. Arguments: rows, first, seed, size of a page.
+-- Reads pages at random positions of the table. Arguments: rows, first, seed, size of a page.
 local requests, n = {}, 0
 
 function init(args)

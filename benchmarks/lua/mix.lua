@@ -1,4 +1,4 @@
--- Of 100 requests 70 get, 15 list, 10 create, 4 patch, 1 delete; low ids are asked for most, as Zipf has it.
+-- Of 100 requests 70 get, 15 list, 10 create, 4 patch, 1 delete; low ids get most requests (Zipf).
 -- Arguments: rows, first, seed, size of a page.
 local threads, rows, size, prefix, n, deleted = 0, 0, 0, "", 0, 0
 
@@ -10,13 +10,13 @@ end
 function init(args)
   rows, size = tonumber(args[1]), tonumber(args[4])
   prefix = args[3] .. "-" .. number .. "-"
-  -- Behind what the warm-up deleted: one in a hundred of its requests, give or take.
+  -- After the ids that the warm-up deleted: about one in a hundred of its requests.
   deleted = math.floor(tonumber(args[2]) / 20) + number * 1000000
   math.randomseed(tonumber(args[3]) + number)
   wrk.headers["Content-Type"] = "application/json"
 end
 
--- The density falls as 1/id. The last tenth of the table is left for the deletes, so that no request meets a 404.
+-- The density falls as 1/id. Only deletes use the last tenth of the table, so no request gets a 404.
 local function any_id()
   return math.floor((rows * 0.9) ^ math.random())
 end

@@ -1,1 +1,1 @@
-"""The same API in other styles, each at its best: what the benchmarks and the differential test compare with."""
+"""The same API in other styles, for the benchmarks and the differential test."""

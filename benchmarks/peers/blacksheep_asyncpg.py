@@ -19,14 +19,14 @@ from benchmarks.peers import textbook_sql as sql
 
 
 class UserCreate(BaseModel):
-    """What a client sends to create a user."""
+    """The body of a POST."""
 
     email: EmailStr
     name: str | None = Field(default=None, max_length=255)
 
 
 class UserUpdate(BaseModel):
-    """What a client sends to change a user: an absent key is left alone, and an email cannot be null."""
+    """The body of a PATCH: an absent key is left alone, and an email cannot be null."""
 
     email: EmailStr = Field(default="")
     name: str | None = Field(default=None, max_length=255)
@@ -43,13 +43,13 @@ def not_found() -> Response:
 
 
 class Database:
-    """The pool, which is there while the application runs."""
+    """Return the pool, which exists while the application runs."""
 
     pool: "asyncpg.Pool[asyncpg.Record]"
 
 
 def users_routes(database: Database) -> Router:
-    """Return the routes of users. They are closures, since BlackSheep marks handlers, which bound methods forbid."""
+    """Return the routes of users: closures, since BlackSheep sets attributes on handlers, which methods forbid."""
     router = Router()
 
     @router.get("/api/v1/users/")

@@ -1,7 +1,6 @@
-"""A bare ASGI callable that answers every request with one constant user: what the server in front of it can do.
+"""A bare ASGI callable that answers every request with one constant user: the capacity of the server in front of it.
 
-No framework, no parsing, no database. Whatever a service adds to this is its own cost; nothing behind the same uvicorn
-is faster.
+It has no framework, no parsing and no database. No application under the same uvicorn is faster.
 
     uvicorn --factory benchmarks.peers.constant:create_app_from_environment
 """

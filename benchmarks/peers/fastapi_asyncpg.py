@@ -20,21 +20,21 @@ from benchmarks.peers import textbook_sql as sql
 
 
 class UserCreate(BaseModel):
-    """What a client sends to create a user."""
+    """The body of a POST."""
 
     email: EmailStr
     name: str | None = Field(default=None, max_length=255)
 
 
 class UserUpdate(BaseModel):
-    """What a client sends to change a user: an absent key is left alone, and an email cannot be null."""
+    """The body of a PATCH: an absent key is left alone, and an email cannot be null."""
 
     email: EmailStr = Field(default="")
     name: str | None = Field(default=None, max_length=255)
 
 
 class User(BaseModel):
-    """What a client receives."""
+    """The user in an answer."""
 
     id: int
     email: str

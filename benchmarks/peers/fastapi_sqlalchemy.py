@@ -43,21 +43,21 @@ class User(Base):
 
 
 class UserCreate(BaseModel):
-    """What a client sends to create a user."""
+    """The body of a POST."""
 
     email: EmailStr
     name: str | None = Field(default=None, max_length=255)
 
 
 class UserUpdate(BaseModel):
-    """What a client sends to change a user: an absent key is left alone, and an email cannot be null."""
+    """The body of a PATCH: an absent key is left alone, and an email cannot be null."""
 
     email: EmailStr = Field(default="")
     name: str | None = Field(default=None, max_length=255)
 
 
 class UserResponse(BaseModel):
-    """What a client receives."""
+    """The user in an answer."""
 
     model_config = ConfigDict(from_attributes=True)
 

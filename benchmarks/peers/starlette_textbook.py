@@ -1,4 +1,4 @@
-"""The users API on Starlette, asyncpg and orjson: what an experienced team writes that wants it fast and plain.
+"""The users API on Starlette, asyncpg and orjson: the plain and fast code of an experienced team.
 
 A pool of 10, `pool.fetchrow` and `pool.fetch`, pydantic for what comes in, orjson for what goes out, no model for
 rows. Nothing is left on the table that these libraries' own documentation offers.
@@ -26,14 +26,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class UserCreate(BaseModel):
-    """What a client sends to create a user."""
+    """The body of a POST."""
 
     email: EmailStr
     name: str | None = Field(default=None, max_length=255)
 
 
 class UserUpdate(BaseModel):
-    """What a client sends to change a user: an absent key is left alone, and an email cannot be null."""
+    """The body of a PATCH: an absent key is left alone, and an email cannot be null."""
 
     email: EmailStr = Field(default="")
     name: str | None = Field(default=None, max_length=255)

@@ -1,4 +1,4 @@
-"""The statements of the peers that speak to PostgreSQL by asyncpg: one plain statement a request, columns back."""
+"""The statements of the peers on asyncpg: one plain statement a request, which returns columns."""
 
 COLUMNS = "id, email, name, created_at, updated_at"
 
@@ -6,7 +6,7 @@ LIST_USERS_AFTER = f"select {COLUMNS} from users where id > $1 order by id limit
 LIST_USERS_SKIP = f"select {COLUMNS} from users order by id offset $1 limit $2"
 SELECT_USER = f"select {COLUMNS} from users where id = $1"
 INSERT_USER = f"insert into users (email, name) values ($1, $2) returning {COLUMNS}"
-# An email that is null was not sent; for the name, which can be null, a flag says whether it was.
+# A null email was not sent. The name can be null, so a flag tells whether it was sent.
 UPDATE_USER = f"""
     update users set
         email = coalesce($2, email), name = case when $3::boolean then $4 else name end, updated_at = now()

@@ -1,9 +1,12 @@
 """The benchmarks: their peers really serve the API, and their instruments measure what they say."""
 
 import asyncio
+import dataclasses
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +23,15 @@ from starlette.types import Receive, Scope, Send
 from api.app import create_app
 from api.auth.keys import make_api_key
 from benchmarks import endurance, latency, overload, plan, profile, scaling, soak
-from benchmarks.charts import draw
+from benchmarks.charts import Axis, Panel, line_chart, short
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
 from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
-from benchmarks.report import keep, render
-from benchmarks.svg import short
-from benchmarks.systems import SYSTEMS, parse_system
+from benchmarks.redraw import DRAW
+from benchmarks.report import RESULTS, draw, keep, render
+from benchmarks.systems import SYSTEMS, parse_system, serving
 from benchmarks.tables import targets_table
 from benchmarks.targets import TARGETS, medians
 from benchmarks.workloads import WORKLOADS
@@ -237,6 +240,38 @@ def test_charts_need_something_to_compare() -> None:
     assert draw([measured(Job(SYSTEMS["users_api"], WORKLOADS["get"]))], TITLES) == {}
 
 
+def test_the_committed_charts_are_drawn_from_the_committed_json(tmp_path: Path) -> None:
+    drawn = []
+    for attempt in ("first", "second"):
+        directory = shutil.copytree(RESULTS, tmp_path / attempt, ignore=shutil.ignore_patterns("*.svg"))
+        command = [sys.executable, "-m", "benchmarks.redraw", str(directory)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        drawn.append({file.name: file.read_bytes() for file in directory.glob("*.svg")})
+    # Two processes draw the same bytes from the same data.
+    assert drawn[0] == drawn[1]
+    assert {file.name for file in RESULTS.glob("*.svg")} == set(drawn[0])
+    assert {name.removesuffix(".json") for name in os.listdir(RESULTS) if name.endswith(".json")} == set(DRAW)
+    for name, content in drawn[0].items():
+        text = content.decode()
+        assert_svg(text, "")
+        # No date, no version of matplotlib, no embedded font.
+        assert not re.search(r"dc:date|dc:creator|matplotlib v|@font-face|<glyph", text), name
+        assert "<text" in text
+
+
+def test_a_logarithmic_axis_says_so() -> None:
+    lines = {"a line": [(1.0, 5.0), (100.0, 2000.0)]}
+    chart = line_chart("title", "note", Panel(Axis("x", "log"), Axis("y"), lines))
+    assert_svg(chart, "x (log scale)")
+    assert "y (log scale)" not in chart
+
+
+def test_importing_the_benchmarks_does_not_import_matplotlib() -> None:
+    code = "import sys, benchmarks.redraw, benchmarks.run; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_scaling_becomes_json_markdown_and_charts() -> None:
     made = scaling.experiments((10_000, 1_000_000))
     files = scaling.render(made, [measured(point.job) for each in made for point in each.points], MACHINE, 1)
@@ -252,6 +287,19 @@ def test_a_profile_becomes_json_markdown_and_a_chart() -> None:
     files = profile.render(results, MACHINE, 1)
     assert all(title in files["profile.md"] for title, _, _ in profile.LAYERS)
     assert_svg(files["profile.svg"], "PostgreSQL")
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"), [((), b"problem+json"), (("--stock",), b"Invalid HTTP request received.")]
+)
+def test_a_stack_runs_under_either_protocol(options: Sequence[str], answer: bytes, database: str) -> None:
+    _, stack, _ = profile.LAYERS[0]
+    system = dataclasses.replace(stack, command=(*stack.command, *options))
+    with serving(system, 1, database) as server:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(address) as connection, connection.makefile("rb") as received:
+            connection.sendall(b"this is not HTTP\r\n\r\n")
+            assert answer in received.read()
 
 
 def test_an_overload_becomes_json_markdown_and_a_chart() -> None:
@@ -364,6 +412,18 @@ def test_another_system_is_a_command_line() -> None:
         with pytest.raises(ValueError, match="NAME=COMMAND"):
             parse_system(text)
     assert any(job.system is system for job in plan.default_plan([system]))
+
+
+def test_another_system_is_a_checkout_of_this_service(tmp_path: Path) -> None:
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "__main__.py").touch()
+    ours, system = SYSTEMS["users_api"], parse_system(f"before={tmp_path}")
+    assert (system.title, system.root, system.is_ours) == ("users-api, before", tmp_path, True)
+    assert (system.command, system.environment) == (ours.command, ours.environment)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert parse_system(f"before={tmp_path}").command == (str(python), *ours.command[1:])
 
 
 def test_progress_is_a_line_for_each_measurement_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,8 +71,8 @@ class Torture:
         return line
 
     def faults(self, process: "subprocess.Popen[str]") -> int:
-        """How many faults the next line of a run's progress counts."""
-        counted = re.search(r"(\d+) faults", self.line(process))
+        """How many fault injections the next line of a run's progress counts."""
+        counted = re.search(r"(\d+) fault injections", self.line(process))
         return int(counted[1]) if counted else 0
 
     @property
@@ -96,7 +96,7 @@ def test_nothing_is_lost_and_nothing_invented(torture: Torture) -> None:
     assert (found["violations"], found["failed"], code) == ([], 0, 0)
     # Far fewer than there are on an idle machine.
     assert found["operations"] >= 100
-    assert sum(times > 0 for times in found["faults"].values()) >= 10
+    assert sum(times > 0 for times in found["fault_injections"].values()) >= 10
     assert torture.left == []
 
 
@@ -146,7 +146,7 @@ def test_findings_become_json_markdown_and_a_chart() -> None:
     files = render(findings, MACHINE, "So it was done.")
     found = json.loads(files["torture.json"])
     assert (found["operations"], found["refused"], found["unknown"], found["unknown_that_happened"]) == (6, 2, 2, 1)
-    assert (found["failed"], found["longest_silence_seconds"], found["longest_stall_seconds"]) == (1, 3.4, 0.5)
+    assert (found["failed"], found["longest_outage_seconds"], found["longest_stall_seconds"]) == (1, 3.4, 0.5)
     assert found["answers"]["none hung up"] == {"PATCH": 1}
     assert "31 of 2 kinds, each at least 1 times" in files["torture.md"]
     assert "Something is wrong" in files["torture.md"]
