@@ -16,6 +16,7 @@ from api.cli.serve import serve
 from api.http.request import MAX_BODY_BYTES
 from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, MIN_BYTES, PERIOD_SECONDS
 from api.settings import Settings
+from api.telemetry.families import FAMILIES
 from api.users.bulk.handlers import CHUNK_ROWS
 
 ROOT = Path(api.__file__).parent.parent
@@ -140,6 +141,8 @@ def test_every_endpoint_has_its_line() -> None:
         ("docs/api.md", f"at least {MIN_BYTES // 1024} KiB of it in {PERIOD_SECONDS:g} s"),
         ("docs/api.md", {1000: "at most a thousand at a time"}[CHUNK_ROWS]),
         ("docs/operations.md", f"{len(list(ROOT.glob('sql/**/*.sql')))} statements fit the database"),
+        ("docs/operations.md", f"within {Settings.model_fields['grace_seconds'].default + 2:g} seconds"),
+        *(("docs/operations.md", f"`{name}") for name in FAMILIES),
         ("README.md", "http://127.0.0.1:{}".format(*(each.default for each in serve.params if each.name == "port"))),
     ],
 )

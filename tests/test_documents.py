@@ -123,6 +123,7 @@ def test_doctor_prints_what_its_document_shows(rig: Rig, neon: NeonDatabase) -> 
         return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)*", "N", re.sub(r"test_\d+", "neondb", text))).strip()
 
     assert outline(ended.stdout) == outline(shown)
+    assert ended.stdout.splitlines()[-1] == shown.splitlines()[-1]
 
 
 def anchors(text: str) -> set[str]:
