@@ -1,0 +1,158 @@
+"""Figures and lists in the documents are those of the code, of pyproject.toml and of the committed results."""
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from statistics import median
+from typing import Literal, get_args, get_origin
+
+import pytest
+from click.testing import CliRunner
+from pydantic.fields import FieldInfo
+
+import api
+from api.cli import main
+from api.cli.serve import serve
+from api.http.request import MAX_BODY_BYTES
+from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, MIN_BYTES, PERIOD_SECONDS
+from api.settings import Settings
+from api.telemetry.families import FAMILIES
+from api.users.bulk.handlers import CHUNK_ROWS
+
+ROOT = Path(api.__file__).parent.parent
+CONFIGURATION = """\
+# Configuration
+
+<!-- Made from api/settings.py by a test: `WRITE=1 make test ARGS="-k configuration"` writes this file. -->
+
+Settings come from the environment, or from `.env` in the working directory ([.env.example](../.env.example)); the
+environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2.
+
+Set `DATABASE_URL` and `DIRECT_URL`, or neither. Without them every command uses the embedded PostgreSQL in `.data/`.
+
+| variable | default | range | meaning |
+|---|---|---|---|
+"""
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of the tables in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line[1:].removesuffix("|").split("|")] for line in lines]
+
+
+def section(name: str, heading: str) -> str:
+    """What stands below a heading of a document, up to the next one."""
+    _, found = re.split(rf"^#+ {re.escape(heading)}$", read(name), flags=re.MULTILINE)
+    return re.split(r"^#+ ", found, flags=re.MULTILINE)[0]
+
+
+def range_of(field: FieldInfo) -> str:
+    """The values that a setting takes, such as `1 to 1000`; empty where its description says it."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    words = {"ge": "{:d}", "gt": "above {:g}", "le": "to {:d}", "lt": "below {:g}"}
+    bounds = [
+        word.format(getattr(each, name))
+        for each in field.metadata
+        for name, word in words.items()
+        if hasattr(each, name)
+    ]
+    return " ".join(bounds) if bounds and bounds[-1].startswith("to") else ", ".join(bounds)
+
+
+def test_configuration_is_made_from_the_settings() -> None:
+    table = ""
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{str(field.default).lower().removesuffix('.0')}`"
+        table += re.sub(" +", " ", f"| `{name.upper()}` | {default} | {range_of(field)} | {field.description} |\n")
+    if "WRITE" in os.environ:
+        (ROOT / "docs/configuration.md").write_text(CONFIGURATION + table)
+    assert read("docs/configuration.md") == CONFIGURATION + table
+
+
+def test_the_floors_are_those_of_the_contract() -> None:
+    contract = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"][0]
+    shown = [
+        cells[0].strip("`") for cells in rows(section("docs/architecture.md", "The floors")) if cells[0].startswith("`")
+    ]
+    assert shown[: len(contract["layers"])] == contract["layers"]
+
+
+def test_figures_are_those_of_the_committed_comparison() -> None:
+    results = {
+        (what, against): (measured, verdict)
+        for what, against, measured, _, verdict in rows(section("benchmarks/results/comparison.md", "Targets"))[1:]
+    }
+    header, *table = rows(section("README.md", "Figures"))
+    assert len(table) >= 8
+    assert any(what.startswith("batching off") for what, *_ in table)
+    for what, *cells in table:
+        for against, cell in zip(header[1:], cells, strict=True):
+            if cell:
+                ratio = float(results[what, against.removeprefix("against ")][0].removesuffix("x"))
+                assert cell == f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}\N{MULTIPLICATION SIGN}", what
+    for workload, claim in (("GET by id", "GET takes {} times less"), ("PATCH", "PATCH {} times")):
+        costs = {
+            system: sum(int(cost.replace(",", "")) for cost in (server, postgres))
+            for system, _, _, _, server, postgres, _ in rows(
+                section("benchmarks/results/comparison.md", f"{workload}: 2 workers, 128 connections")
+            )[1:]
+        }
+        assert claim.format(costs["FastAPI + SQLAlchemy"] // costs["users-api"]) in read("README.md")
+    cores: dict[str, list[float]] = {"users_api": [], "fastapi_sqlalchemy": []}
+    for each in json.loads(read("benchmarks/results/comparison.json"))["measurements"]:
+        if (each["workload"], each["connections"]) == ("get", 128) and each["system"] in cores:
+            cores[each["system"]].append(each["generator_cores"])
+    ours, theirs = (f"{median(rounds):.2f}" for rounds in cores.values())
+    assert f"{ours} of one against {theirs}" in read("README.md")
+    met = [verdict for _, verdict in results.values()].count("met")
+    assert f"{met} of {len(results)} targets are met" in read("README.md")
+
+
+def test_the_budget_of_connections() -> None:
+    _, *table = rows(section("docs/neon.md", "Connections to budget"))
+    for _, *figures in table:
+        most, usable, workers, pooled = (int(figure.replace(",", "")) for figure in figures)
+        assert (usable, workers, pooled) == (most - 7, (most - 7) // 10, most * 9 // 10)
+    assert Settings.model_fields["pool_max_size"].default == 10
+
+
+def test_every_problem_has_its_line() -> None:
+    document = CliRunner().invoke(main, ["openapi"], env={"AUTH": "off"}).output
+    documented = {cells[0].strip("`") for cells in rows(section("docs/api.md", "Errors"))[1:]}
+    assert documented == set(re.findall(r"urn:problem:users-api:([a-z-]+)", document))
+
+
+def test_every_endpoint_has_its_line() -> None:
+    served = set(
+        re.findall(r'^    "(/[^"]*)"', CliRunner().invoke(main, ["openapi"], env={"AUTH": "off"}).output, re.M)
+    )
+    documented = set(re.findall(r"`[A-Z]+ (/\S*)`", section("docs/api.md", "Endpoints")))
+    assert served <= documented
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("docs/api.md", f"{MAX_HEAD_BYTES // 1024} KiB and {MAX_HEADERS} fields | 431"),
+        ("docs/api.md", f"{MAX_BODY_BYTES // 1024} KiB | 413"),
+        ("docs/api.md", f"pipelined requests | {MAX_PIPELINED} |"),
+        ("docs/api.md", f"at least {MIN_BYTES // 1024} KiB of it in {PERIOD_SECONDS:g} s"),
+        ("docs/api.md", {1000: "at most a thousand at a time"}[CHUNK_ROWS]),
+        ("docs/operations.md", f"{len(list(ROOT.glob('sql/**/*.sql')))} statements fit the database"),
+        ("docs/operations.md", f"within {Settings.model_fields['grace_seconds'].default + 2:g} seconds"),
+        *(("docs/operations.md", f"`{name}") for name in FAMILIES),
+        ("README.md", "http://127.0.0.1:{}".format(*(each.default for each in serve.params if each.name == "port"))),
+    ],
+)
+def test_facts(name: str, fact: str) -> None:
+    assert fact in read(name)

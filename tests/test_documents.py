@@ -1,0 +1,156 @@
+"""The documents: every link leads somewhere, and every console block prints what it shows."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+import api
+from benchmarks.processes import free_port
+from tests.rig import NeonDatabase, Rig
+
+ROOT = Path(api.__file__).parent.parent
+DOCUMENTS = {
+    str(file.relative_to(ROOT)): file.read_text()
+    for file in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+}
+CONSOLE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^ *```console\n(?P<block>.*?)^ *```$", re.MULTILINE | re.DOTALL
+)
+NOT_RUN = {
+    "README.md": 2,  # it fetches and tests the project; a Neon project
+    "docs/api.md": 1,  # an issuer of tokens
+    "docs/architecture.md": 1,  # minutes
+    "docs/neon.md": 3,  # a Neon project; a compute that sleeps: tested below; a replica
+    "docs/operations.md": 2,  # Docker; a collector of traces
+    "benchmarks/README.md": 1,  # a run that differs each time
+}
+"""How many blocks of each document are marked as not run."""
+PRELUDE = """
+serve() {
+    [ -z "$server" ] || { kill $server; wait $server; }
+    users-api serve "$@" --port PORT >>log 2>&1 & server=$!
+    until curl -sfo /dev/null localhost:PORT/health; do kill -0 $server || { cat log; exit 1; }; sleep 0.05; done
+}
+trap '[ -z "$server" ] || { kill $server; wait $server; }' EXIT
+"""
+VARYING = [  # what differs from run to run, and what stands for it
+    (r"\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT", "DATE"),
+    (r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME"),
+    (r"(request.id\W+)[0-9a-f]{16}", r"\1ID"),
+    (r"users_[\w-]{43}|\b[0-9a-f]{64}\b", "KEY"),
+    (r"(applied in) [\d.]+ s", r"\1 N s"),
+    (r'("seconds":)[\d.e-]+', r"\1N"),
+]
+
+
+def normalised(text: str) -> str:
+    for pattern, stand_in in VARYING:
+        text = re.sub(pattern, stand_in, text)
+    return text.replace("\r", "").strip()
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Every command that is to be run, with the output that the document shows."""
+    shown = "".join(block["block"] for block in CONSOLE.finditer(text) if block["reason"] is None)
+    assert not shown or shown.startswith("$ ")
+    parts = re.split(r"^\$ ", shown, flags=re.MULTILINE)[1:]
+    return [(command, output) for command, _, output in (part.partition("\n") for part in parts)]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None and "CI" not in os.environ, reason="apt-get install curl")
+@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if commands(text)])
+def test_console_blocks_print_what_they_show(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """In order, in one shell. A server that the document starts, or expects from `make run`, runs beside it."""
+    todo = commands(DOCUMENTS[name])
+    migrates = todo[0][0] == "users-api migrate"
+    script = [PRELUDE] if migrates else [PRELUDE, "serve"]
+    for command, output in todo:
+        is_server = command.startswith("users-api serve") and not output.strip()
+        script += [command.removeprefix("users-api ") if is_server else command, "printf '\\n=====\\n'"]
+    url = request.getfixturevalue("empty_database" if migrates else "database")
+    ended = subprocess.run(
+        ["bash"],
+        input="\n".join(script).replace("localhost:8000", "localhost:PORT").replace("PORT", str(free_port())),
+        env={
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
+            "DATABASE_URL": url,
+            "DIRECT_URL": url,
+            "DRAIN_SECONDS": "0",
+        },
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    printed = ended.stdout.split("\n=====\n")
+    for (command, output), found in zip(todo, printed, strict=False):
+        assert normalised(found) == normalised(output), command
+    assert len(printed) == len(todo) + 1, ended.stdout
+
+
+def test_no_block_is_skipped_by_accident() -> None:
+    marked = {
+        name: sum(block["reason"] is not None for block in CONSOLE.finditer(text)) for name, text in DOCUMENTS.items()
+    }
+    assert {name: number for name, number in marked.items() if number} == NOT_RUN
+    for name, text in DOCUMENTS.items():
+        found = set(re.findall(r"^ *```(\w*)$", text, re.MULTILINE)) - {"", "console", "text", "json", "yaml"}
+        assert not found, f"{name}: a command belongs into a console block, which is run"
+
+
+def test_doctor_prints_what_its_document_shows(rig: Rig, neon: NeonDatabase) -> None:
+    """A compute that sleeps, and a migration that is pending; numbers, line ends and the database's name aside."""
+    (block,) = (
+        block["block"] for block in CONSOLE.finditer(DOCUMENTS["docs/neon.md"]) if "doctor --rep" in block["block"]
+    )
+    command, _, shown = block.removeprefix("$ ").partition("\n")
+    program = Path(sys.executable).with_name("users-api")
+    environment = {"PATH": os.environ["PATH"], **neon.environment()}
+    subprocess.run([program, "migrate", "rollback", "--yes"], env=environment, check=True, capture_output=True)
+    rig.suspend()
+    arguments = command.split()[1:]
+    ended = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+    def outline(text: str) -> str:
+        return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)*", "N", re.sub(r"test_\d+", "neondb", text))).strip()
+
+    assert outline(ended.stdout) == outline(shown)
+    assert ended.stdout.splitlines()[-1] == shown.splitlines()[-1]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a document's headings, as they are made on GitHub."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert target.resolve().is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    for name in DOCUMENTS:
+        if name.startswith("docs/"):
+            assert f"]({name})" in DOCUMENTS["README.md"], name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 150
