@@ -12,7 +12,7 @@ import pytest
 
 import api
 from benchmarks.processes import free_port
-from tests.rig import NeonDatabase, Rig
+from tests.support.rig import NeonDatabase, Rig
 
 ROOT = Path(api.__file__).parent.parent
 DOCUMENTS = {
