@@ -30,9 +30,9 @@ _STARTING = Farewell("57P03", "the database system is starting up")
 _QUEUED = Farewell("08P01", "query_wait_timeout")
 _CRASHED = Farewell("08P01", "server conn crashed?")
 
-# The errors that may end a connection at each point. A connection that is rejected gets any of them, later ones only an
-# error that ends a working connection, and never in the middle of an answer. The proxies' own errors mean that a
-# statement did not reach the compute, so they are sent only where that is true.
+# The errors that may end a connection at each point. A rejected connection may get any of them. Later only errors that
+# end a working connection are sent, and none in the middle of an answer. The proxies' own errors mean that a statement
+# did not reach the compute, so they are sent only when that is true.
 _FAREWELLS: dict[Point, tuple[Farewell, ...]] = {
     Point.ACCEPT: (),
     Point.CONNECT: (SHUTDOWN, _STARTING, *NEON_TRANSIENT, *NEON_PERMANENT),

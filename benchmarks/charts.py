@@ -4,7 +4,7 @@ matplotlib takes half a second to import, so only the functions that draw import
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +20,11 @@ _WIDTH = 9.0  # inches
 _MARKED = 12
 """Up to so many points of a line are marked one by one; more are samples over time."""
 _STYLE: dict[Any, Any] = {
-    # Text stays text, in whatever sans-serif font the reader has: no font is embedded. Layout uses DejaVu Sans, which
-    # comes with matplotlib and is wider than most, so that text fits in other fonts too.
+    # Text stays text in a sans-serif font of the reader's system, so no font is embedded. The layout uses DejaVu Sans,
+    # which comes with matplotlib and is wider than most fonts, so the text fits in theirs.
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-    # Identifiers are hashes of what they name: the same data gives the same bytes.
+    # With a fixed salt the identifiers depend on the content alone: the same data gives the same bytes.
     "svg.hashsalt": "users-api",
     # A white background reads on light and dark pages alike.
     "figure.facecolor": "white",
@@ -184,7 +184,7 @@ def _label(axis: "MatplotlibAxis", wanted: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
-def _render(title: str, note: str, height: float, draw: Any) -> str:
+def _render(title: str, note: str, height: float, draw: "Callable[[Figure], None]") -> str:
     """Draw on a figure `height` inches high and return it as SVG: the same bytes for the same data."""
     import matplotlib
     from matplotlib.figure import Figure

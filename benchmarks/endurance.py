@@ -67,7 +67,7 @@ def render(
         ("memory, slope", f"{slope:+.2f} MB an hour",
          "too short to tell" if math.isnan(slope) else f"NOT met: at most {SLOPE_LIMIT:g}" if grows else "met"),
         ("memory of each worker", f"{' and '.join(first)} MB at the start, {' and '.join(last)} MB at the end", ""),
-        ("errors", f"{errors:,}", "NOT met: none may be" if errors else "met"),
+        ("errors", f"{errors:,}", "NOT met: none is allowed" if errors else "met"),
         ("latency", f"p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms", ""),
         ("connections to PostgreSQL", f"{max(sample.postgres_connections for sample in samples)} at most", ""),
         ("server CPU", f"{cores:.2f} cores", ""),
@@ -101,7 +101,7 @@ def render(
 
 
 def over_time(trace: Trace) -> dict[str, list[float | None]]:
-    """Return latencies and answers of the requests that were due in each SAMPLE_SECONDS; None where too few were."""
+    """Return latencies and answers of the requests that were due in each SAMPLE_SECONDS; None if too few."""
     by_sample: dict[int, list[Outcome]] = {}
     for outcome in trace.outcomes:
         by_sample.setdefault(int(outcome.due / SAMPLE_SECONDS), []).append(outcome)

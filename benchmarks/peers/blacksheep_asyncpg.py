@@ -1,7 +1,7 @@
 """The users API on BlackSheep, compiled in its core and the fastest Python framework of the usual comparisons.
 
-Its documented way: bindings by annotation, pydantic models in, a pool that lives as long as the lifespan. Bodies go out
-as orjson's bytes, since its JSON settings would decode and encode them once more.
+It follows the documentation: bindings by annotation, pydantic models for bodies, a pool that lives as long as the
+lifespan. Answers are orjson's bytes, since BlackSheep's JSON settings would decode and encode them once more.
 
     DATABASE_URL=postgresql://… uvicorn --factory benchmarks.peers.blacksheep_asyncpg:create_app_from_environment
 """

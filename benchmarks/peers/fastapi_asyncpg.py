@@ -1,7 +1,8 @@
 """The users API on FastAPI and asyncpg without an ORM, as both projects' documentation shows it.
 
-A pool made in the lifespan, pydantic models in and out (FastAPI serialises a declared return type straight to JSON
-bytes in Rust, which its documentation recommends over any response class), one statement a request.
+The lifespan creates the pool, pydantic models are used in and out, and each request runs one statement. FastAPI
+serialises a declared return type straight to JSON bytes in Rust; its documentation recommends that over any response
+class.
 
     DATABASE_URL=postgresql://… uvicorn --factory benchmarks.peers.fastapi_asyncpg:create_app_from_environment
 """

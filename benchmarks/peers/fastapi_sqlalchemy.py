@@ -1,10 +1,10 @@
 """The users API as a FastAPI + SQLAlchemy team usually writes it.
 
-This is the usual layout on purpose: pydantic schemas, a declarative model, a repository, a session per request by
-dependency, a pool with pre-ping. It is meant to be idiomatic and honest, not a straw man: where the idiom offers a
-choice, the faster one is taken (no expiry on commit, server defaults read back by RETURNING instead of a refresh).
-What the idiom leaves open stays open as well: uniqueness is checked before the insert and not at all on an update, so
-a taken email on PATCH is a 500. The differential test holds this service to these answers.
+The layout is the usual one on purpose: pydantic schemas, a declarative model, a repository, a session per request by
+dependency, a pool with pre-ping. The code is idiomatic and no straw man. Of two idiomatic ways it takes the faster one:
+no expiry on commit, and server defaults by RETURNING instead of a refresh. It also keeps the gaps of the idiom:
+uniqueness is checked before the insert and not at all on an update, so a taken email on PATCH is a 500. The
+differential test compares this service with these answers.
 
     DATABASE_URL=postgresql://… uvicorn --factory benchmarks.peers.fastapi_sqlalchemy:create_app_from_environment
 """

@@ -1,7 +1,7 @@
 """The users API on Starlette, asyncpg and orjson: the plain and fast code of an experienced team.
 
-A pool of 10, `pool.fetchrow` and `pool.fetch`, pydantic for what comes in, orjson for what goes out, no model for
-rows. Nothing is left on the table that these libraries' own documentation offers.
+It has a pool of 10, `pool.fetchrow` and `pool.fetch`, pydantic for bodies, orjson for answers, and no model for rows.
+It uses every optimisation that the documentation of these libraries offers.
 
     DATABASE_URL=postgresql://… uvicorn --factory benchmarks.peers.starlette_textbook:create_app_from_environment
 """

@@ -360,7 +360,7 @@ def test_a_soak_becomes_json_markdown_and_a_chart() -> None:
     assert not soaked(3, 600)[3]
     for failure in (Outcome(7, 503, 0.01, True), Outcome(8, 0, 0.01, False)):
         document, text, _, is_good = soaked(0, 600, failure)
-        assert (document["errors"], is_good, "NOT met: none may be" in text) == (1, False, True)
+        assert (document["errors"], is_good, "NOT met: none is allowed" in text) == (1, False, True)
     document, text, _, is_good = soaked(100, 50)
     assert (document["slope_mb_an_hour"], is_good, "too short to tell" in text) == (None, True, True)
 
