@@ -119,7 +119,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         await asyncio.gather(*(each.open() for each in databases))
-        tasks = [asyncio.create_task(work()) for work in background]
+        tasks = [asyncio.create_task(run()) for run in background]
         try:
             yield
         finally:

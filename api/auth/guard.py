@@ -22,7 +22,7 @@ from api.http.response import send_problem
 _INVALID = "The API key or token is not valid"
 _MAX_CACHED_TOKENS = 10_000
 _CACHE_SECONDS = 60.0
-"""How long a valid token is cached: checking a signature costs more than the rest of a request."""
+"""The lifetime of a cached token: verifying a signature costs more than the rest of a request."""
 
 
 class Guard:

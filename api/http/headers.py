@@ -12,7 +12,10 @@ SECURITY_HEADERS = [
 """The headers of every response; /docs has more. Strict-Transport-Security belongs to the proxy that ends TLS."""
 
 REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
-"""The pattern of a request id. Ids are logged: no email address, URL with a password or API key matches."""
+"""The pattern of a request id.
+
+Ids are logged: without "@" none is an email address or a URL with a password, and no API key matches.
+"""
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {

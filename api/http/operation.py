@@ -53,10 +53,10 @@ class Operation:
     tag: str = "users"
 
 
-def invalid_example(model: type[BaseModel], where: str, sent: dict[str, Any]) -> Problem:
+def invalid_example(model: type[BaseModel], source: str, sent: dict[str, Any]) -> Problem:
     """Return the problem that `model` raises for `sent`. Raises ValueError if `sent` is valid."""
     try:
         model.model_validate(sent)
     except ValidationError as error:
-        return unprocessable(error, where)
+        return unprocessable(error, source)
     raise ValueError(f"{model.__name__} takes {sent}")

@@ -64,10 +64,10 @@ def body_too_large() -> Problem:
     return Problem(413, f"The body must be at most {MAX_BODY_BYTES} bytes")
 
 
-def unprocessable(error: ValidationError, where: str) -> Problem:
-    """The problem of a body or a query that fails validation; `where` is "body" or "query"."""
+def unprocessable(error: ValidationError, source: str) -> Problem:
+    """The problem of a body or a query that fails validation; `source` is "body" or "query"."""
     errors = [
-        {"loc": [where, *each["loc"]], "msg": each["msg"].removeprefix("Value error, "), "type": each["type"]}
+        {"loc": [source, *each["loc"]], "msg": each["msg"].removeprefix("Value error, "), "type": each["type"]}
         for each in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     return Problem(422, "The request is not valid; see errors", "invalid", errors=errors)

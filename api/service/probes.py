@@ -18,7 +18,7 @@ DRAINING = "draining"
 """A key of the lifespan's state, of which each request's scope has a copy. The server sets it before it stops."""
 
 _TIMEOUT_SECONDS = 0.8
-"""How long /ready waits for the database. Kubernetes waits for a second by default (`timeoutSeconds`)."""
+"""The timeout of the query of /ready. Kubernetes waits for a second by default (`timeoutSeconds`)."""
 
 
 def _answer(status: str, description: str) -> Answer:

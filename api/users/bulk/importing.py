@@ -90,11 +90,8 @@ class Import:
                 self._writing.cancel()
                 (end,) = await asyncio.gather(self._writing, return_exceptions=True)
                 # After a disconnect there is no client to tell, and the log would report a failure that is none.
-                if (
-                    isinstance(end, OutcomeUnknownError)
-                    and end is not error
-                    and not isinstance(error, ClientDisconnect)
-                ):
+                is_connected = not isinstance(error, ClientDisconnect)
+                if is_connected and isinstance(end, OutcomeUnknownError) and end is not error:
                     raise end from error
             raise
         self.counts.lines = self._parser.line

@@ -141,4 +141,4 @@ async def _write_group(database: Database, on_conflict: OnConflict, rows: list[R
     if on_conflict == "skip":
         return Written(created, skipped=len(taken))
     problem = email_taken()
-    return Written(created, refusals=[Refusal(rows[place].line, problem) for place in taken])
+    return Written(created, refusals=[Refusal(rows[index].line, problem) for index in taken])

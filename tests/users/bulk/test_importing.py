@@ -14,6 +14,7 @@ from api.errors import OutcomeUnknownError
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser, Row
 from api.users.bulk.problems import client_silent
+from api.users.bulk.report import Report
 from api.users.bulk.writing import WriteRows, Written, write_rows
 from tests.support.database import locked, wait_until_waiting
 from tests.support.serving import settings_for
@@ -34,6 +35,20 @@ def import_with(parser: Parser, write: WriteRows) -> Import:
         pass
 
     return Import(parser, write, report, counts=Counts(), chunk_rows=1000, request_id="")
+
+
+async def test_an_answer_that_is_not_read_keeps_one_line_of_progress() -> None:
+    report = Report()
+    report.write({"line": 1, "problem": {}})
+    for lines in range(100):
+        report.write({"progress": {"lines": lines}})
+    report.write({"line": 2, "problem": {}})
+    assert await report.read() == b'{"line":1,"problem":{}}\n{"progress":{"lines":0}}\n{"line":2,"problem":{}}\n'
+    report.write({"progress": {"lines": 100}})
+    report.write({"summary": {}})
+    report.end()
+    assert await report.read() == b'{"progress":{"lines":100}}\n{"summary":{}}\n'
+    assert await report.read() == b""
 
 
 async def cut(file: bytes, size: int) -> AsyncIterator[bytes]:
