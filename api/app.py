@@ -73,7 +73,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
     others = documentation(described)
     if settings.metrics_port is None:
-        others.append(metrics_route(metrics))
+        others.append(metrics_route(metrics.registry()))
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
@@ -91,7 +91,14 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
             allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent", *REQUEST_HEADERS],
             expose_headers=list(RESPONSE_HEADERS),
         )
-    return Telemetry(app, settings, metrics, tracing)
+    return Telemetry(
+        app,
+        metrics,
+        tracing,
+        slow_request_seconds=settings.slow_request_seconds,
+        access_log=settings.access_log,
+        server_timing=settings.server_timing,
+    )
 
 
 def routes(settings: Settings, database: Database, gate: Gate | None = None) -> list[BaseRoute]:
