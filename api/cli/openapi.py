@@ -17,7 +17,7 @@ def openapi() -> None:
     Example:
       users-api openapi > openapi.json
     """
-    # Only here: no other command needs the whole application.
+    # Imported here: no other command needs the whole application.
     from api.app import routes
     from api.database.fetch import Database
     from api.openapi.document import document
