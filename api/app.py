@@ -58,7 +58,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
     others = documentation(documented)
     if settings.metrics_port is None:
-        others.append(metrics_route(metrics))
+        others.append(metrics_route(metrics.registry()))
 
     tokens = _tokens(settings)
     background = [metrics.keep_sampling]
@@ -80,7 +80,14 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     if settings.origins:
         # Outside the guard: preflight requests carry no credentials.
         app = allow_origins(app, settings.origins)
-    return Telemetry(app, settings, metrics, tracing)
+    return Telemetry(
+        app,
+        metrics,
+        tracing,
+        slow_request_seconds=settings.slow_request_seconds,
+        access_log=settings.access_log,
+        server_timing=settings.server_timing,
+    )
 
 
 def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = None) -> list[BaseRoute]:

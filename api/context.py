@@ -1,4 +1,4 @@
-"""The requests that the running code serves: what a log line belongs to, and whom a statement's time is counted for."""
+"""The requests that the running code serves: log lines name them, and a statement's time is counted for them."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,23 @@ from typing import Any, Protocol
 from starlette.types import Message, Send
 
 CLIENT_LEFT = 499
-"""The status of a request whose client went away before it had its answer; nginx began it. Nobody receives it."""
+"""The status of a request whose client disconnected before its response was complete: nginx's, never sent."""
+
+DISCONNECTED = "disconnected"
+"""A key of the `state` in a request's scope: our server sets it when the client disconnects too early.
+
+Each request has a state of its own, so the entry is about that request alone. Under another ASGI server it never comes,
+and such a request counts with the status of its response.
+"""
 
 
 class RequestContext:
-    """One request under way.
+    """One request in flight.
 
-    `name` is its id, as it stands in a header; `trace_id` is the trace that it belongs to, as its client or our tracing
-    says. `status` is that of the answer once it has begun, `problem` the kind of a refusal. `batch` are the seconds
-    that it waited until its statements left, `queue` those until they had a connection, `database` those that
-    PostgreSQL took, and `shared_by` the requests that were in one of them, at most.
+    `name` is its id as a header carries it. `trace_id` is its trace, from the client's traceparent or our tracing.
+    `status` is that of the response once it has started, `problem` the kind of a refusal. Three times, in seconds:
+    `batch` until its statements were sent, `queue` until they had a connection, `database` in PostgreSQL. `shared_by`
+    is the most requests that one of its statements served.
     """
 
     __slots__ = (
@@ -47,7 +54,7 @@ class RequestContext:
         self._send = send
 
     def send(self, message: Message) -> Any:
-        """Pass a part of the answer on, with the id in its head."""
+        """Pass on a part of the response, with the id in its headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.name))
@@ -55,18 +62,18 @@ class RequestContext:
 
     @property
     def id(self) -> str:
-        """What names it in the log, in a problem, and to its client."""
+        """The id that the log, a problem and the header X-Request-Id have."""
         return self.name.decode()
 
 
 class Batch(list[RequestContext]):
-    """The requests that share a statement. `waited` are the seconds that the first to come did until it left."""
+    """The requests that share a statement. `waited` is how long the first of them waited for it, in seconds."""
 
     waited = 0.0
 
 
 serving: ContextVar[Sequence[RequestContext]] = ContextVar("serving", default=())
-"""One in the code that answers a request, a Batch in the code that runs its statement, none elsewhere."""
+"""One request in the code that handles it, a Batch in the code that runs its statement, none elsewhere."""
 
 
 class Waiting(Protocol):
@@ -80,7 +87,7 @@ class Waiting(Protocol):
 
 
 def share(calls: Iterable[Waiting]) -> None:
-    """Say that what runs in this task from now on serves the requests of all of these calls."""
+    """Let the running task serve the requests of all of these calls from now on."""
     now = perf_counter()
     batch = Batch()
     for call in calls:
@@ -94,6 +101,6 @@ def share(calls: Iterable[Waiting]) -> None:
 
 
 def request_id() -> str:
-    """The id of the request under way, a new one outside of any."""
+    """Return the id of the request that is handled, a new id outside of any."""
     served = serving.get()
     return served[0].id if served else secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""Calls that block, beside the event loop."""
+"""Blocking calls outside the event loop."""
 
 import asyncio
 import threading
@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what blocks in a thread that neither the event loop nor the interpreter waits for, unlike `to_thread`.
+    """Call a blocking function in a daemon thread, and return its result or raise its exception.
 
-    A process that ends waits for every thread of `to_thread`, also for one that nobody waits for any more.
+    At its end a process waits for every thread of `asyncio.to_thread`, even if the await was cancelled long before. It
+    does not wait for this one.
     """
     future: Future[T] = Future()
 

@@ -1,4 +1,4 @@
-"""The command line: a file for each command, thin, each calls one function elsewhere."""
+"""The command line: one thin file for each command."""
 
 import logging.config
 import signal
@@ -30,8 +30,8 @@ def main() -> None:
       curl localhost:8000/api/v1/users    list the users
     """
     logging.config.dictConfig(LOG_CONFIG)
-    # As Ctrl-C does: what is under way is undone, and the command ends. Process 1, which a command is in a container,
-    # never sees a SIGTERM that it does not handle.
+    # SIGTERM acts like Ctrl-C: transactions are rolled back, and the command ends. In a container a command is process
+    # 1, which the kernel sends no SIGTERM that it does not handle.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

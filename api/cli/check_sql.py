@@ -16,9 +16,9 @@ from api.settings import Settings
 @click.command("check-sql")
 @explain_errors
 def check_sql() -> None:
-    """Prepare every SQL file on the database and compare its types with what Python declares.
+    """Prepare every SQL file on the database and compare its types with those that the code declares.
 
-    Exit code 1 where one differs: after a migration that no longer fits the code, or the other way round.
+    Exit code 1 if any differs: the schema is older or newer than the code.
     """
     settings, _ = settings_with_database()
     mismatches = asyncio.run(_check_sql(settings))

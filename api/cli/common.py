@@ -1,6 +1,5 @@
-"""What the commands share: errors as one readable message, and the settings with their database."""
+"""Shared by the commands: errors as one readable message, and the settings with their database."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial, wraps
@@ -18,7 +17,7 @@ P = ParamSpec("P")
 
 
 def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """End a command with one readable message: exit code 2 for what is set wrongly, 1 for what failed."""
+    """End a command that fails with one readable message: exit code 2 for wrong settings, 1 for the rest."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -38,21 +37,22 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def settings_with_database() -> tuple[Settings, bool]:
-    """The settings, and whether their database is the embedded one, which is started where no URL is set."""
+    """Return the settings, and True if their database is the embedded one, which is started if no URL is set."""
     settings = load_settings()
     if settings.database_url is not None:
         return settings, False
     url = embedded.start()
-    # Workers are processes of their own and read the environment again.
-    os.environ["DATABASE_URL"] = os.environ["DIRECT_URL"] = url
     return settings.model_copy(update={"database_url": SecretStr(url), "direct_url": SecretStr(url)}), True
 
 
 def direct_settings() -> Settings:
-    """The settings with DIRECT_URL for every connection; the embedded database is migrated first."""
+    """Return the settings with DIRECT_URL for every connection, after migrating an embedded database.
+
+    Raises SettingsError if DIRECT_URL leads through a pooler.
+    """
     settings, is_embedded = settings_with_database()
     if is_embedded:
         migrations.migrate(settings.direct, report=partial(click.echo, err=True))
     if settings.direct.pooled:
-        raise SettingsError("DIRECT_URL is that of a transaction pooler: set it to the same URL without -pooler")
+        raise SettingsError("DIRECT_URL leads through a transaction pooler: set it to the same URL without -pooler")
     return settings.model_copy(update={"database_url": settings.direct_url})

@@ -20,25 +20,25 @@ _COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "skipped": "brig
 
 
 @click.command()
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 10000), help="Containers that serve.")
 @click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Workers of each, as in serve."
+    "--replicas", default=1, show_default=True, type=click.IntRange(1, 10000), help="Containers of the service."
 )
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Workers in each container.")
 @click.option(
     "--timeout",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0.1, 3600),
-    help="Seconds for each URL, a sleeping compute's wake-up included: the whole takes about twice that at most.",
+    help="Seconds for each URL, waking a sleeping compute included. In all it takes about twice as long at most.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when all is done, for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, for machines.")
 @click.pass_context
 @explain_errors
 def doctor(context: click.Context, replicas: int, workers: int, timeout: float, as_json: bool) -> None:
-    """Examine DATABASE_URL and DIRECT_URL step by step, and say what to do about what is wrong.
+    """Examine DATABASE_URL and DIRECT_URL step by step, and name the remedy for each problem.
 
-    Each step is green, yellow (it works; read the remedy), red, or skipped since it needs one that failed. Exit code 1
-    where a step is red, 2 where the settings cannot be used, else 0. It only reads. NO_COLOR turns the colours off.
+    Each step is green, yellow (it works; read the remedy), red, or skipped since a step before it failed. Exit code 1
+    if a step is red, 2 if the settings cannot be used, else 0. It only reads. NO_COLOR turns the colours off.
 
     \b
     --json: {"status": the worst of all, "steps": [{"url": "DATABASE_URL", "step": "TLS", "status": "red",
@@ -74,12 +74,12 @@ def doctor(context: click.Context, replicas: int, workers: int, timeout: float, 
 
 
 class _Progress:
-    """Prints each step when it ends, and on a terminal already when it begins."""
+    """Prints each step when it ends; on a terminal also when it begins."""
 
     def __init__(self) -> None:
         self._variable = ""
         self._terminal = sys.stdout.isatty()
-        # Whatever is not a terminal gets a line for each text, which can be searched.
+        # In a pipe or a file a text stays on one line, for grep.
         self._width = min(shutil.get_terminal_size().columns, 100) if self._terminal else 10**6
 
     def __call__(self, variable: str, name: str, step: Step | None) -> None:

@@ -22,19 +22,21 @@ from api.users.queries import ESTIMATE_USERS
 
 
 class _WriteError(Exception):
-    """Raised from an OSError of the output, which would pass for one of the database's connection."""
+    """Raised from an OSError of the output, to tell it from one of the connection to the database."""
 
 
 @click.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
-@click.option("--format", "format_name", type=click.Choice(list(FORMATS)), help="Default: as FILE ends, else ndjson.")
+@click.option(
+    "--format", "format_name", type=click.Choice(list(FORMATS)), help="Default: by the ending of FILE, else ndjson."
+)
 @explain_errors
 def export_users(file: Path, format_name: str | None) -> None:
-    """Export every user to FILE, or to standard output where none is named, over DIRECT_URL.
+    """Export every user to FILE, by default to standard output, over DIRECT_URL.
 
-    In the order of the ids, from one snapshot: the users as they are when the export begins. NDJSON has a user a line,
-    as GET answers it. FILE is replaced when all of it is there, so an export that fails leaves the old one.
-    A new FILE is its owner's alone to read, and one that is replaced keeps its mode.
+    The users come in the order of their ids, from a snapshot that is taken when the export begins. In NDJSON each line
+    is a user as GET returns it. FILE is replaced at the end, so an export that fails leaves the old one. A new FILE has
+    mode 0600; a replaced one keeps its mode.
 
     \b
     Examples:
@@ -51,7 +53,7 @@ def export_users(file: Path, format_name: str | None) -> None:
         cause = error.__cause__ if isinstance(error, _WriteError) else error
         assert isinstance(cause, OSError)
         if isinstance(cause, BrokenPipeError):
-            raise cause from None  # Whoever reads has had enough: click ends without a word.
+            raise cause from None  # The reader has closed the pipe: click exits without a message.
         raise click.ClickException(f"cannot write {file}: {cause.strerror}") from None
 
 
@@ -74,7 +76,7 @@ async def _export(settings: Settings, output: BinaryIO, format: Format, file: Pa
 
 @contextmanager
 def _open(file: Path) -> Iterator[BinaryIO]:
-    """Standard output for -, a pipe or a device as it is, else a file that takes `file`'s place when it is whole."""
+    """Open the output: standard output for -, a pipe or device itself, else a file that replaces `file` at the end."""
     if str(file) == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -84,9 +86,9 @@ def _open(file: Path) -> Iterator[BinaryIO]:
     else:
         file = file.resolve()
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        partial.unlink(missing_ok=True)  # of one that was killed, as the same process of a container
+        partial.unlink(missing_ok=True)  # left by an export that was killed, with the same process id in a container
         try:
-            # It holds every address: nobody else may read it, unless they may read the file that it replaces.
+            # It contains every email address: only its owner may read it, or those who may read the file it replaces.
             partial.touch(0o600, exist_ok=False)
             with partial.open("wb") as output:
                 if file.exists():

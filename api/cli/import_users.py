@@ -32,25 +32,27 @@ _PIECE_BYTES = 256 * 1024
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"))
-@click.option("--format", "format_name", type=click.Choice(list(FORMATS)), help="Default: as FILE ends, else ndjson.")
+@click.option(
+    "--format", "format_name", type=click.Choice(list(FORMATS)), help="Default: by the ending of FILE, else ndjson."
+)
 @click.option(
     "--on-conflict",
     type=click.Choice(get_args(OnConflict)),
     default="error",
     show_default=True,
-    help="Where an address is taken: refuse the line, skip it, or update the user to what it says.",
+    help="If the email is taken: refuse the line, skip it, or update that user from it.",
 )
 @explain_errors
 def import_users(file: BinaryIO, format_name: str | None, on_conflict: OnConflict) -> None:
-    """Import users from FILE, or from standard input where it is -, over DIRECT_URL.
+    """Import users from FILE, - for standard input, over DIRECT_URL.
 
-    NDJSON has a user a line, as POST takes it: {"email": "ada@example.com", "name": "Ada"}. CSV begins with a line that
-    names its columns, email and name; others are passed over. On update a name that is not there is left alone; null,
-    or an empty one in CSV, clears it.
+    In NDJSON each line is a user as POST takes it: {"email": "ada@example.com", "name": "Ada"}. In CSV the first line
+    names the columns, email and name; others are ignored. An update leaves a missing name as it is; null, in CSV an
+    empty one, clears it.
 
-    A line that cannot be imported is refused, which standard output tells in NDJSON, and the rest goes on. Users are
-    written 10,000 at a time: after an interruption run it again with --on-conflict skip. Exit code 1 where a line was
-    refused, or where the import did not come to its end.
+    Lines that cannot be imported are refused and printed to standard output in NDJSON; the import continues. Users are
+    written 10,000 at a time: after an interruption run it again with --on-conflict skip. Exit code 1 if a line was
+    refused or the import did not finish.
 
     \b
     Examples:
@@ -64,7 +66,7 @@ def import_users(file: BinaryIO, format_name: str | None, on_conflict: OnConflic
     try:
         asyncio.run(_import(settings, file, format, on_conflict, counts))
     except BaseException:
-        click.echo(f"users-api: the import has ended behind line {counts.lines:,} of {file.name}", err=True)
+        click.echo(f"users-api: the import stopped after line {counts.lines:,} of {file.name}", err=True)
         raise
     if counts.refused:
         sys.exit(1)
@@ -80,9 +82,9 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
             try:
                 click.echo(orjson.dumps(line))
             except BrokenPipeError:
-                raise  # Whoever reads has had enough: click ends without a word.
+                raise  # The reader has closed the pipe: click exits without a message.
             except OSError as error:
-                raise click.ClickException(f"cannot write what is refused: {error.strerror}") from None
+                raise click.ClickException(f"cannot write the refused lines: {error.strerror}") from None
 
     database = PooledDatabase(database_options(settings))
     await database.open()
@@ -90,7 +92,7 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
         async with AsyncExitStack() as stack:
             connections = [await stack.enter_async_context(database.connect()) for _ in range(_CONNECTIONS)]
             for connection in connections:
-                # The session is the import's own. What it waits for in vain is written row by row.
+                # The session is the import's own. A chunk that cannot get its locks in time is written row by row.
                 await connection.execute(f"set lock_timeout = '{round(database.lock_timeout * 1000)}ms'")
             write = copy_rows(connections, partial(write_rows, database, on_conflict, request_id))
             work = Import(format.parser(), write, report, counts=counts, chunk_rows=_CHUNK_ROWS, request_id=request_id)
@@ -104,7 +106,7 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
 
 
 def _size(file: BinaryIO) -> int | None:
-    """The bytes of a file; None where it is a pipe, or the like."""
+    """Return the size of a file in bytes, None if it is a pipe or the like."""
     status = os.fstat(file.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -112,11 +114,11 @@ def _size(file: BinaryIO) -> int | None:
 async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
     mode = os.fstat(file.fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or file.isatty()):
-        # There is no waiting for a file, nor for a device such as /dev/null.
+        # A file, or a device such as /dev/null, never blocks for long.
         while piece := file.read(_PIECE_BYTES):
             yield piece
         return
-    # What is being written goes on while nothing comes.
+    # The event loop writes users while the pipe is silent.
     reader = asyncio.StreamReader(_PIECE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
     while piece := await reader.read(_PIECE_BYTES):

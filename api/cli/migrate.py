@@ -13,7 +13,7 @@ def migrate(context: click.Context) -> None:
     """Apply the pending migrations over DIRECT_URL.
 
     Safe to run from several places at once: one applies, the others wait and find nothing to do. Safe to interrupt: the
-    next run goes on. A migration that was edited after it was applied is refused.
+    next run continues. A migration that was edited after it was applied is refused.
     """
     if context.invoked_subcommand is None:
         settings, _ = settings_with_database()
@@ -37,10 +37,10 @@ def migrate_status() -> None:
 
 
 @migrate.command("rollback")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation.")
 @explain_errors
 def migrate_rollback(yes: bool) -> None:
-    """Undo the newest migration, with the data that it holds, after asking."""
+    """Undo the newest migration, and lose the data in its tables, after a confirmation."""
     settings, _ = settings_with_database()
     applied = [row.id for row in migrations.status(settings.direct) if row.applied_at]
     if not applied:

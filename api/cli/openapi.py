@@ -18,7 +18,7 @@ def openapi() -> None:
     Example:
       users-api openapi > openapi.json
     """
-    # Only here: no other command needs the whole application.
+    # Imported here: no other command needs the whole application.
     from api.app import routes
     from api.database.fetch import PooledDatabase
     from api.database.options import database_options

@@ -1,4 +1,4 @@
-"""How far an import or export has come: a bar on a terminal, a line now and then elsewhere, on standard error."""
+"""The progress of an import or export on standard error: a bar on a terminal, else a line every ten seconds."""
 
 import sys
 import time
@@ -13,13 +13,13 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Counts users, and the steps up to `length`, None where that is unknown, from which the time left is guessed."""
+    """Counts users, and steps up to `length` (None: unknown), from which it estimates the time left."""
 
     def __init__(self, label: str, length: int | None) -> None:
         self.users = 0
         self._label = label
         self._started = self._shown = time.monotonic()
-        steps: Iterator[int] = count()  # where the length is unknown, click asks for something to count
+        steps: Iterator[int] = count()  # click needs an iterable if the length is unknown
         self._bar = click.progressbar(
             steps,
             length=length,
@@ -31,7 +31,7 @@ class Progress:
         )
 
     def __str__(self) -> str:
-        """The users so far, and how many a second."""
+        """Return the number of users so far, and the rate."""
         seconds = max(time.monotonic() - self._started, 0.001)
         return f"{self.users:,} users, {self.users / seconds:,.0f} users/s"
 
@@ -45,7 +45,7 @@ class Progress:
         self._bar.__exit__(kind, error, traceback)
 
     def update(self, steps: int, users: int) -> None:
-        """So many steps more, and so many users in all."""
+        """Add steps, and set the number of users so far."""
         self.users = users
         self._bar.update(steps)
         if self._bar.hidden and time.monotonic() - self._shown >= _LINE_SECONDS:
@@ -53,6 +53,6 @@ class Progress:
             click.echo(f"{self._label}: {self}", err=True)
 
     def clear(self) -> None:
-        """Wipe the bar, for a line of standard output that may go to the same terminal."""
+        """Clear the bar, before a line of standard output that may go to the same terminal."""
         if not self._bar.hidden:
             click.echo("\r\033[K", nl=False, err=True)

@@ -1,28 +1,27 @@
-"""One request and its answer, as uvicorn's HTTP protocol has it, with a shorter way to the socket."""
+"""A request and its response: uvicorn's cycle, with one system call for a response instead of two."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from api.server.internals import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 _BODILESS = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
 
 
 class CountingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, as a Cycle uses it."""
+    """uvicorn's protocol with a count of the bytes that its cycles have written."""
 
     written = 0
-    """Bytes of responses, in all."""
 
 
 class Cycle(RequestResponseCycle):
-    """RequestResponseCycle whose answers leave by one system call each, and whose heads are checked as a whole.
+    """RequestResponseCycle that joins head and body, and checks a head as a whole.
 
-    uvicorn writes head and body apart, and uvloop sends each at once: two system calls, which cost a fifth of a small
-    request. It also searches each name and value of a head by a regular expression, which costs more than all the rest
-    of writing it. Here the names are ours, in lower case as ASGI has them, and of the values only that is refused which
-    would give a client a line of its own.
+    uvicorn writes head and body apart, and uvloop sends each write at once: two system calls, a fifth of the cost of a
+    small request. uvicorn also searches each header's name and value by a regular expression, which costs more than all
+    the rest of writing a head. Here the names are ours, in lower case as ASGI requires. Of values only line breaks are
+    refused: they would let a client add a header of its own.
     """
 
     def __init__(self, protocol: CountingProtocol, *, keep_alive: bool) -> None:
@@ -40,13 +39,13 @@ class Cycle(RequestResponseCycle):
             on_response=protocol.on_response_complete,
         )
         self._protocol = protocol
-        self._head = b""  # what waits for the body to leave with it
+        self._head = b""  # held back, to be written with the start of the body
         self._is_stream = False  # a body of unknown length
 
     async def send(self, message: Any) -> None:
-        """Send a part of the answer (ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html).
+        """Send a part of the response (ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html).
 
-        Raises RuntimeError where the application breaks that protocol, or its own Content-Length.
+        Raises RuntimeError if the application breaks that protocol, or its own Content-Length.
         """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
@@ -65,7 +64,7 @@ class Cycle(RequestResponseCycle):
         fields = dict(headers)
         length = fields.get(b"content-length")
         self._is_stream = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
-        # HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
+        # HTTP/1.0 has no chunked encoding: there the end of the connection ends the body.
         self.chunked_encoding = is_chunked = self._is_stream and self.scope["http_version"] == "1.1"
         if fields.get(b"connection") == b"close":
             self.keep_alive = False
@@ -75,7 +74,7 @@ class Cycle(RequestResponseCycle):
             headers.append((b"transfer-encoding", b"chunked"))
         self._head = render_head(status, headers)
         self.expected_content_length = int(length or 0) if self.scope["method"] != "HEAD" else 0
-        if self._is_stream:  # Nobody knows when its first piece comes.
+        if self._is_stream:  # Its first chunk may come much later.
             self._write(b"")
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
@@ -107,7 +106,7 @@ class Cycle(RequestResponseCycle):
 
 
 def render_head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head of an answer. Raises RuntimeError where a header would become two."""
+    """Return the head of a response. Raises RuntimeError if a header contains a line break."""
     text = b"\r\n".join([b": ".join(header) for header in headers])
     if text.count(b"\n") != len(headers) - 1 or text.count(b"\r") != len(headers) - 1:
         raise RuntimeError("A line break in a header")

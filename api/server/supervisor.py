@@ -1,8 +1,8 @@
-"""Workers on one listening socket: kept alive, replaced one by one on SIGHUP, and stopped within a bound.
+"""The supervisor: workers on one listening socket, restarted when they die, replaced one by one on SIGHUP.
 
 uvicorn has a supervisor too. It cannot be stopped while it replaces workers, which takes as long as the slowest request
-of each; it waits for ever for one that hangs; it tells a worker that is replaced what it tells one that stops, which
-then says that the service is not ready; and workers whose supervisor was killed go on by themselves.
+of each. It waits for ever for a worker that hangs. It sends a worker that is replaced the signal of one that stops, so
+/ready says that the service stops. And its workers outlive it when it is killed.
 """
 
 import asyncio
@@ -32,28 +32,28 @@ _START_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _MARGIN_SECONDS = 2.0
 
-_FROM_TERMINAL = {each for each in signal.Signals if each.name in ("SIGINT", "SIGHUP")}  # Windows lacks one.
+_FROM_TERMINAL = {each for each in signal.Signals if each.name in ("SIGINT", "SIGHUP")}  # Windows lacks SIGHUP.
 
 _End = asyncio.Future[tuple[signal.Signals, int]]
-"""What ends it: the signal that the workers get, and the exit code."""
+"""The end of the supervisor: the signal that the workers get, and its exit code."""
 
 
 class Supervisor:
     """Runs `config.workers` processes.
 
-    A worker that has not ended 2 s after its GRACE_SECONDS is killed, so that the whole ends within that time too. It
-    reads them when it starts; `grace_seconds` are for one that has not done so yet.
+    A worker that has not exited 2 s after its GRACE_SECONDS is killed, so the supervisor exits within that time too. A
+    worker reads GRACE_SECONDS when it starts; `grace_seconds` count until it has done so.
     """
 
     def __init__(self, config: uvicorn.Config, *, grace_seconds: float) -> None:
         self._config = config
         self._grace_seconds = grace_seconds
         self._listener: socket
-        self._workers: list[_Worker] = []  # one for each place
-        self._living: set[_Worker] = set()  # these, the next that starts, and those that finish what they have
+        self._workers: list[_Worker] = []  # one for each slot
+        self._alive: set[_Worker] = set()  # those, a successor that starts, and those replaced that still finish
 
     def run(self) -> int:
-        """Serve until a signal ends it. The exit code: 0, but where no worker starts or one had to be killed."""
+        """Serve until a signal ends it. Returns the exit code: not 0 if no worker starts or one had to be killed."""
         with self._config.bind_socket() as self._listener:
             return asyncio.run(self._run())
 
@@ -69,47 +69,47 @@ class Supervisor:
                 self._stop(end, signal.SIGINT, 1)
                 break
             self._workers.append(worker)
-        tasks = [loop.create_task(self._keep(place, end)) for place in range(len(self._workers))]
+        tasks = [loop.create_task(self._keep(slot, end)) for slot in range(len(self._workers))]
         tasks.append(loop.create_task(self._replace_on(hang_up)))
         for task in tasks:
-            task.add_done_callback(partial(self._notice_failure, end))
+            task.add_done_callback(partial(self._stop_on_failure, end))
         sig, code = await end
-        # While this process had it, clients would be let in that no worker turns to any more.
+        # While this process has it open, the kernel accepts connections that no worker serves any more.
         self._listener.close()
         for task in tasks:
-            task.cancel()  # Nobody is started from here on, so that all are told.
-        self._tell(sig)
-        return code if await self._see_off(self._living) else 1
+            task.cancel()  # No worker starts after this, so the signal reaches all of them.
+        self._signal_all(sig)
+        return code if await self._wait_for_exit(self._alive) else 1
 
     def _start(self) -> "_Worker | None":
-        """Start a worker. None where the system has no room for it."""
+        """Start a worker. Returns None if the system lacks the resources."""
         try:
             worker = _Worker(self._config, self._listener, self._grace_seconds)
         except OSError as error:
-            logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: where it was says nothing
+            logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: a traceback says nothing
             return None
-        self._living.add(worker)
-        worker.ended.add_done_callback(lambda _: self._living.discard(worker))
+        self._alive.add(worker)
+        worker.ended.add_done_callback(lambda _: self._alive.discard(worker))
         return worker
 
     def _stop(self, end: _End, sig: signal.Signals, code: int = 0) -> None:
         if end.done():
-            self._tell(sig)
+            self._signal_all(sig)
         else:
             end.set_result((sig, code))
 
-    def _notice_failure(self, end: _End, task: asyncio.Task[None]) -> None:
-        """Stop everything: a place would stay empty, or SIGHUP without an effect, and nobody would see why."""
+    def _stop_on_failure(self, end: _End, task: asyncio.Task[None]) -> None:
+        """Stop everything if a task fails: a slot would stay empty, or SIGHUP without effect, unnoticed."""
         if not task.cancelled() and (error := task.exception()):
             logger.critical("the supervisor has failed: the workers stop", exc_info=error)
             self._stop(end, signal.SIGTERM, 1)
 
-    def _tell(self, sig: signal.Signals) -> None:
-        for worker in self._living:
-            worker.tell(sig)
+    def _signal_all(self, sig: signal.Signals) -> None:
+        for worker in self._alive:
+            worker.send_signal(sig)
 
-    async def _see_off(self, workers: Collection["_Worker"]) -> bool:
-        """Wait for the end of workers that were told to stop. False where that had to be forced."""
+    async def _wait_for_exit(self, workers: Collection["_Worker"]) -> bool:
+        """Wait for workers that were signalled to stop. Returns False if any had to be killed."""
         if not workers:
             return True
         longest = max(worker.grace_seconds for worker in workers) + _MARGIN_SECONDS
@@ -121,60 +121,60 @@ class Supervisor:
             await asyncio.wait(late)
         return not late
 
-    async def _keep(self, place: int, end: _End) -> None:
-        """See to it that somebody serves in a place."""
+    async def _keep(self, slot: int, end: _End) -> None:
+        """Keep a worker running in a slot."""
         while True:
-            worker = self._workers[place]
+            worker = self._workers[slot]
             await asyncio.wait([worker.ended, worker.replaced], return_when=asyncio.FIRST_COMPLETED)
-            if self._workers[place] is not worker:
+            if self._workers[slot] is not worker:
                 continue
             logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
             if not worker.has_served:
-                # One that was killed, for its memory or by hand, does not show that none can start.
+                # A kill, by hand or for want of memory, does not show that no worker can start.
                 killed = worker.ended.result() == -signal.SIGKILL
                 if not killed and not any(each.has_served for each in self._workers):
                     self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
-            while self._workers[place] is worker:
+            while self._workers[slot] is worker:
                 if (successor := self._start()) is None:
                     await asyncio.sleep(_PAUSE_SECONDS)
                 else:
-                    self._workers[place] = successor
+                    self._workers[slot] = successor
 
     async def _replace_on(self, hang_up: asyncio.Event) -> None:
         while True:
             await hang_up.wait()
             hang_up.clear()
             logger.info("SIGHUP: the workers are replaced one by one")
-            for place in range(len(self._workers)):
-                if not await self._replace(place):
+            for slot in range(len(self._workers)):
+                if not await self._replace(slot):
                     logger.error("a new worker does not start: the others stay as they are")
                     break
             else:
                 logger.info("the workers are replaced")
 
-    async def _replace(self, place: int) -> bool:
-        """Put a new worker into a place, and let the old one finish. False, and nothing changes, where it cannot."""
+    async def _replace(self, slot: int) -> bool:
+        """Put a new worker into a slot and drain the old one. Returns False, and changes nothing, if none starts."""
         if (successor := self._start()) is None:
             return False
         await asyncio.wait([successor.serves], timeout=_START_SECONDS)
         if not successor.has_served:
             successor.kill()
             return False
-        old, self._workers[place] = self._workers[place], successor
+        old, self._workers[slot] = self._workers[slot], successor
         old.replaced.set_result(None)
-        old.tell(signal.SIGHUP)
-        logger.info("worker %d serves instead of worker %d, which finishes what it has", successor.pid, old.pid)
-        # The next has to wait: each of those that finish holds connections to the database beyond the budget.
-        await self._see_off([old])
+        old.send_signal(signal.SIGHUP)
+        logger.info("worker %d replaces worker %d, which finishes its requests", successor.pid, old.pid)
+        # One at a time: a worker that drains holds connections to the database beyond the budget.
+        await self._wait_for_exit([old])
         return True
 
 
 class _Worker:
-    """A process, and what is known of it: that it serves, or did, that another one has its place, and its exit code.
+    """A worker process, and three futures: it serves, another one has taken its slot, it has ended with an exit code.
 
-    Raises OSError where the system has no room for it.
+    Raises OSError if the system lacks the resources for it.
     """
 
     def __init__(self, config: uvicorn.Config, listener: socket, grace_seconds: float) -> None:
@@ -185,37 +185,39 @@ class _Worker:
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
         self._process = _spawn.Process(target=_work, args=(config, listener, its_end), daemon=True)
-        # What a terminal sends to each process has to wait until the worker, which inherits this, can ignore it.
-        resource_tracker.ensure_running()  # Its start, a part of the first worker's otherwise, lets SIGINT through.
+        # Signals of a terminal stay blocked until the worker, which inherits the mask, can ignore them. The tracker
+        # starts before that, since its start, otherwise a part of the first worker's, unblocks SIGINT.
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         its_end.close()
-        self.pid: int = self._process.pid  # type: ignore[assignment] # it has one from its start on
-        self._loop.add_reader(self._pipe.fileno(), self._hear)
-        self._loop.add_reader(self._process.sentinel, self._bury)
+        self.pid: int = self._process.pid  # type: ignore[assignment] # set once it has started
+        self._loop.add_reader(self._pipe.fileno(), self._receive_report)
+        self._loop.add_reader(self._process.sentinel, self._reap)
 
     @property
     def has_served(self) -> bool:
         return self.serves.done() and self.serves.result()
 
-    def tell(self, sig: signal.Signals) -> None:
-        """Send a signal the way that a terminal and a process manager do not, which send theirs to every process."""
+    def send_signal(self, sig: signal.Signals) -> None:
+        """Send a signal over the pipe: terminals and process managers send real ones to every process."""
         with suppress(OSError):  # It has ended.
             self._pipe.send_bytes(bytes([sig]))
 
     def kill(self) -> None:
         self._process.kill()
 
-    def _hear(self) -> None:
+    def _receive_report(self) -> None:
+        """Note that the worker serves: it reports its GRACE_SECONDS then."""
         self._loop.remove_reader(self._pipe.fileno())
         with suppress(EOFError, OSError):
             self.grace_seconds = float(self._pipe.recv_bytes())
             self.serves.set_result(True)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
         self._loop.remove_reader(self._pipe.fileno())
         self._pipe.close()
@@ -226,6 +228,7 @@ class _Worker:
 
 
 def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
+    """Serve, as the main function of a worker process."""
     for each in _FROM_TERMINAL:
         signal.signal(each, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)
@@ -235,5 +238,5 @@ def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
         config.configure_logging()
         drain, grace = settings.drain_seconds, settings.grace_seconds
         Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run([listener])
-    except SettingsError as error:  # What they say now is not what they said when the supervisor started.
+    except SettingsError as error:  # They have changed since the supervisor started.
         sys.exit(f"users-api: {error}")

@@ -1,33 +1,48 @@
-"""What `serve` tells its workers. They read the settings when they start, which may have changed since it did."""
+"""The application as a worker makes it, and the environment that `serve` prepares for its workers.
+
+Workers are new processes. They read the settings when they start, so that SIGHUP brings changed ones into effect. What
+`serve` decided for all of them, once, they find in variables of the environment, which only this module sets and reads.
+"""
 
 import gc
 import logging
 import os
+from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.auth.loopback import is_loopback
 from api.settings import Settings, load_settings
-from api.telemetry.setup import metrics_from_environment, tracing_from_environment
+from api.telemetry.directory import open_metrics
+from api.telemetry.otel import tracing_from_environment
 
 logger = logging.getLogger("api.workers")
 
 _LOOPBACK = "USERS_API_LOOPBACK"
+_METRICS_DIRECTORY = "USERS_API_METRICS_DIRECTORY"
 _METRICS_PORT = "USERS_API_METRICS_PORT"
 
 
-def tell_workers(settings: Settings, host: str) -> None:
-    """Note in the environment, for the workers that are started, what they cannot see from their settings."""
+def prepare_environment(
+    settings: Settings, *, host: str, is_embedded: bool = False, metrics_directory: Path | None = None
+) -> None:
+    """Set the variables that workers read: what `serve` decided, and they cannot derive from their settings.
+
+    With `is_embedded` the settings are those of the embedded database, which the environment does not name.
+    """
     os.environ[_LOOPBACK] = "yes" if is_loopback(host) else ""
+    os.environ[_METRICS_DIRECTORY] = str(metrics_directory or "")
     os.environ[_METRICS_PORT] = str(settings.metrics_port or "")
+    if is_embedded and settings.database_url is not None:
+        os.environ["DATABASE_URL"] = os.environ["DIRECT_URL"] = settings.database_url.get_secret_value()
 
 
 def worker_settings() -> Settings:
-    """The settings now, but for what `serve` decided when it began. Under another server there is nothing of that."""
+    """Return the settings as they are now, except for what `serve` decided. Another server has decided nothing."""
     settings = load_settings()
     if os.environ.get(_LOOPBACK) and not settings.authentication_configured:
-        # Nobody is asked who they are, since only this machine can come.
+        # Only this machine can connect, so authentication may be off.
         settings = settings.model_copy(update={"auth": "off"})
     served = os.environ.get(_METRICS_PORT)
     if served is not None and served != str(settings.metrics_port or ""):
@@ -37,10 +52,13 @@ def worker_settings() -> Settings:
 
 
 def app_from_environment() -> ASGIApp:
-    """The application with the environment's settings: what each uvicorn worker calls."""
-    app = create_app(worker_settings(), metrics_from_environment(), tracing_from_environment())
-    # What there is by now stays, so that the garbage collector need not look at it again; nor need it look at the
-    # requests under way each time that there are 700 objects more. It took a sixth of the time of a batched GET.
+    """Return the application with the environment's settings: the factory that uvicorn calls in each worker."""
+    directory = os.environ.get(_METRICS_DIRECTORY)
+    app = create_app(
+        worker_settings(), open_metrics(Path(directory) if directory else None), tracing_from_environment()
+    )
+    # The objects so far live as long as the process, so the garbage collector need not scan them again. Nor need it
+    # scan the requests in flight after every 700 new objects: that took a sixth of the time of a batched GET.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

@@ -1,21 +1,27 @@
 """GET /metrics."""
 
+import gzip
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import gzip_accepted
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from api.http.resource import Resource
 from api.telemetry.families import render
-from api.telemetry.metrics import Metrics
 
 
-def metrics_route(metrics: Metrics) -> BaseRoute:
-    """The path that Prometheus asks, in either of the two formats that it speaks; whoever may read may ask too."""
-    registry = metrics.registry()
+def metrics_route(registry: CollectorRegistry, *, compresses: bool = False) -> BaseRoute:
+    """Return the route of /metrics, in either format of Prometheus. With authentication it requires the read scope.
+
+    With `compresses` a client that accepts gzip gets it. The API does without: it would block its event loop.
+    """
 
     async def get_metrics(request: Request) -> Response:
-        metrics.sample()
         content, media_type = render(registry, request.headers.get("accept", ""))
+        if compresses and gzip_accepted(request.headers.get("accept-encoding", "")):
+            return Response(gzip.compress(content), headers={"content-encoding": "gzip"}, media_type=media_type)
         return Response(content, media_type=media_type)
 
     return Route("/metrics", Resource(get=(get_metrics, None)))

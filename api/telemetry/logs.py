@@ -1,4 +1,4 @@
-"""The form of the log, of libraries too: for people on a terminal, JSON, an object a line, everywhere else."""
+"""The format of the log, of libraries too: lines for people on a terminal, else JSON, one object a line."""
 
 import logging
 import os
@@ -22,23 +22,23 @@ LOG_CONFIG: dict[str, Any] = {
 
 
 def log_config(level: str) -> dict[str, Any]:
-    """LOG_CONFIG from a LOG_LEVEL on."""
+    """Return LOG_CONFIG with a LOG_LEVEL."""
     return {**LOG_CONFIG, "root": {**LOG_CONFIG["root"], "level": level.upper()}}
 
 
 def make_formatter() -> logging.Formatter:
-    """A formatter for where stderr leads now."""
+    """Return the formatter for stderr, by whether it is a terminal."""
     return console_formatter() if sys.stderr.isatty() else json_formatter()
 
 
 def json_formatter() -> logging.Formatter:
-    """Each record as a JSON object: timestamp (RFC 3339, UTC), level, logger, event, request_id and more."""
+    """Return a formatter to JSON objects: timestamp (RFC 3339, UTC), level, logger, event, request_id and more."""
     return _formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
 
 
 def console_formatter() -> logging.Formatter:
-    """Each record as a line for people."""
-    # Not structlog's own choice, which shows the local variables of every frame where rich is installed.
+    """Return a formatter to lines for people."""
+    # structlog's default shows the local variables of every frame where rich is installed.
     plain = structlog.dev.plain_traceback
     colours = not os.environ.get("NO_COLOR")  # https://no-color.org
     return _formatter(structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain, sort_keys=False))
@@ -58,8 +58,8 @@ def _formatter(*renderers: structlog.types.Processor) -> logging.Formatter:
 
 
 def _add_request(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """Say which request a line is about, where it is about a single one."""
-    event.pop("color_message", None)  # uvicorn's, the same once more with escape sequences
+    """Add the request's ids to a line about a single request."""
+    event.pop("color_message", None)  # uvicorn repeats the message there with escape sequences
     served = serving.get()
     if len(served) == 1:
         event["request_id"] = served[0].id

@@ -1,8 +1,8 @@
-"""What is counted: two writes to memory for a request, where prometheus_client's own values cost microseconds."""
+"""Counting: two writes to memory for a request, where prometheus_client's own values cost microseconds."""
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from api.context import Batch, RequestContext
 from api.telemetry import counters
-from api.telemetry.counters import Counters, Key, Row
+from api.telemetry.counters import Counters, Key, Row, Rows
 from api.telemetry.families import (
     BATCH_SIZE,
     BATCH_WAIT,
@@ -31,32 +31,32 @@ from api.telemetry.families import (
 
 _SAMPLE_SECONDS = 1.0
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-# Refusals that somebody should be woken for: a counter that comes into being with its first event has no rate.
+# Refusals that an alert is for. They exist from the start: a counter that appears with its first event has no rate.
 _WATCHED = ("overloaded", "unavailable", "outcome-unknown", "locked")
 
 
 class Metrics:
-    """What one process counts. Without a `directory`, where its siblings count too, it is alone."""
+    """The metrics of one process. In a `directory` its siblings count too, and any of them can read all of it."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.requests: dict[tuple[Any, str, int], Row] = {}
-        """A row for each endpoint, method and status that there was: see `request_row`."""
+        """The row of each endpoint, method and status so far: see `request_row`."""
         self._counters = Counters(directory)
         self._watched: list[Callable[[], Mapping[Key, float]]] = []
         self.row = self._counters.row
         for key in self._counters.taken_over:
             if key[0] in FAMILIES and FAMILIES[key[0]].is_gauge:
-                # What was is over, and the process before may have had a pool that this one has not.
+                # The value is that of a process that has ended; this one may never set it, having no such pool.
                 self.row(*key)[0] = UNKNOWN
         for kind in _WATCHED:
             self.row(PROBLEMS.name, kind)
 
     def request_row(self, endpoint: Any, method: str, status: int, path: str | None) -> Row:
-        """The row of the requests that are alike in this, a histogram of SECONDS; `path` is the route's template."""
+        """Return the row of such requests, a histogram over SECONDS. `path` is the route's template."""
         route = "unrouted" if path is None else path.rstrip("/") or "/"
         named = method if method in _METHODS else "_OTHER"  # as OpenTelemetry has it
         row = self.row(DURATION.name, route, named, str(status))
-        if named == method:  # There is no end to what clients may make up, under a server that lets it through.
+        if named == method:  # Clients can invent methods without end, under a server that lets them through.
             self.requests[endpoint, method, status] = row
         return row
 
@@ -65,25 +65,29 @@ class Metrics:
         self.row(PROBLEMS.name, kind)[0] += 1
 
     def watch(self, gauges: Callable[[], Mapping[Key, float]]) -> None:
-        """Have what a function returns in every sample, by the gauge's name and labels."""
+        """Have every sample include the values that a function returns, by the gauge's name and labels."""
         self._watched.append(gauges)
 
     def sample(self) -> None:
-        """Write down what is, for others to read: they cannot look into this process."""
+        """Write the gauges into their rows, for other processes to read."""
         self.row(WORKERS.name)[0] = 1
         for gauges in self._watched:
             for key, value in gauges().items():
                 self.row(*key)[0] = value
 
     async def keep_sampling(self) -> None:
-        """Write it down every second, until this is cancelled."""
+        """Sample every second, until cancelled."""
         while True:
             self.sample()
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     def registry(self) -> CollectorRegistry:
-        """What this process and its siblings have counted, for prometheus_client to render."""
-        return make_registry(self._counters.read)
+        """Return the metrics of this process and its siblings, for prometheus_client to render."""
+        return make_registry(self._read)
+
+    def _read(self) -> Iterator[tuple[bool, Rows]]:
+        self.sample()
+        return self._counters.read()
 
 
 class _StatementRows(NamedTuple):
@@ -93,7 +97,7 @@ class _StatementRows(NamedTuple):
 
 
 class DatabaseMetrics:
-    """What is counted of the database behind one URL; `url` is the name of its setting."""
+    """The metrics of the database behind one URL; `url` is the name of its setting."""
 
     def __init__(self, metrics: Metrics, url: str) -> None:
         self._metrics = metrics
@@ -106,10 +110,10 @@ class DatabaseMetrics:
     def statement(
         self, statement: str, outcome: str, queue: float, seconds: float, served: Sequence[RequestContext]
     ) -> None:
-        """Count a statement that was sent, and note for the requests that it served where their time went.
+        """Count a statement that was sent, and add its times, in seconds, to those of the requests that it served.
 
-        `statement` is its file's name below sql/; `outcome` is ok, refused or failed; `queue` are the seconds that it
-        waited for a connection.
+        `statement` is its file's name below sql/, `outcome` is ok, refused or failed. `queue` is how long it waited for
+        a connection, `seconds` how long PostgreSQL took.
         """
         duration, size, wait = self._statements.get((statement, outcome)) or self._add(statement, outcome)
         duration[bisect_left(SECONDS, seconds)] += 1
@@ -120,7 +124,7 @@ class DatabaseMetrics:
             size[bisect_left(REQUESTS, number)] += 1
             wait[bisect_left(SECONDS, served.waited)] += 1
             wait[SUM] += served.waited
-        else:  # one that found nobody else, and did not wait
+        else:  # one request alone, which did not wait
             size[0] += 1
             wait[0] += 1
         for request in served:
@@ -140,7 +144,7 @@ class DatabaseMetrics:
         return rows
 
     def retry(self) -> None:
-        """Count a statement that is sent once more."""
+        """Count a statement that is sent again."""
         self._retries[0] += 1
 
     def opened(self) -> None:
@@ -148,14 +152,14 @@ class DatabaseMetrics:
         self._opened[0] += 1
 
     def failed_to_open(self) -> None:
-        """Count a connection that could not be had."""
+        """Count a failed attempt to connect."""
         self._failed[0] += 1
 
     def watch(self, state: Callable[[], Mapping[str, float]]) -> None:
-        """Have the state of the pool in every sample: the names of users_api_pool_… without that beginning."""
+        """Have every sample include the state of the pool, by the names of users_api_pool_… without that prefix."""
         self._metrics.watch(lambda: {(f"users_api_pool_{name}", self._url): value for name, value in state().items()})
 
 
 def shared_registry(directory: Path) -> CollectorRegistry:
-    """What the processes of a directory have counted."""
+    """Return the metrics of the processes that count in a directory."""
     return make_registry(lambda: counters.read(directory))

@@ -1,4 +1,4 @@
-"""Everything that is noted of a request, in one place: its id, how long it took and where, and what is logged of it."""
+"""The middleware that times, counts and logs requests, and gives each its id."""
 
 import logging
 import re
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.context import CLIENT_LEFT, RequestContext, serving
+from api.context import CLIENT_LEFT, DISCONNECTED, RequestContext, serving
 from api.http.headers import REQUEST_ID
-from api.settings import Settings
 from api.telemetry.families import SECONDS, SUM
 from api.telemetry.metrics import Metrics
 
@@ -22,21 +21,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("api.requests")
 
 _REQUEST_ID = re.compile(REQUEST_ID.encode())
-# https://www.w3.org/TR/trace-context/#traceparent-header: versions after 00 may have more behind it; ff is none.
+# https://www.w3.org/TR/trace-context/#traceparent-header: versions after 00 may have more fields; ff is invalid.
 _TRACEPARENT = re.compile(rb"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _IDENTIFYING = frozenset({b"x-request-id", b"traceparent"})
 
 
 def _make_ids() -> Iterator[bytes]:
-    """16 random digits each, the last two of which count: to draw all of them for every request takes twice as long."""
+    """Yield ids of 16 hexadecimal digits: 14 random ones, then two that count, which halves the cost of an id."""
     last = [b"%02x" % number for number in range(256)]
     while True:
         first = b"%014x" % getrandbits(56)
         yield from [first + each for each in last]
 
 
-class _TellingContext(RequestContext):
-    """A request whose client is told where the time went, until the answer began."""
+class _TimedContext(RequestContext):
+    """A request whose response has a Server-Timing header: the times until it started."""
 
     __slots__ = ()
 
@@ -49,29 +48,40 @@ class _TellingContext(RequestContext):
                 "total": perf_counter() - self.started,
             }
             # In milliseconds: https://www.w3.org/TR/server-timing/#the-server-timing-header-field
-            told = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in times.items())
-            message["headers"].append((b"server-timing", told.encode()))
+            timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in times.items())
+            message["headers"].append((b"server-timing", timing.encode()))
         return super().send(message)
 
 
 class Telemetry:
-    """The outermost ASGI middleware. It costs a request about 2 µs; what costs more, a setting asks for.
+    """The outermost ASGI middleware. It costs a request about 2 µs; only settings enable anything dearer.
 
-    A request has the id that its client gave it in X-Request-Id, or a new one; the answer says which.
+    A request keeps the id that its client sent in X-Request-Id, else it gets a new one; the response names it. Requests
+    of at least `slow_request_seconds` are logged, with `access_log` all of them. With `server_timing` a response says
+    where its time went.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: "Tracing | None") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: "Tracing | None",
+        *,
+        slow_request_seconds: float,
+        access_log: bool,
+        server_timing: bool,
+    ) -> None:
         self.app = app
         self._metrics = metrics
         self._rows = metrics.requests
         self._tracing = tracing
-        self._slow = settings.slow_request_seconds
-        self._logs_all = settings.access_log
+        self._slow_request_seconds = slow_request_seconds
+        self._access_log = access_log
         self._new_ids = _make_ids()
-        self._make_context = _TellingContext if settings.server_timing else RequestContext
+        self._make_context = _TimedContext if server_timing else RequestContext
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and note what becomes of it."""
+        """Pass a request on, then count it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -87,58 +97,54 @@ class Telemetry:
         serving.set((request,))
         try:
             await self.app(scope, receive, request.send)
-        except Exception:  # Ours: uvicorn logs it, and answers.
+        except Exception:  # A defect of ours: the server logs it and sends a 500.
             request.status = 500
             raise
         finally:
-            seconds = perf_counter() - request.started
-            # One that a replica had is no problem where the primary answered after it.
-            if request.problem is not None and request.status >= 400:
-                self._metrics.problem(request.problem)
-            # What failed stays a failure: clients that tire of waiting for it are no reason to hide it.
-            if request.status < 500 and _left(send):
-                request.status = CLIENT_LEFT
-            row = self._rows.get((scope.get("endpoint"), scope["method"], request.status))
-            if row is None:
-                row = self._metrics.request_row(
-                    scope.get("endpoint"), scope["method"], request.status, _template(scope)
-                )
-            row[bisect_left(SECONDS, seconds)] += 1
-            row[SUM] += seconds
-            if seconds >= self._slow:
-                logger.warning("slow request", extra=_describe(request, scope, seconds))
-            elif self._logs_all:
-                logger.info("request", extra=_describe(request, scope, seconds))
-            if self._tracing is not None:
-                self._tracing.end(request, scope["method"], _template(scope), _path(scope))
+            self._end(request, scope)
 
-
-def _left(send: Send) -> bool:
-    """Whether the client went away before it had its answer, as uvicorn knows; other servers do not tell."""
-    cycle: Any = getattr(send, "__self__", None)
-    return not getattr(cycle, "response_complete", True) and cycle.transport.is_closing()
+    def _end(self, request: RequestContext, scope: Scope) -> None:
+        """Count a request, log it where a setting asks for that, and end its span."""
+        seconds = perf_counter() - request.started
+        # A replica's problem does not count where the primary answered after it.
+        if request.problem is not None and request.status >= 400:
+            self._metrics.problem(request.problem)
+        # A failure stays a failure: clients that give up waiting for it must not hide it.
+        if request.status < 500 and DISCONNECTED in scope.get("state", ()):
+            request.status = CLIENT_LEFT
+        row = self._rows.get((scope.get("endpoint"), scope["method"], request.status))
+        if row is None:
+            row = self._metrics.request_row(scope.get("endpoint"), scope["method"], request.status, _template(scope))
+        row[bisect_left(SECONDS, seconds)] += 1
+        row[SUM] += seconds
+        if seconds >= self._slow_request_seconds:
+            logger.warning("slow request", extra=_describe(request, scope, seconds))
+        elif self._access_log:
+            logger.info("request", extra=_describe(request, scope, seconds))
+        if self._tracing is not None:
+            self._tracing.end(request, scope["method"], _template(scope), _path(scope))
 
 
 def _template(scope: Scope) -> str | None:
-    """The path of the route, such as /api/v1/users/{id}; None where the request reached none."""
+    """Return the path of the route, such as /api/v1/users/{id}; None if no route matched."""
     route = scope.get("route")
     return None if route is None else route.path_format
 
 
 def _path(scope: Scope) -> str | None:
-    """The path that was asked for, where nothing in it can be a client's secret: all that varies in it are digits."""
+    """Return the requested path if only digits vary in it, else its template: other values may be a secret."""
     if all(value.isascii() and value.isdigit() for value in scope.get("path_params", {}).values()):
         return scope["path"] if "route" in scope else None
     return _template(scope)
 
 
 def _describe(request: RequestContext, scope: Scope, seconds: float) -> dict[str, Any]:
-    """What the log says of a request; times in seconds."""
+    """Return the fields that the log has of a request; times in seconds."""
     described: dict[str, Any] = {"method": scope["method"], "status": request.status}
     if path := _path(scope):
         described["path"] = path
     if caller := scope.get("caller"):
-        # A token's subject may be an address.
+        # A token's subject may be an email address.
         described["caller"] = caller if caller.startswith("key:") else "token"
     return {
         **described,

@@ -1,6 +1,6 @@
-"""Traces by OpenTelemetry: a span for each request, and one for each statement with links to all that share it.
+"""Traces by OpenTelemetry: a span for each request, and one for each statement, linked to the requests that share it.
 
-Imported only where tracing is wanted: `pip install 'users-api[otel]'` brings what it needs.
+Imported only if tracing is enabled: `pip install 'users-api[otel]'` installs its packages.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ _CLOSE_SECONDS = 2.0
 _HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 _HEADERS_FORM = "write name=value, with commas between, and percent-encode the values"
 
-# They repeat what they cannot read: headers that anybody may send, and what is in _HEADERS, credentials mostly.
+# They log what they cannot parse: headers of any client, and the values of _HEADERS, which are credentials mostly.
 for _name in ("opentelemetry.baggage", "opentelemetry.propagators", "opentelemetry.trace", "opentelemetry.util.re"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
 
 class Tracing:
-    """Makes spans with a provider, whose exporter, sampler and limits are what the OTEL_* variables say."""
+    """Makes spans by a provider whose exporters, sampler and limits come from the OTEL_* variables."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("users-api", version("users-api"))
 
     def begin(self, request: RequestContext, scope: Scope) -> None:
-        """Begin the span of a request, in the trace of whoever sent it."""
-        # Not baggage, whatever OTEL_PROPAGATORS says: nothing here would use it, and to read it takes time.
+        """Begin the span of a request, in its client's trace if it sent one."""
+        # Baggage is left out, whatever OTEL_PROPAGATORS says: it costs time, and nothing here uses it.
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name != b"baggage"
         }
@@ -75,9 +75,9 @@ class Tracing:
         span.end()
 
     def statement(self, statement: str, outcome: str, seconds: float, served: Sequence[RequestContext]) -> None:
-        """Make the span of a statement that has just ended, below the first of its requests that is recorded.
+        """Make the span of a statement that has just ended, as a child of the first of its requests that is recorded.
 
-        Where several share it, it has a link to each of them, and each of them one to it: its time is everybody's.
+        If several requests share it, it has a link to each of them, and each of them has one to it.
         """
         spans = [request.span for request in served if request.span is not None and request.span.is_recording()]
         if not spans:
@@ -105,20 +105,20 @@ class Tracing:
                 each.add_link(span.get_span_context())
 
     async def close(self) -> None:
-        """Send what is left, and wait no longer for a collector that does not answer."""
+        """Send the remaining spans, and give up on a collector that does not respond in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await in_daemon_thread(self._provider.shutdown)
 
 
-def tracing_from_environment() -> Tracing:
-    """Tracing as the OTEL_* variables say.
+def make_tracing() -> Tracing:
+    """Return tracing as the OTEL_* variables configure it.
 
-    Raises LookupError where an exporter that they name is not installed, and ValueError where a value cannot be used.
+    Raises LookupError if an exporter that they name is not installed, ValueError if a value cannot be used.
     """
     _check_headers()
     names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")]
-    # All of them before the first gets a thread that sends.
+    # Make all of them first: a processor starts a thread that sends.
     exporters = [_make_exporter(name) for name in dict.fromkeys(filter(None, names)) or ("otlp",)]
     provider = TracerProvider(shutdown_on_exit=False)
     for exporter in exporters:
@@ -139,7 +139,10 @@ def _make_exporter(name: str) -> SpanExporter:
 
 
 def _check_headers() -> None:
-    """Say which variable holds a header for the collector that cannot be sent, and nothing of what is in it."""
+    """Name the variable with a header for the collector that cannot be sent, and keep its value out of the log.
+
+    Raises ValueError if a header contains a line break.
+    """
     variable = next((each for each in _HEADERS if os.environ.get(each)), None)
     if variable is None:
         return
@@ -148,5 +151,5 @@ def _check_headers() -> None:
     if not all(headers):
         logger.warning("%s: a header cannot be read, and is left out: %s", variable, _HEADERS_FORM)
     if any({"\r", "\n"} & set(value) for each in headers for value in each.values()):
-        # Each attempt to send it would be refused, by a message that shows it.
+        # Each attempt to send it would fail, with a message that contains it.
         raise ValueError(f"{variable}: take the line break out of the header")

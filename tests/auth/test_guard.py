@@ -252,7 +252,7 @@ def test_another_server_is_refused(guarded: str) -> None:
 
 
 def test_authentication_can_be_turned_off_in_so_many_words(guarded: str, tmp_path: Path) -> None:
-    says = "AUTH=off: whoever reaches 0.0.0.0"
+    says = "AUTH=off: any client that reaches 0.0.0.0"
     with served("--host", "0.0.0.0", cwd=tmp_path, says=says, DATABASE_URL=guarded, DIRECT_URL=guarded, AUTH="off") as (
         url,
         _,

@@ -202,7 +202,7 @@ def test_an_import_whose_refusals_find_no_room_says_so(database: str, tmp_path: 
         )
     assert ended.returncode != 0  # Python's own code where its last attempt to write fails as well
     assert "Traceback" not in ended.stderr
-    assert "Error: cannot write what is refused: No space left on device\n" in ended.stderr
+    assert "Error: cannot write the refused lines: No space left on device\n" in ended.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
@@ -262,7 +262,7 @@ def test_an_interrupted_import_leaves_whole_chunks_and_says_where(database: str)
     # Its input stays open meanwhile: at the end of that, the import would be whole.
     assert process.wait(timeout=30) == 1
     _, error = process.communicate()
-    assert b"users-api: the import has ended behind line 15,000 of <stdin>" in error
+    assert b"users-api: the import stopped after line 15,000 of <stdin>" in error
     assert b"Traceback" not in error
 
 
@@ -272,7 +272,7 @@ def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase,
     environment = neon.environment()
     ended = run("import", file, **environment)
     assert ended.returncode == 1
-    assert "the import has ended behind line 0" in ended.stderr
+    assert "the import stopped after line 0" in ended.stderr
     assert "users-api: the database failed: " in ended.stderr
     assert run("import", file, "--on-conflict", "skip", **environment).returncode == 0
     assert execute(neon.superuser, "select count(*) from users") == [(10,)]

@@ -105,7 +105,7 @@ def test_a_successor_that_dies_is_replaced_while_its_predecessor_finishes(
             for worker in before:
                 worker.suspend()  # They take a very long time.
             process.send_signal(signal.SIGHUP)
-            wait_until(said(log, "which finishes what it has"))
+            wait_until(said(log, "which finishes its requests"))
             successors = workers(process) - {worker.pid for worker in before}
             assert len(successors) == 1
             psutil.Process(*successors).kill()
@@ -169,7 +169,7 @@ def test_new_workers_have_the_settings_that_are_there_now(
         assert log.read_text().count("Started server process") == started
         replace("DRAIN_SECONDS=77\nGRACE_SECONDS=99\n", 3)
         process.send_signal(signal.SIGTERM)
-        wait_until(said(log, "everything is served on for 77 s", 2))
+        wait_until(said(log, "draining: requests are served for 77 s", 2))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
     assert "Traceback" not in log.read_text()

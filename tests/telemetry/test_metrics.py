@@ -21,11 +21,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from api.app import create_app
 from api.auth.keys import make_api_key
+from api.server.metrics import serve_metrics
 from api.settings import SettingsError
 from api.telemetry.counters import Counters, read
+from api.telemetry.directory import open_metrics, shared_directory
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.telemetry.setup import metrics_from_environment, serve_metrics, shared_metrics
 from benchmarks.processes import free_port
 from tests.support.commands import on, run, served, workers
 from tests.support.database import locked, wait_until_waiting
@@ -221,7 +222,7 @@ async def test_under_a_server_that_does_not_tell_a_client_without_an_answer_has_
     async def says_nothing(scope: Any, receive: Any, send: Any) -> None:
         """What Resource does when the client has gone."""
 
-    app = Telemetry(says_nothing, settings_for("postgresql://x@localhost/x"), metrics, None)
+    app = Telemetry(says_nothing, metrics, None, slow_request_seconds=1.0, access_log=False, server_timing=False)
     await app({"type": "http", "method": "GET", "headers": []}, None, None)  # type: ignore[arg-type]
     assert metrics.requests[None, "GET", 499][0] == 1
 
@@ -380,9 +381,8 @@ def test_a_worker_without_room_on_the_disk_serves_all_the_same(
             raise OSError(28, "No space left on device")
         return write(descriptor, content[:room], offset)
 
-    monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(os, "pwrite", fill)
-    metrics_from_environment().problem("x")
+    open_metrics(tmp_path).problem("x")
     assert "counts for itself alone: [Errno 28]" in caplog.text
 
 
@@ -391,7 +391,6 @@ def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setenv("USERS_API_METRICS_DIRECTORY", "")
     left, empty, alive, young, strange = (tmp_path / f"users-api-metrics-{name}" for name in "abcde")
     for each in (left, empty, alive, young, strange):
         each.mkdir()
@@ -401,23 +400,21 @@ def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(
     counters = Counters(alive)
     for each in (left, empty, alive, strange):
         os.utime(each, (0, 0))
-    with shared_metrics() as place:
+    with shared_directory() as place:
         assert set(tmp_path.iterdir()) == {alive, young, strange, place}
     monkeypatch.setattr(os, "geteuid", lambda: -1)
     os.utime(young, (0, 0))
-    with shared_metrics():
+    with shared_directory():
         assert young.exists()
     assert counters.row("a")[0] == 0
 
 
 def test_the_directory_goes_with_the_server() -> None:
-    with shared_metrics() as place:
+    with shared_directory() as place:
         assert place is not None
         Metrics(place)
         assert oct(place.stat().st_mode)[-3:] == "700"
-        assert os.environ["USERS_API_METRICS_DIRECTORY"] == str(place)
     assert not place.exists()
-    del os.environ["USERS_API_METRICS_DIRECTORY"]
 
 
 Serve = Callable[..., AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]]
@@ -471,8 +468,11 @@ def test_the_port_of_the_api_is_not_that_of_the_metrics(database: str) -> None:
 
 
 def test_metrics_on_a_port_need_a_place_to_write() -> None:
-    with pytest.raises(SettingsError, match="let /dev/shm, or what TMPDIR names"):
-        serve_metrics(None, "127.0.0.1", free_port())
+    with (
+        pytest.raises(SettingsError, match="make /dev/shm, or the directory that TMPDIR names, writable"),
+        serve_metrics(None, "127.0.0.1", free_port()),
+    ):
+        pass
 
 
 def test_a_port_that_is_taken_is_named(database: str) -> None:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
 from api.app import create_app
-from api.telemetry.setup import tracing_from_environment
+from api.telemetry.otel import tracing_from_environment
 from api.telemetry.tracing import Tracing
 from benchmarks.processes import free_port
 from tests.support.commands import USERS_API, environment, on, served
@@ -267,8 +267,8 @@ def test_the_standard_variables_say_where_spans_go(
 
 
 SEND_ONE = """
-from api.telemetry.tracing import tracing_from_environment
-ours = tracing_from_environment()
+from api.telemetry.tracing import make_tracing
+ours = make_tracing()
 ours._tracer.start_span("sent").end()
 ours._provider.shutdown()
 """

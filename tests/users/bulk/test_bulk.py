@@ -499,7 +499,7 @@ def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
             pass  # until the sockets are full of the answer
         for _ in range(5):
             watched, looked = send_piece(), threading.Event()
-            watched.loop.call_soon_threadsafe(watched._look)
+            watched.loop.call_soon_threadsafe(watched._check_progress)
             watched.loop.call_soon_threadsafe(looked.set)
             looked.wait()
         connection.sendall(b"0\r\n\r\n")
