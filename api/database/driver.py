@@ -4,10 +4,18 @@ A write may be sent again only if it was never executed, and no public part of a
 caps asyncpg below its next minor release: raise the cap together with a passing run of that test.
 """
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+
+
+class ExecutionCounter(Protocol):
+    """Counts the statements that a connection was asked to execute: asyncpg/protocol/protocol.pyx, BaseProtocol."""
+
+    @property
+    def queries_count(self) -> int:
+        """Goes up by one right after Execute is sent, and not for the preparation of a statement."""
 
 
 def connection_of(borrowed: PoolConnectionProxy) -> asyncpg.Connection | None:
@@ -18,10 +26,10 @@ def connection_of(borrowed: PoolConnectionProxy) -> asyncpg.Connection | None:
     return borrowed._con  # type: ignore[attr-defined, no-any-return]
 
 
-def executions(connection: asyncpg.Connection) -> int:
-    """Return how many statements the connection has been asked to execute.
+def counter_of(connection: asyncpg.Connection) -> ExecutionCounter:
+    """Return the counter of an open connection, which can still be read after the connection is closed.
 
-    `Connection._protocol` (asyncpg/connection.py) and its `queries_count` (asyncpg/protocol/protocol.pyx), which counts
-    up right after Execute is sent, and not for the preparation of a statement. It can be read on a closed connection.
+    `Connection._protocol` (asyncpg/connection.py), which `terminate()` sets to None: so take the counter beforehand.
     """
-    return cast(Any, connection)._protocol.queries_count  # type: ignore[no-any-return]
+    counter: ExecutionCounter = cast(Any, connection)._protocol
+    return counter

@@ -12,7 +12,7 @@ import asyncpg
 
 from api.context import serving
 from api.database import connecting
-from api.database.driver import connection_of, executions
+from api.database.driver import connection_of, counter_of
 from api.database.faults import DATABASE_ERRORS, Fault, Next, classify, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
@@ -171,18 +171,20 @@ class PooledDatabase:
         if connection is None:
             self._pool.give_back(borrowed, answered=False, first=True)
             return None
-        executed = executions(connection)
+        counter = counter_of(connection)
+        executed = counter.queries_count
         outcome = "failed"
         try:
             rows: list[asyncpg.Record] = await connection.fetch(
                 statement.sql, *arguments, timeout=self._statement_timeout
             )
         except asyncio.CancelledError as error:
-            if statement.writes and executions(connection) != executed:
+            if statement.writes and counter.queries_count != executed:
                 raise OutcomeUnknownError from error
             raise
         except DATABASE_ERRORS as error:
-            step, fault = self._decide(error, statement, connection, executed)
+            sent = counter.queries_count != executed
+            step, fault = self._decide(error, statement, connection.is_closed(), sent, first=not executed)
             if step is Next.RAISE:
                 outcome = "refused"
                 raise
@@ -213,13 +215,11 @@ class PooledDatabase:
             self.answers = self.answers and error.__cause__ is None
 
     def _decide(
-        self, error: Exception, statement: Statement, connection: asyncpg.Connection, executed: int
+        self, error: Exception, statement: Statement, closed: bool, sent: bool, first: bool
     ) -> tuple[Next, Fault]:
-        """Decide what follows a failed attempt; `executed` are the connection's executions before it."""
-        sent = executions(connection) != executed
-        closed = connection.is_closed()
+        """Decide what follows a failed attempt. `first`: the connection had executed no statement before."""
         step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
-        if closed and (fault.refusal or not executed):
+        if closed and (fault.refusal or first):
             self._pool.failed(error)
         if step not in (Next.RETRY, Next.RESEND):
             self.answers = step is Next.RAISE

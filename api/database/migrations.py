@@ -1,17 +1,14 @@
-"""Schema migrations: yoyo applies the files, one run at a time, and checksums tell which were edited afterwards.
+"""Schema migrations: yoyo applies the files, one run at a time, and checksums show which were edited afterwards.
 
-What is said of yoyo 9.0 is in its backends/base.py, backends/core/postgresql.py and migrations.py. It applies a file
-and records it in two transactions: after a run that is killed in between, the next one applies the file again. So
-migrations are written such that they can run twice.
+Yoyo applies a file and records it in two transactions (its backends/base.py): if a run is killed in between, the next
+one applies the file again. So every migration is written to run twice.
 """
 
 import glob
 import hashlib
 import io
 import logging
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -21,12 +18,11 @@ from typing import Any, Literal
 
 import psycopg
 from yoyo import read_migrations
-from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
-from yoyo.connections import DatabaseURI
 from yoyo.exceptions import BadMigration, MigrationConflict
 from yoyo.migrations import Migration, default_migration_table, topological_sort
 
 from api.database.files import MIGRATIONS_DIRECTORY
+from api.database.yoyo_backend import CHECKSUM_TABLE, Backend, checksum, connect
 from api.neon.tls import DatabaseURL
 
 Report = Callable[[str], None]
@@ -34,19 +30,18 @@ Report = Callable[[str], None]
 # An advisory lock is named by a signed 64-bit number: the first eight bytes of the SHA-256 of "users-api migrations".
 _LOCK_KEY = int.from_bytes(hashlib.sha256(b"users-api migrations").digest()[:8], "big", signed=True)
 _LOCK_POLL_SECONDS = 0.2
-_CHECKSUM_TABLE = "_users_api_migration_checksum"
-# What the URL says goes first. libpq waits for ever by default; and the lock's connection is silent while another one
-# works, for longer than some networks keep a silent connection.
+# The URL's own values win. libpq waits for ever by default. The lock's connection is idle while another one works, for
+# longer than some networks keep an idle connection.
 _CONNECTION_DEFAULTS = {"connect_timeout": "15", "keepalives_idle": "30", "application_name": "users-api migrate"}
 
 
 class MigrationError(Exception):
-    """What failed, in which file, and what to do: for the operator. It holds no password and no URL."""
+    """A failed migration: the message names the file, the cause and the remedy, and holds no password and no URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationStatus:
-    """One migration. `edited` was applied with another content; `missing` was applied and has no file here."""
+    """One migration. `edited`: its file has changed since it was applied. `missing`: it was applied and has no file."""
 
     id: str  # The file's name without ".sql".
     state: Literal["applied", "pending", "edited", "missing"]
@@ -54,10 +49,10 @@ class MigrationStatus:
 
 
 def migrate(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report: Report = print) -> list[str]:
-    """Apply the pending migrations of `directory` one by one and return their ids; `report` gets the progress in lines.
+    """Apply the pending migrations of `directory` one by one and return their ids; `report` gets lines of progress.
 
-    A run that finds another one at work waits for its end. Raises MigrationError, and applies nothing, if a migration
-    that is applied already was edited.
+    Waits until no other run is at work. Raises MigrationError if one fails; and, before any is applied, if an applied
+    one was edited.
     """
     migrations = _read(directory)
     with _exclusive(url, report) as backend:
@@ -85,8 +80,8 @@ def migrate(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report:
 def rollback(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report: Report = print) -> str | None:
     """Undo the migration that was applied last, by its `.rollback.sql` file; return its id, or None if there is none.
 
-    The statements of that file run in the order in which they are written. Raises MigrationError, also if the migration
-    was edited, has no file or no rollback file.
+    The statements of that file run in their order. Raises MigrationError, also if the migration was edited, has no file
+    or no rollback file.
     """
     migrations = _read(directory)
     with _exclusive(url, report) as backend:
@@ -118,63 +113,22 @@ def status(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY) -> list[
         return _compare(migrations, backend)
 
 
-class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc] # yoyo has no types
-    """Yoyo's connection (`with` closes it), which records checksums too and needs neither a user's name nor DNS."""
-
-    # Yoyo tries to make the table each time and swallows the error, which would stand in PostgreSQL's log on each run.
-    create_lock_table_sql = PostgresqlPsycopgBackend.create_lock_table_sql.replace("TABLE", "TABLE IF NOT EXISTS", 1)
-
-    def get_log_data(self, migration: Migration | None = None, operation: str = "apply") -> dict[str, Any]:
-        """Return a row for yoyo's log, with the role as the user's name.
-
-        Yoyo asks getpass.getuser(), which raises for a numeric UID without a name (usual in containers) once the
-        migration is committed, and socket.getfqdn(), which waits for DNS.
-        """
-        return {
-            "id": str(uuid.uuid4()),
-            "migration_id": migration.id if migration else None,
-            "migration_hash": migration.hash if migration else None,
-            "username": self.connection.info.user,
-            "hostname": socket.gethostname(),
-            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
-            "operation": operation,
-        }
-
-    def mark_one(self, migration: Migration, log: bool = True) -> None:
-        """Record a migration as applied, with its checksum; yoyo calls this in a transaction."""
-        super().mark_one(migration, log)
-        self.record_checksum(migration)
-
-    def unmark_one(self, migration: Migration, log: bool = True) -> None:
-        """Remove the record and the checksum; yoyo calls this in a transaction."""
-        super().unmark_one(migration, log)
-        self.execute(f"delete from {_CHECKSUM_TABLE} where migration_id = :id", {"id": migration.id})  # noqa: S608
-
-    def record_checksum(self, migration: Migration) -> None:
-        """Record the checksum of a migration's file, in place of one from before a `yoyo rollback`."""
-        self.execute(
-            f"insert into {_CHECKSUM_TABLE} (migration_id, checksum) values (:id, :checksum) "  # noqa: S608
-            "on conflict (migration_id) do update set checksum = excluded.checksum",
-            {"id": migration.id, "checksum": _checksum(migration)},
-        )
-
-
-def _connect(url: DatabaseURL) -> _Backend:
-    """Connect, by arguments instead of a URL, which an error or a log could show. Raises MigrationError."""
+def _connect(url: DatabaseURL) -> Backend:
+    """Connect. Raises MigrationError."""
     arguments = _CONNECTION_DEFAULTS | url.psycopg_arguments()
     try:
-        return _Backend(DatabaseURI("postgresql+psycopg", *[None] * 5, args=arguments), default_migration_table)
+        return connect(arguments)
     except psycopg.Error as error:
         # libpq writes a line for every address that it tried.
         raise MigrationError(f"cannot connect to the database: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
-def _exclusive(url: DatabaseURL, report: Report) -> Iterator[_Backend]:
-    """Wait until no other run is at work, keep others out, and make the tables that record migrations.
+def _exclusive(url: DatabaseURL, report: Report) -> Iterator[Backend]:
+    """Lock out other runs, after waiting for the one at work, and make the tables that record migrations.
 
     Yoyo's own lock is a committed row, which a killed run leaves behind; an advisory lock ends with its connection. So
-    ours covers the whole run, and a row that is found under it is stale. Raises MigrationError.
+    an advisory lock covers the whole run, and a row that is found under it is stale. Raises MigrationError.
     """
     if url.pooled:
         raise MigrationError(
@@ -186,16 +140,16 @@ def _exclusive(url: DatabaseURL, report: Report) -> Iterator[_Backend]:
     with _connect(url) as lock, _connect(url) as backend:
         with _explained("cannot prepare the database for migrations"):
             waiting = False
-            # Polled, since a statement that waits for the lock holds a snapshot, and a `create index concurrently` of
-            # the other run would wait for the end of that: a deadlock that PostgreSQL does not see.
+            # Polled: a statement that waits for the lock holds a snapshot, and a `create index concurrently` of the
+            # other run would wait for that snapshot. PostgreSQL does not detect this deadlock.
             while not lock.execute(f"select pg_try_advisory_lock({_LOCK_KEY})").fetchone()[0]:
                 if not waiting:
                     report("another migration is running: waiting")
                 waiting = True
                 time.sleep(_LOCK_POLL_SECONDS)
             backend.execute(
-                f"create table if not exists {_CHECKSUM_TABLE} (migration_id text, checksum text not null, "
-                f"constraint {_CHECKSUM_TABLE}_pkey primary key (migration_id))"
+                f"create table if not exists {CHECKSUM_TABLE} (migration_id text, checksum text not null, "
+                f"constraint {CHECKSUM_TABLE}_pkey primary key (migration_id))"
             )
             backend.create_lock_table()
             for (pid,) in backend.execute(f"select pid from {backend.lock_table}").fetchall():  # noqa: S608
@@ -222,7 +176,7 @@ def _read(directory: Path) -> dict[str, Migration]:
     return by_id
 
 
-def _compare(migrations: dict[str, Migration], backend: _Backend) -> list[MigrationStatus]:
+def _compare(migrations: dict[str, Migration], backend: Backend) -> list[MigrationStatus]:
     """Compare the files with what the database has recorded; the order is that of `status`. Raises MigrationError."""
 
     def rows(table: str, columns: str) -> list[tuple[Any, ...]]:
@@ -232,24 +186,16 @@ def _compare(migrations: dict[str, Migration], backend: _Backend) -> list[Migrat
     def state(id: str) -> Literal["applied", "edited", "missing"]:
         if id not in migrations:
             return "missing"
-        checksum = _checksum(migrations[id])
-        return "applied" if checksums.get(id, checksum) == checksum else "edited"
+        current = checksum(migrations[id])
+        return "applied" if checksums.get(id, current) == current else "edited"
 
     with _explained("cannot read which migrations are applied"):
-        checksums = dict(rows(_CHECKSUM_TABLE, "migration_id, checksum"))
+        checksums = dict(rows(CHECKSUM_TABLE, "migration_id, checksum"))
         applied = dict(rows(default_migration_table, "migration_id, applied_at_utc"))
     return [
         *(MigrationStatus(id, state(id), at.replace(tzinfo=UTC)) for id, at in applied.items()),
         *(MigrationStatus(id, "pending", None) for id in migrations if id not in applied),
     ]
-
-
-def _checksum(migration: Migration) -> str:
-    """Return the SHA-256 of the file's lines in hexadecimal: git may have converted their ends.
-
-    The rollback file is left out: it is no part of the schema, and a wrong one must be mended.
-    """
-    return hashlib.sha256(b"\n".join(Path(migration.path).read_bytes().splitlines())).hexdigest()
 
 
 def _edited(migration: Migration, status: MigrationStatus) -> MigrationError:
@@ -261,12 +207,12 @@ def _edited(migration: Migration, status: MigrationStatus) -> MigrationError:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise an error of PostgreSQL's or yoyo's as a MigrationError that says `what` failed, why, and what to do."""
+    """Raise an error of PostgreSQL or yoyo as a MigrationError with `what` failed, the cause and the remedy."""
     try:
         yield
     except (psycopg.Error, BadMigration) as error:
         cause: BaseException = error
-        # On a lost connection yoyo's clean-up fails as well: the first error tells what happened.
+        # On a lost connection yoyo's clean-up fails as well: the first error is the cause.
         while isinstance(cause.__context__, psycopg.Error):
             cause = cause.__context__
         remedy = "It is not recorded as done: mend the cause and run it again."

@@ -1,4 +1,4 @@
-"""`users-api doctor`: examines both URLs step by step, in the order in which a connection depends on them."""
+"""`users-api doctor`: examines both URLs step by step, in the order in which a connection needs them."""
 
 import asyncio
 import time
@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from api.database.faults import DATABASE_ERRORS, classify
+from api.doctor.connection import ConnectionChecks
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
-from api.doctor.network import Route
-from api.doctor.session import Session
+from api.doctor.network import HostChecks
 from api.errors import describe
 from api.neon.tls import DatabaseURL
 from api.settings import Settings
 
 Report = Callable[[str, str, Step | None], None]
-"""Is told the variable and the name of each step twice: with None when it begins, with the step when it has ended."""
+"""Called with the variable and the name of each step twice: with None when it begins, with the step when it ends."""
 
 _UNREACHABLE = "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer"
 _UNKNOWN = "run it again; if it stays, the server's log says more"
@@ -24,13 +24,13 @@ _STUCK = "look for locks, an overloaded server, or a stopped one behind the pool
 async def examine(settings: Settings, *, replicas: int, workers: int, time_limit: float, report: Report) -> list[Step]:
     """Take every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
 
-    It only reads, and leaves nothing behind. What a database or a network can do wrong is a red step, no exception.
+    It only reads, and leaves nothing behind. A failure of the database or the network is a red step, not an exception.
     """
-    pooled, direct = Session(settings.pooled), Session(settings.direct)
+    pooled, direct = ConnectionChecks(settings.pooled), ConnectionChecks(settings.direct)
     try:
         first = _Steps("DATABASE_URL", pooled, time_limit, report)
         await first.reach()
-        await first.take("pooling", lambda: _judge_pooled(pooled, direct))
+        await first.take("pooling", lambda: _check_pooled(pooled, direct))
         await first.take(
             "prepared statements",
             lambda: pooled.check_prepared_statements(settings.statement_cache_size),
@@ -40,17 +40,17 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
         await first.take(
             "statement_timeout", lambda: pooled.check_statement_timeout(settings.statement_timeout_seconds)
         )
-        await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings))
+        await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings.pool_max_size))
         await first.take("round trip", pooled.check_round_trip)
 
         second = _Steps("DIRECT_URL", direct, time_limit, report)
         await second.reach()
         await second.take(
             "same database",
-            lambda: _judge_same(pooled, direct),
+            lambda: _check_same(pooled, direct),
             skip=first.ended_at and f"needs {first.ended_at} of DATABASE_URL",
         )
-        await second.take("pooling", lambda: _judge_direct(pooled, direct))
+        await second.take("pooling", lambda: _check_direct(pooled, direct))
         await second.take("TimeZone", direct.check_time_zone)
         await second.take("statement_timeout", lambda: direct.check_statement_timeout(None))
         migrated = await second.take("migrations", direct.check_migrations)
@@ -69,29 +69,29 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
 class _Steps:
     """The steps of one URL, taken in turn until one fails that the others need, or until the time is up."""
 
-    def __init__(self, variable: str, session: Session, time_limit: float, report: Report) -> None:
+    def __init__(self, variable: str, connection: ConnectionChecks, time_limit: float, report: Report) -> None:
         self._variable = variable
-        self._session = session
+        self._connection = connection
         self._deadline = asyncio.get_running_loop().time() + time_limit
         self._report = report
         self.taken: list[Step] = []
         self.ended_at: str | None = None  # the step after which no other can be tried
 
     async def reach(self) -> None:
-        """Take the steps that all others need: the way to each host, which asyncpg tries in turn, and the log-in."""
-        url = self._session.url
+        """Take the steps that all others need: the network to each host, which asyncpg tries in turn, and the login."""
+        url = self._connection.url
         await self.take("URL", lambda: _read_notes(url))
         alone = len(url.hosts) == 1
         for host, port in url.hosts:
-            route = Route(url, host, port)
+            host_checks = HostChecks(url, host, port)
             try:
-                for step, check in route.checks():
+                for step, check in host_checks.all():
                     if not await self.take(step, check, needed=alone, spare=not alone) and not alone:
                         break
             finally:
-                route.close()
-        await self.take("authentication", lambda: self._session.authenticate(self._deadline), needed=True)
-        await self.take("server", self._session.check_server)
+                host_checks.close()
+        await self.take("authentication", lambda: self._connection.authenticate(self._deadline), needed=True)
+        await self.take("server", self._connection.check_server)
 
     async def take(
         self,
@@ -102,10 +102,10 @@ class _Steps:
         spare: bool = False,
         skip: str | Literal[False] | None = None,
     ) -> bool:
-        """Run one check and keep what it finds; return whether it was neither red nor skipped.
+        """Run one check and record its finding; return True if that is green or yellow.
 
-        `needed`: where it is red, the steps after it are skipped. `spare`: others can do instead, so it is yellow at
-        worst. `skip`: why it cannot be tried, if it cannot.
+        `needed`: if it is red, the steps after it are skipped. `spare`: other hosts can replace this one, so it is
+        yellow at worst. `skip`: the reason to skip the check, if there is one.
         """
         self._report(self._variable, name, None)
         started = time.perf_counter()
@@ -116,7 +116,7 @@ class _Steps:
         passed = finding.status in ("green", "yellow")
         if finding.status == "red" and spare and self.ended_at is None:
             finding = yellow(f"{finding.detail}; other hosts are tried", finding.remedy or "")
-        elif finding.status == "red" and (needed or self._session.lost):
+        elif finding.status == "red" and (needed or self._connection.lost):
             self.ended_at = name
         milliseconds = None if finding.status == "skipped" else round(1000 * (time.perf_counter() - started), 2)
         step = Step(self._variable, name, finding.status, milliseconds, finding.detail, finding.remedy)
@@ -140,7 +140,7 @@ async def _read_notes(url: DatabaseURL) -> Finding:
     return green("; ".join(url.notes) or "every part of it is used")
 
 
-async def _judge_pooled(pooled: Session, direct: Session) -> Finding:
+async def _check_pooled(pooled: ConnectionChecks, direct: ConnectionChecks) -> Finding:
     evidence = await pooled.find_pooling()
     if pooled.pooled:
         return green(f"pooled: {evidence}")
@@ -150,7 +150,7 @@ async def _judge_pooled(pooled: Session, direct: Session) -> Finding:
     return green(f"direct: {evidence}; both URLs name one server without a pooler")
 
 
-async def _judge_direct(pooled: Session, direct: Session) -> Finding:
+async def _check_direct(pooled: ConnectionChecks, direct: ConnectionChecks) -> Finding:
     evidence = await direct.find_pooling()
     if direct.pooled and pooled.pooled is False:
         return red(f"pooled: {evidence}, and DATABASE_URL is direct", "swap the values of DATABASE_URL and DIRECT_URL")
@@ -167,7 +167,7 @@ async def _judge_direct(pooled: Session, direct: Session) -> Finding:
     return green(f"direct: {evidence}")
 
 
-async def _judge_same(pooled: Session, direct: Session) -> Finding:
+async def _check_same(pooled: ConnectionChecks, direct: ConnectionChecks) -> Finding:
     if await pooled.fingerprint() == await direct.fingerprint():
         return green("both URLs lead to one database")
     return red(

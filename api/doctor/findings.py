@@ -1,4 +1,4 @@
-"""What a check finds: its colour, what it saw, and on yellow and red what to do about it."""
+"""The finding of a check: its colour, the evidence, and on yellow and red the remedy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,26 +22,26 @@ class Step:
     url: str  # DATABASE_URL or DIRECT_URL
     step: str
     status: Status
-    milliseconds: float | None  # None where it was skipped
+    milliseconds: float | None  # None if it was skipped
     detail: str
     remedy: str | None
 
 
 def green(detail: str) -> Finding:
-    """As it should be."""
+    """Return the finding that all is well."""
     return Finding("green", detail)
 
 
 def yellow(detail: str, remedy: str) -> Finding:
-    """The service works, and somebody should know, or mend it before it grows."""
+    """Return the finding that the service works, with something that an operator should know or fix."""
     return Finding("yellow", detail, remedy)
 
 
 def red(detail: str, remedy: str) -> Finding:
-    """The service, its migrations or its security do not work so."""
+    """Return the finding that the service, its migrations or its security do not work."""
     return Finding("red", detail, remedy)
 
 
 def skipped(detail: str) -> Finding:
-    """Not tried, and therefore not known."""
+    """Return the finding that the check was not tried."""
     return Finding("skipped", detail)

@@ -1,4 +1,4 @@
-"""The way to a host, from its name to verified TLS: the one that asyncpg goes, taken apart to see where it ends."""
+"""The network to a host, from its name to verified TLS: the steps of asyncpg one by one, to see which one fails."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from api.threads import in_daemon_thread
 # Length and code: https://www.postgresql.org/docs/current/protocol-message-formats.html, SSLRequest.
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
-# OpenSSL's X509_V_ERR_* numbers (x509_vfy.h) and what mends each.
+# OpenSSL's X509_V_ERR_* numbers (x509_vfy.h), and the remedy of each.
 _RENEW = "renew the server's certificate; where it is current, set this machine's clock"
 _CERTIFICATE_REMEDIES = {
     9: "set this machine's clock, or wait until the server's certificate becomes valid",
@@ -29,8 +29,8 @@ _CERTIFICATE_REMEDIES = {
 _WRONG_NAME = (62, 64)  # of a host, of an address
 
 
-class Route:
-    """The way to one host of a URL. Each check needs the one before it; `close` ends what is open."""
+class HostChecks:
+    """The network checks of one host of a URL. Each needs the one before it; `close` closes the connection."""
 
     def __init__(self, url: DatabaseURL, host: str, port: int) -> None:
         self._url = url
@@ -39,8 +39,8 @@ class Route:
         self._addresses: list[str] = []
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def checks(self) -> list[tuple[str, Callable[[], Awaitable[Finding]]]]:
-        """The names of the checks that this host needs, and the checks, in order."""
+    def all(self) -> list[tuple[str, Callable[[], Awaitable[Finding]]]]:
+        """Return the checks of this host, each with its name, in order."""
         if self._host.startswith("/"):
             return [("Unix socket", self._connect_unix)]
         return [("name resolution", self._resolve), ("TCP", self._connect), ("TLS", self._handshake)]
@@ -119,7 +119,7 @@ class Route:
         detail = f"{encrypted.version()}, {cipher[0] if cipher else 'no cipher'}"
         if self._url.sslmode == "no-verify":
             return yellow(
-                f"{detail}, not verified: whoever answers is trusted",
+                f"{detail}, not verified: any server at this address is trusted",
                 "write sslmode=verify-full, with sslrootcert=FILE for an authority of your own",
             )
         certificate: dict[str, Any] = encrypted.getpeercert() or {}
@@ -147,7 +147,7 @@ class Route:
         if error.verify_code not in _WRONG_NAME:
             remedy = _CERTIFICATE_REMEDIES.get(error.verify_code, "give the server a certificate that can be verified")
             return red(f"not verified: {error.verify_message}", remedy)
-        # Whom the certificate is for is known only once no name is asked for. Nothing is sent over this connection.
+        # The certificate's names can be read only after a handshake that checks none. Nothing is sent after it.
         context = self._url.tls_context()
         assert context
         context.check_hostname = False
@@ -163,7 +163,7 @@ class Route:
 
 
 def _reason(error: Exception) -> str:
-    """What the system or OpenSSL says, without asyncio's and Python's own words around it."""
+    """Return the message of the system or of OpenSSL, without the text that asyncio and Python add."""
     if isinstance(error, ssl.SSLError):
         return str(error.reason or error).replace("_", " ").lower()
     if isinstance(error, OSError) and error.errno:
@@ -172,6 +172,6 @@ def _reason(error: Exception) -> str:
 
 
 def _name(issuer: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    """A distinguished name's organisation and common name."""
+    """Return a distinguished name's organisation and common name."""
     parts = {key: value for relative in issuer for key, value in relative}
     return " ".join(filter(None, (parts.get("organizationName"), parts.get("commonName")))) or "an unnamed authority"

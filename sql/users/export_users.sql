@@ -1,4 +1,4 @@
--- Every user as its JSON, the order being that of the list: what COPY sends, from one snapshot.
+-- Every user as JSON, in the order of the list, for COPY, from one snapshot.
 select body::text
 from users
 order by id

@@ -1,4 +1,4 @@
--- Every user with the values that its JSON has: what COPY sends as CSV, from one snapshot.
+-- Every user with the values of its JSON, for COPY as CSV, from one snapshot.
 select
     id::bigint,
     email::text,

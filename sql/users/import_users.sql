@@ -1,6 +1,6 @@
--- Creates the users whose address is free, and gives the place in the arrays, from 1, of each whose address is taken.
--- No address may stand in $1 twice. $3 bounds the wait for somebody who is creating one of the same.
-with patience as materialized (
+-- Creates the users whose address is free, and returns the index in the arrays, from 1, of each whose address is taken.
+-- No address may occur in $1 twice. $3 bounds the wait for a session that is creating the same address.
+with lock_timeout as materialized (
     select set_config('lock_timeout', $3, true)
 ), new as (
     select *
@@ -8,7 +8,7 @@ with patience as materialized (
 ), created as (
     insert into users (email, name)
     select new.email, new.name
-    from patience, new
+    from lock_timeout, new
     on conflict (lower(email collate pg_c_utf8)) do nothing
     returning email
 )

@@ -1,10 +1,10 @@
--- Creates users as insert_users.sql does, once for each key of a caller: the answer is kept for 24 hours and given again.
--- For each n a row: the user (null where its address is taken), the body of the answer ($4 where the address is taken),
--- whether the answer was given before, and whether the key was used for something else, which $3 tells.
+-- Creates users as insert_users.sql does, once for each idempotency key of a caller: the answer is stored for 24 hours
+-- and replayed. For each n a row: the user (null if its address is taken), the body of the answer ($4 if the address is
+-- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3).
 --
--- Whoever is using the same key at this moment is waited for, by the address or by the key. Then idempotency_keys_pkey
+-- A concurrent session that uses the same key is waited for, by the address or by the key. Then idempotency_keys_pkey
 -- is violated, which undoes this statement as a whole: run again, it sees the other's answer. $7 bounds the wait.
-with patience as materialized (
+with lock_timeout as materialized (
     select set_config('lock_timeout', $7, true)
 ), asked as (
     select *
@@ -16,7 +16,7 @@ with patience as materialized (
     join idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
     where kept.created_at > now() - interval '24 hours'
 ), oldest as materialized (
-    -- Twice as many as come in, so that what has expired dwindles. What another session is deleting is left to it.
+    -- Twice as many as are added, so that the expired ones dwindle. Rows that another session is deleting are skipped.
     select ctid
     from idempotency_keys
     where created_at <= now() - interval '24 hours'
@@ -25,16 +25,15 @@ with patience as materialized (
     for update skip locked
 ), expired as (
     delete from idempotency_keys
-    -- By their place in the table, which stays what it is, since no row is ever updated: by their keys, a plan that
-    -- expects many would read the table.
+    -- By ctid, which is stable since no row is ever updated. By key, a plan for many rows would read the table.
     where ctid = any (array(
         select ctid from oldest
         union all
         select kept.ctid
-        from patience
+        from lock_timeout
         cross join asked
         join idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
-        -- Not as above, where an index finds all that has expired: here each key is looked up.
+        -- Unlike the condition above, this one cannot use the index on created_at: each key is looked up instead.
         where kept.created_at + interval '24 hours' <= now()
     ))
     returning 1
@@ -45,7 +44,7 @@ with patience as materialized (
 ), created as (
     insert into users (email, name)
     select fresh.email, fresh.name
-    from patience, fresh
+    from lock_timeout, fresh
     on conflict (lower(email collate pg_c_utf8)) do nothing
     returning id, body, email
 ), recorded as (
@@ -53,7 +52,7 @@ with patience as materialized (
     select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.refusal)
     from fresh
     left join created on created.email = fresh.email
-    -- Asks for "expired", so that a key that has expired makes room before it is used again.
+    -- Refers to "expired", so that an expired key is deleted before it is inserted again.
     where (select count(*) from expired) >= 0
     returning caller, key, user_id, body
 )

@@ -1,5 +1,5 @@
--- A page, as a JSON array, in the order of creation, backwards: $4 users before the time $1 and, of that very time, the
--- id $2, that were created after $3. Times travel as text, which knows infinity.
+-- One page as a JSON array, the newest first: $4 users before the position (time $1, id $2) that were created after $3.
+-- Times are text, so that they can be infinity.
 select
     (array_agg(created_at order by created_at desc, id desc))[count(*)]::timestamptz as last_created_at,
     (array_agg(id order by created_at desc, id desc))[count(*)]::bigint as last_id,

@@ -1,5 +1,5 @@
--- A page, as a JSON array, in the order of creation: $4 users behind the time $1 and, of that very time, the id $2, that
--- were created before $3. Times travel as text, which knows infinity.
+-- One page as a JSON array, in the order of creation: $4 users after the position (time $1, id $2) that were created
+-- before $3. Times are text, so that they can be infinity.
 select
     (array_agg(created_at order by created_at, id))[count(*)]::timestamptz as last_created_at,
     (array_agg(id order by created_at, id))[count(*)]::bigint as last_id,

@@ -1,14 +1,14 @@
--- A page, as a JSON array, of the users whose address or name begins with $1, whatever the case, in the order of what
--- begins so. $2 and $3 are the key and the id that the page before ended with, '' and 0 at first; $4 is its size.
+-- One page as a JSON array: the users whose address or name begins with $1, ignoring case, in the order of the text
+-- that matches. $2 and $3 are the last key and id of the page before, '' and 0 at first; $4 is the size of the page.
 --
--- Two indexes give entries in that order, and a user that matches twice has two, of which the first counts. So that a
--- page costs the same whatever matches, it reads 2 * $4 entries at most: it may hold fewer users while others follow.
+-- Two indexes give entries in that order. A user that matches twice has two entries, of which the first counts. A page
+-- reads 2 * $4 entries at most, so that its cost is bounded: it may hold fewer users while others follow.
 with entries as (
     select entry.key, entry.id, entry.body, entry.is_second
     from (
         select
             lower($1 collate pg_c_utf8) as prefix,
-            -- In the order of code points nothing with this beginning comes behind it: the last one stands for no character.
+            -- Sorts after every text with this prefix: the last code point is no character.
             lower($1 collate pg_c_utf8) || chr(1114111) as last
     ) as wanted
     cross join lateral (

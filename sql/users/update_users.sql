@@ -1,8 +1,8 @@
--- Changes some keys of each user: an email that is null is left alone (a user always has one), the name only where
--- set_name says so (null clears it). A change that changes nothing keeps version and updated_at.
+-- Changes users: a null email leaves the address alone (a user always has one); the name changes only if set_name is
+-- true (null clears it). A change without effect keeps version and updated_at.
 -- No row: no such user. A row without body: if_match, an array of versions as text, does not hold the user's version.
--- $6 bounds the wait for a row that somebody else has locked.
-with patience as materialized (
+-- $6 bounds the wait for a row that another session has locked.
+with lock_timeout as materialized (
     select set_config('lock_timeout', $6, true)
 ), change as (
     select *
@@ -21,7 +21,7 @@ with patience as materialized (
                 is distinct from (users.email, users.name)
             then now() else users.updated_at
         end
-    from patience, change
+    from lock_timeout, change
     where users.id = change.id and (change.if_match is null or users.version = any(change.if_match::bigint[]))
     returning users.id, users.version, users.body
 )

@@ -50,8 +50,8 @@ order by 1, 2, 3
 MIGRATE = """
 import sys
 from pathlib import Path
-from api.migrations import migrate
-from api.url import parse_url
+from api.database.migrations import migrate
+from api.neon.url import parse_url
 
 print(migrate(parse_url(sys.argv[1]), directory=Path(sys.argv[2]), report=lambda line: print(line, flush=True)))
 """
@@ -336,7 +336,7 @@ def test_a_faulty_header_is_reported(here: Migrations, empty_database: str, sql:
 
 def test_what_yoyo_skips_is_an_error(here: Migrations, monkeypatch: pytest.MonkeyPatch) -> None:
     here.write("0001.one", "select 1")
-    monkeypatch.setattr("api.database.migrations._Backend.apply_one", lambda self, migration: None)
+    monkeypatch.setattr("api.database.migrations.Backend.apply_one", lambda self, migration: None)
     with pytest.raises(MigrationError, match=r"still not applied, although nothing failed: 0001\.one"):
         here.migrate()
 

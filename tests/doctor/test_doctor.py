@@ -16,9 +16,9 @@ import pytest
 import api.users.queries  # noqa: F401 - declares the statements that doctor checks
 from api.database.statements import declared_statements
 from api.doctor import examine
+from api.doctor.connection import ConnectionChecks
 from api.doctor.findings import Status, Step
-from api.doctor.network import Route
-from api.doctor.session import Session
+from api.doctor.network import HostChecks
 from api.neon.url import parse_url
 from api.settings import Settings
 from tests.support.commands import USERS_API, on, on_a_terminal, run
@@ -149,7 +149,7 @@ def test_tls_that_is_not_verified_is_yellow(neon: NeonDatabase) -> None:
 
 @pytest.mark.parametrize(("address", "status"), [("10.0.0.5", "yellow"), ("127.0.0.1", "green"), ("::1", "green")])
 def test_clear_text_is_yellow_where_it_leaves_the_machine(address: str, status: Status) -> None:
-    route = Route(parse_url("postgresql://ada:sesame@db/x?sslmode=disable"), "db", 5432)
+    route = HostChecks(parse_url("postgresql://ada:sesame@db/x?sslmode=disable"), "db", 5432)
     route._addresses = [address]
     assert asyncio.run(route._handshake()).status == status
 
@@ -220,7 +220,7 @@ def test_two_databases(neon: NeonDatabase, make_database: object, empty_database
 
 def test_what_is_pooled_is_found_out_under_load(neon: NeonDatabase) -> None:
     async def find(url: str) -> bool | None:
-        session = Session(parse_url(url))
+        session = ConnectionChecks(parse_url(url))
         async with asyncpg.create_pool(**parse_url(url).asyncpg_arguments(), min_size=6, max_size=6) as pool:
             done = asyncio.Event()
 
@@ -453,7 +453,7 @@ def test_a_sleeping_compute_is_waited_for(rig: Rig, neon: NeonDatabase) -> None:
 
 def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
     async def check() -> str:
-        session = Session(parse_url(database))
+        session = ConnectionChecks(parse_url(database))
         await session.authenticate(asyncio.get_running_loop().time() + 20)
         session._began = -1e9  # as though it had waited since before this PostgreSQL was started
         try:

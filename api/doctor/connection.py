@@ -1,7 +1,7 @@
-"""What only a connection can tell: who is let in, what runs there, and what becomes of session state and statements.
+"""The checks over a connection: authentication, the server, pooling, prepared statements, settings and migrations.
 
-Everything is asked over two connections of one URL without asyncpg's statement cache, so that it works through a pooler
-that cannot prepare statements, and leaves nothing behind on the connections that such a pooler lends to others.
+They use two connections of one URL without asyncpg's statement cache. So they work through a pooler that cannot prepare
+statements, and leave nothing behind on the connections that such a pooler shares between clients.
 """
 
 import asyncio
@@ -15,38 +15,37 @@ from api.database import migrations, statements
 from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
 from api.neon.tls import DatabaseURL
-from api.settings import Settings
 from api.threads import in_daemon_thread
 
-_ROUNDS = 5  # enough to meet a shared backend, however a pooler hands them out
+_ROUNDS = 5  # enough to meet a shared backend, in whatever order a pooler assigns them
 _ROUND_TRIPS = 21
-_FAR_SECONDS = 0.02  # more than any two places of one region are apart
+_FAR_SECONDS = 0.02  # more than any round trip within one region
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
 _WAKING_PAUSE_SECONDS = 0.2
 
 
-class Session:
-    """Two connections of one URL. `authenticate` opens them, every other check needs them, `close` ends them."""
+class ConnectionChecks:
+    """Two connections of one URL. `authenticate` opens them, every other check needs them, `close` closes them."""
 
     def __init__(self, url: DatabaseURL) -> None:
         self.url = url
         self._connections: list[asyncpg.Connection] = []
         self._began = 0.0
         self._connected_within: list[float] = []
-        self.pooled: bool | None = None  # None until find_pooling has found out
+        self.pooled: bool | None = None  # set by find_pooling
 
     async def close(self) -> None:
-        """End the connections: politely where the server answers, after a second where it does not."""
+        """Close the connections: gracefully, or after a second if the server does not answer."""
         closing = [connection.close(timeout=1) for connection in self._connections]
         await asyncio.gather(*closing, return_exceptions=True)
 
     @property
     def lost(self) -> bool:
-        """Whether a connection ended before its time."""
+        """True if a connection has broken."""
         return any(connection.is_closed() for connection in self._connections)
 
     async def authenticate(self, deadline: float) -> Finding:
-        """Log in twice, and wait until `deadline`, in the loop's time, for a compute that wakes up."""
+        """Log in twice; wait for a compute that wakes up until `deadline`, a time of the event loop."""
         self._began = time.perf_counter()
         for _ in range(2):
             started = time.perf_counter()
@@ -66,7 +65,7 @@ class Session:
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 
     async def check_server(self) -> Finding:
-        """Run the first statement: what answers, and whether it had to wake up for this."""
+        """Run the first statement: report the server's version, and whether it had to wake up."""
         ((version, age, read_only),) = await self._connections[0].fetch(
             """
             select current_setting('server_version'),
@@ -91,7 +90,7 @@ class Session:
         return green(detail)
 
     async def fingerprint(self) -> object:
-        """Return what no other database has: when its server started, to the microsecond, and its number in there."""
+        """Return a value that no other database has: its server's start, to the microsecond, and its oid."""
         (row,) = await self._connections[0].fetch(
             "select extract(epoch from pg_postmaster_start_time()), oid"
             " from pg_database where datname = current_database()"
@@ -99,11 +98,11 @@ class Session:
         return tuple(row)
 
     async def find_pooling(self) -> str:
-        """Set `pooled` and return the evidence: which backends of PostgreSQL two connections meet.
+        """Set `pooled` and return the evidence: the backends of PostgreSQL that two connections meet.
 
-        Whoever talks to PostgreSQL itself, or through a proxy or a session pooler, keeps one backend, which is nobody
-        else's; a transaction pooler lends the same one to both, or another one for the next statement. The process
-        number that PostgreSQL sends when a session starts proves less: Neon's proxy replaces it on both hosts.
+        A connection to PostgreSQL itself, a proxy or a session pooler keeps one backend of its own. A transaction
+        pooler assigns the same one to both, or another one to the next statement. The process id that PostgreSQL sends
+        at the start of a session proves less: Neon's proxy replaces it on both hosts.
         """
         met: tuple[set[int], set[int]] = (set(), set())
         for _ in range(_ROUNDS):
@@ -115,10 +114,10 @@ class Session:
         return "each connection keeps its own backend"
 
     async def check_prepared_statements(self, cache_size: int) -> Finding:
-        """Prepare a statement under a name and look whether the pooler passes the name on as it is.
+        """Prepare a statement under a name, and find out whether the pooler passes the name on unchanged.
 
-        It may not: two clients may use one name for different statements, so a pooler that can do it gives names of its
-        own, and prepares the statement again where it is missing (PgBouncer 1.21: PGBOUNCER_1, and so on).
+        It must not: two clients may use one name for different statements. So a pooler that supports them uses names of
+        its own, and prepares a statement again on a backend without it (PgBouncer 1.21: PGBOUNCER_1, and so on).
         """
         connection = self._connections[0]
         name = f"users_api_doctor_{secrets.token_hex(4)}"
@@ -146,14 +145,14 @@ class Session:
         )
 
     async def check_time_zone(self) -> Finding:
-        """Tell the session's TimeZone, on which no answer depends."""
+        """Report the session's TimeZone, on which no answer depends."""
         zone = await self._connections[0].fetchval("select current_setting('TimeZone')")
         return green(f"{zone} (answers are in UTC anyway)")
 
     async def check_statement_timeout(self, client_seconds: float | None) -> Finding:
-        """Tell what the role's and the database's settings come down to.
+        """Report the statement_timeout that results from the role's and the database's settings.
 
-        `client_seconds` is when requests cancel their own statements, None for migrations, which do not.
+        `client_seconds`: requests cancel their own statements after this; None for migrations, which do not.
         """
         milliseconds = await self._connections[0].fetchval(
             "select setting::int from pg_settings where name = 'statement_timeout'"
@@ -175,8 +174,8 @@ class Session:
             )
         return green(f"{seconds:g} s in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
 
-    async def check_connections(self, replicas: int, workers: int, settings: Settings) -> Finding:
-        """Compare what all pools together may open with what PostgreSQL lets this role have."""
+    async def check_connections(self, replicas: int, workers: int, pool_max_size: int) -> Finding:
+        """Compare the connections of all pools together with PostgreSQL's limit for this role."""
         (limits,) = await self._connections[0].fetch(
             """
             select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -185,9 +184,9 @@ class Session:
             """
         )
         limit = min(each for each in limits if each >= 0)
-        wanted = replicas * workers * settings.pool_max_size
+        wanted = replicas * workers * pool_max_size
         detail = (
-            f"{_count(replicas, 'replica')} x {_count(workers, 'worker')} x POOL_MAX_SIZE {settings.pool_max_size} "
+            f"{_count(replicas, 'replica')} x {_count(workers, 'worker')} x POOL_MAX_SIZE {pool_max_size} "
             f"= {wanted}; PostgreSQL has {limit}"
         )
         lower = "lower POOL_MAX_SIZE, workers or replicas, or take a larger compute"
@@ -198,13 +197,13 @@ class Session:
                 return yellow(f"{detail}, so statements wait for each other in the pooler", lower)
             return green(f"{detail}, through the pooler")
         if wanted > limit:
-            return red(f"{detail}: the last to come are refused", f"{lower}, or go through a pooler")
+            return red(f"{detail}: connections above that are refused", f"{lower}, or go through a pooler")
         if wanted > 0.8 * limit:
             return yellow(f"{detail}: little is left for migrations and people", f"{lower}, or go through a pooler")
         return green(detail)
 
     async def check_migrations(self) -> Finding:
-        """Compare the files with what the database has recorded, over libpq, as `users-api migrate` does."""
+        """Compare the files with the migrations that the database has recorded, over libpq as `users-api migrate`."""
         try:
             rows = await in_daemon_thread(migrations.status, self.url)
         except migrations.MigrationError as error:

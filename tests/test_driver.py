@@ -1,0 +1,64 @@
+"""The private parts of asyncpg and yoyo that the service relies on: they exist, and do what it believes."""
+
+import asyncio
+import inspect
+
+import asyncpg
+import pytest
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+
+from api.database.driver import connection_of, counter_of
+from api.database.yoyo_backend import Backend
+from api.neon.url import parse_url
+
+
+async def test_the_connection_of_a_pool_is_found_behind_its_proxy(database: str) -> None:
+    async with asyncpg.create_pool(**parse_url(database).asyncpg_arguments(), min_size=0) as pool:
+        borrowed = await pool.acquire()
+        connection = connection_of(borrowed)
+        assert type(connection) is asyncpg.Connection
+        assert await connection.fetchval("select 1") == await borrowed.fetchval("select 1")
+        connection.terminate()
+        await pool.release(borrowed)
+        assert connection_of(borrowed) is None
+
+
+@pytest.mark.parametrize("cache_size", [100, 0])
+async def test_an_execution_is_counted_when_it_is_sent_and_a_preparation_never(database: str, cache_size: int) -> None:
+    arguments = parse_url(database).asyncpg_arguments()
+    connection = await asyncpg.connect(**arguments, statement_cache_size=cache_size)
+    counter = counter_of(connection)
+    assert counter.queries_count == 0
+    await connection.fetch("select $1::int", 1)  # prepared, and executed
+    assert counter.queries_count == 1
+    await connection.fetch("select $1::int", 2)
+    assert counter.queries_count == 2
+
+    await connection.prepare("select $1::text")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await connection.fetch("select from nowhere")  # fails while it is prepared
+    with pytest.raises(asyncpg.DataError):
+        await connection.fetch("select $1::int", "no number")  # is not sent
+    assert counter.queries_count == 2
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await connection.fetch("select 1 / $1::int", 0)  # fails while it is executed
+    assert counter.queries_count == 3
+
+    slow = asyncio.create_task(connection.fetch("select pg_sleep($1)", 60))
+    while counter.queries_count == 3:  # noqa: ASYNC110 - counted before there is an answer
+        await asyncio.sleep(0.001)
+    assert not slow.done()
+    connection.terminate()
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await slow
+    assert connection.is_closed()
+    assert counter.queries_count == 4
+
+
+def test_yoyo_has_what_the_backend_overrides() -> None:
+    for name in ("get_log_data", "mark_one", "unmark_one"):
+        own, inherited = (getattr(each, name) for each in (Backend, PostgresqlPsycopgBackend))
+        assert own is not inherited
+        assert list(inspect.signature(own).parameters) == list(inspect.signature(inherited).parameters)
+    assert Backend.create_lock_table_sql.startswith("CREATE TABLE IF NOT EXISTS {0.lock_table_quoted}")
+    assert Backend.lock_table == "yoyo_lock"
