@@ -73,7 +73,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
     others = documentation(described)
     if settings.metrics_port is None:
-        others.append(metrics_route(metrics.registry()))
+        others.append(metrics_route(metrics.registry(), sample=metrics.sample))
     # Starlette's router without its application: that adds two layers to each request, a last resort for exceptions and
     # a table of handlers for them, and a Resource is both already.
     app: ASGIApp = Router(
