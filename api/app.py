@@ -58,7 +58,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
     others = documentation(documented)
     if settings.metrics_port is None:
-        others.append(metrics_route(metrics.registry()))
+        others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
     tokens = _tokens(settings)
     background = [metrics.keep_sampling]

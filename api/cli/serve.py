@@ -43,8 +43,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     On the embedded PostgreSQL the migrations are applied first; for any other database run `users-api migrate` before.
     The database may be asleep or down at the start: requests wait for it, /health answers at once.
 
-    Without API_KEYS or JWT_ISSUER there is no authentication: then --host must be an address of this machine alone, or
-    AUTH=off.
+    Without API_KEYS or JWT_ISSUER there is no authentication: then --host must be an address of this machine alone,
+    unless AUTH=off is set.
 
     SIGTERM stops without losing a request: /ready answers 503 for DRAIN_SECONDS, and the process exits within
     GRACE_SECONDS. SIGHUP replaces two or more workers one by one, with the code and the .env of that moment; to change

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from uvicorn.server import ServerState
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 if sys.platform != "win32":  # where httptools is no dependency, and uvicorn's own protocol serves
@@ -21,7 +20,6 @@ __all__ = [
     "HttpToolsProtocol",
     "Multiprocess",
     "RequestResponseCycle",
-    "ServerState",
 ]
 
 

@@ -19,6 +19,7 @@ from api.telemetry.metrics import shared_registry
 
 MAX_CONNECTIONS = 16
 MAX_SECONDS = 10.0
+_STOP_SECONDS = 2.0
 
 
 class MetricsProtocol(HTTPProtocol):
@@ -89,7 +90,7 @@ def serve_metrics(directory: Path | None, host: str, port: int) -> Iterator[Metr
         yield server
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(_STOP_SECONDS)
 
 
 def _listen(host: str, port: int) -> socket.socket:

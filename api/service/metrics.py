@@ -1,6 +1,7 @@
 """GET /metrics."""
 
 import gzip
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import gzip_accepted
@@ -12,13 +13,17 @@ from api.http.resource import Resource
 from api.telemetry.families import render
 
 
-def metrics_route(registry: CollectorRegistry, *, compresses: bool = False) -> BaseRoute:
+def metrics_route(
+    registry: CollectorRegistry, *, sample: Callable[[], None] = lambda: None, compresses: bool = False
+) -> BaseRoute:
     """Return the route of /metrics, in either format of Prometheus. With authentication it requires the read scope.
 
-    With `compresses` a client that accepts gzip gets it. The API does without: it would block its event loop.
+    `sample` is called before each response. With `compresses` a client that accepts gzip gets it; the API does without,
+    since compression would block its event loop.
     """
 
     async def get_metrics(request: Request) -> Response:
+        sample()
         content, media_type = render(registry, request.headers.get("accept", ""))
         if compresses and gzip_accepted(request.headers.get("accept-encoding", "")):
             return Response(gzip.compress(content), headers={"content-encoding": "gzip"}, media_type=media_type)

@@ -2,7 +2,7 @@
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from api.context import Batch, RequestContext
 from api.telemetry import counters
-from api.telemetry.counters import Counters, Key, Row, Rows
+from api.telemetry.counters import Counters, Key, Row
 from api.telemetry.families import (
     BATCH_SIZE,
     BATCH_WAIT,
@@ -83,11 +83,7 @@ class Metrics:
 
     def registry(self) -> CollectorRegistry:
         """Return the metrics of this process and its siblings, for prometheus_client to render."""
-        return make_registry(self._read)
-
-    def _read(self) -> Iterator[tuple[bool, Rows]]:
-        self.sample()
-        return self._counters.read()
+        return make_registry(self._counters.read)
 
 
 class _StatementRows(NamedTuple):
