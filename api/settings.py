@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
 
 NOBODY_TO_ASK = (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.settings import Settings
 
 
