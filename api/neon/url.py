@@ -218,6 +218,6 @@ def _explain_dropped(key: str, value: str) -> str:
             if selector
             else "Neon's pooler refuses them; set them for the role with ALTER ROLE ... SET"
         )
-    # A key can be a piece of a password that was not encoded: one that is no plain name is not shown.
+    # A key can be part of a password that was not encoded: only a plain name is shown.
     name = key if re.fullmatch("[A-Za-z][A-Za-z0-9_.-]{0,40}", key) else "a key that is not a name"
     return f"{name}: dropped, {_DROPPED.get(key, 'not a key that this application knows')}"
