@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from api.auth.keys import Caller, parse_api_keys
 from api.auth.loopback import check_key_set_url
 from api.http.cors import parse_origins
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
 
 AUTHENTICATION_MISSING = (

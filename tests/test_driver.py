@@ -1,14 +1,18 @@
-"""The private parts of asyncpg and yoyo that the service relies on: they exist, and do what it believes."""
+"""The private parts that the service relies on, of asyncpg, yoyo and asyncio: they exist, and do what it believes."""
 
 import asyncio
 import inspect
+import ssl
+from collections.abc import Callable
 
 import asyncpg
 import pytest
+import uvloop
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
 from api.database.driver import connection_of, counter_of
 from api.database.yoyo_backend import Backend
+from api.neon.tls import expect_host
 from api.neon.url import parse_url
 
 
@@ -62,3 +66,31 @@ def test_yoyo_has_what_the_backend_overrides() -> None:
         assert list(inspect.signature(own).parameters) == list(inspect.signature(inherited).parameters)
     assert Backend.create_lock_table_sql.startswith("CREATE TABLE IF NOT EXISTS {0.lock_table_quoted}")
     assert Backend.lock_table == "yoyo_lock"
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_tls_starts_with_the_name_that_the_context_expects(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both event loops start TLS by the context's wrap_bio, and pass the name where `expect_host` replaces it."""
+    names: list[object] = []
+    wrap_bio = ssl.SSLContext.wrap_bio
+
+    def record(context: ssl.SSLContext, *arguments: object) -> ssl.SSLObject:
+        names.append(arguments[3])
+        return wrap_bio(context, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", record)
+
+    async def connect() -> None:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            context = ssl.create_default_context()
+            expect_host(context, "db.example.com")
+            with pytest.raises(OSError, match=r".*"):
+                await asyncio.open_connection(
+                    *server.sockets[0].getsockname(), ssl=context, server_hostname="127.0.0.1"
+                )
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(connect())
+    assert names == ["db.example.com"]

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("api.database")
 
+_RETRIES = (Next.RETRY, Next.RESEND)
 _MOST_RESENDS = 5
 """How often a read is sent whose connection breaks each time: the read may be what breaks it."""
 
 
 class Database(Protocol):
-    """What runs statements, for query functions: a PooledDatabase, or a replica with the primary behind it."""
+    """A database to query functions: a PooledDatabase, or a Replica with the primary behind it."""
 
     @property
     def lock_timeout(self) -> float:
@@ -188,12 +189,8 @@ class PooledDatabase:
             if step is Next.RAISE:
                 outcome = "refused"
                 raise
-            if step is Next.UNKNOWN:
-                raise OutcomeUnknownError from error
-            if step is Next.TIMEOUT:
-                raise StatementTimeoutError from error
-            if step is Next.UNAVAILABLE:
-                raise DatabaseUnavailableError(fault.remedy) from error
+            if step not in _RETRIES:
+                raise _failure(step, fault) from error
             return _Retry(error, fault, resend=step is Next.RESEND)
         else:
             self.answers = True
@@ -221,9 +218,17 @@ class PooledDatabase:
         step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
         if closed and (fault.refusal or first):
             self._pool.failed(error)
-        if step not in (Next.RETRY, Next.RESEND):
+        if step not in _RETRIES:
             self.answers = step is Next.RAISE
         return step, fault
+
+
+def _failure(step: Next, fault: Fault) -> Exception:
+    if step is Next.UNKNOWN:
+        return OutcomeUnknownError()
+    if step is Next.TIMEOUT:
+        return StatementTimeoutError()
+    return DatabaseUnavailableError(fault.remedy)
 
 
 @contextmanager

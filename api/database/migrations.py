@@ -23,7 +23,7 @@ from yoyo.migrations import Migration, default_migration_table, topological_sort
 
 from api.database.files import MIGRATIONS_DIRECTORY
 from api.database.yoyo_backend import CHECKSUM_TABLE, Backend, checksum, connect
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 
 Report = Callable[[str], None]
 

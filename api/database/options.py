@@ -1,8 +1,8 @@
-"""What one database needs of the settings; the only module of `api/database/` that knows them."""
+"""The options of a database, made from the settings here, and nowhere else in `api/database/`."""
 
 from dataclasses import dataclass
 
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.settings import Settings
 
 

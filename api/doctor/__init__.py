@@ -10,7 +10,7 @@ from api.doctor.connection import ConnectionChecks
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import HostChecks
 from api.errors import describe
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.settings import Settings
 
 Report = Callable[[str, str, Step | None], None]

@@ -14,7 +14,7 @@ import asyncpg
 from api.database import migrations, statements
 from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.threads import in_daemon_thread
 
 _ROUNDS = 5  # enough to meet a shared backend, in whatever order a pooler assigns them

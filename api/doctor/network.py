@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from api.doctor.findings import Finding, green, red, yellow
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.threads import in_daemon_thread
 
 # Length and code: https://www.postgresql.org/docs/current/protocol-message-formats.html, SSLRequest.

@@ -1,4 +1,4 @@
-"""Reads a connection URL against an allow-list: what is honoured, translated or dropped, and where clear text may go.
+"""Reads a connection URL against an allow-list: each key is honoured, translated or dropped, and TLS is decided.
 
 The syntax is libpq's (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS): a key without
 a value counts as absent, the last of several wins, and a key wins over the same thing before the `?`.
@@ -9,12 +9,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from urllib.parse import unquote
 
-from api.neon.tls import DatabaseURL, InvalidURLError, TLSMode
+from api.neon.drivers import DatabaseURL
+from api.neon.errors import InvalidURLError
+from api.neon.tls import TLSMode
 
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full", "no-verify")
 _SESSION_ATTRIBUTES = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 
-# Where clear text may travel: this machine and private networks (RFC 1918, 3927, 4193, 4291), and names that the public
+# Clear text is allowed to this machine and private networks (RFC 1918, 3927, 4193, 4291), and to names that the public
 # DNS does not serve (ICANN's .internal, RFC 6761, RFC 6762).
 _LOOPBACK_AND_LINK = ("127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10")
 _PRIVATE_USE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
@@ -35,7 +37,7 @@ _DROPPED = {
 
 
 def parse_url(url: str) -> DatabaseURL:
-    """Read a postgresql:// or postgres:// URL, and the authorities that it names. Raises InvalidURLError alone."""
+    """Read a postgresql:// or postgres:// URL, and the file of its authorities. Raises only InvalidURLError."""
     netloc, given = _split(url)
     hosts = _read_hosts(netloc, given.pop("host", ""), given.pop("port", ""))
     for key, name in (("user", "user"), ("dbname", "database")):
@@ -76,12 +78,12 @@ def parse_url(url: str) -> DatabaseURL:
         connect_timeout=int(timeout) if timeout else None,
         notes=(*notes, *(_explain_dropped(key, value) for key, value in given.items())),
     )
-    parsed.tls_context()  # a file that cannot be used shows here, not when the first connection is made
+    parsed.tls_context()  # an unusable file fails here, not at the first connection
     return parsed
 
 
 def _split(url: str) -> tuple[str, dict[str, str]]:
-    """Return the hosts as written, and all else decoded. `@`, `:` and `#` may stand in a password as they are."""
+    """Return the hosts as written, and the rest decoded. A password may hold `@`, `:` and `#` unencoded."""
     scheme, separator, rest = url.strip().partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         raise InvalidURLError("it must begin with postgresql:// or postgres://, without quotes or a command around it")
@@ -145,7 +147,7 @@ def _read_host(written: str) -> str:
     else:
         labels = host.removesuffix(".").split(".")
         valid = all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in labels)
-    if not valid or "," in host:  # libpq splits at a comma, wherever it comes from
+    if not valid or "," in host:  # libpq splits at every comma
         raise InvalidURLError(
             "a host is missing, or neither a DNS name, nor an IP address, nor a directory: write "
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, and in the password %2F for /, %3F for ?"
@@ -154,7 +156,7 @@ def _read_host(written: str) -> str:
 
 
 def _read_hostaddr(written: str, hosts: tuple[tuple[str, int], ...]) -> str:
-    """Return the address that stands in for the resolution of the host's name, "" where there is none."""
+    """Return the address that replaces the resolution of the host's name, "" if there is none."""
     if written and (len(hosts) > 1 or hosts[0][0].startswith("/") or _read_address(written) is None):
         raise InvalidURLError(
             "hostaddr must be one IP address, for a URL with one host: it replaces the look-up in DNS"
@@ -183,7 +185,7 @@ def _is_private(host: str) -> bool:
 
 
 def _decide_tls(given: dict[str, str], hosts: list[str], notes: list[str]) -> TLSMode:
-    """Take sslmode out of the keys given; add a note where it comes down to something else than in libpq."""
+    """Take sslmode out of the keys given; add a note if it is treated differently than by libpq."""
     tcp_hosts = [host for host in hosts if not host.startswith("/")]
     private = all(map(_is_private, tcp_hosts))
     sslmode = _choose(given, "sslmode", _SSLMODES, "")
@@ -197,7 +199,7 @@ def _decide_tls(given: dict[str, str], hosts: list[str], notes: list[str]) -> TL
             "write sslmode=verify-full"
         )
     if sslmode == "no-verify":
-        notes.append("sslmode=no-verify: WARNING, whoever answers at this address is trusted; for development only")
+        notes.append("sslmode=no-verify: WARNING, any server at this address is trusted; for development only")
         return "no-verify"
     if sslmode in ("allow", "prefer"):
         notes.append(f"sslmode={sslmode}: {'no TLS to a private address' if private else 'treated as verify-full'}")
@@ -216,6 +218,6 @@ def _explain_dropped(key: str, value: str) -> str:
             if selector
             else "Neon's pooler refuses them; set them for the role with ALTER ROLE ... SET"
         )
-    # A key can be a piece of a password that was not encoded: one that is no plain name is not shown.
+    # A key can be part of a password that was not encoded: only a plain name is shown.
     name = key if re.fullmatch("[A-Za-z][A-Za-z0-9_.-]{0,40}", key) else "a key that is not a name"
     return f"{name}: dropped, {_DROPPED.get(key, 'not a key that this application knows')}"

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import uvloop
 
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
 from tests.support.database import execute
 from tests.support.rig import (

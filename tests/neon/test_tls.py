@@ -18,7 +18,7 @@ from asyncpg import connect_utils
 from psycopg.conninfo import make_conninfo
 
 from api.neon import tls as neon
-from api.neon.tls import DatabaseURL
+from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
 
 SECRET = "npg_sesame"
@@ -235,4 +235,4 @@ def test_a_bundle_beside_the_single_files_is_found(monkeypatch: pytest.MonkeyPat
     bundle.touch()
     monkeypatch.setenv("SSL_CERT_FILE", "/none")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert neon._system_bundle() == str(bundle)
+    assert neon.system_bundle() == str(bundle)

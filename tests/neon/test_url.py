@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.neon.tls import InvalidURLError
+from api.neon.errors import InvalidURLError
 from api.neon.url import parse_url
 
 SECRET = "npg_sesame"
