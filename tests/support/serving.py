@@ -1,4 +1,4 @@
-"""Serve an ASGI application as it is served in production, by uvicorn with uvloop and httptools, on a free port."""
+"""Serve an ASGI application as in production: by uvicorn with uvloop and httptools, on a free port."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from tests.support.leaks import scan_answers
 
 
 def settings_for(url: str, **overrides: object) -> Settings:
-    """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
+    """Return settings for one database, whatever the environment holds; without credentials, authentication is off."""
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
         overrides.setdefault("auth", "off")
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.0.1") -> Iterator[str]:
-    """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
+    """Run `app` with its lifespan in a thread, and yield its base URL, such as `http://127.0.0.1:41234`."""
     server = _Server(
         uvicorn.Config(
             scan_answers(app),
