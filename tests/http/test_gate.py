@@ -1,4 +1,4 @@
-"""How many requests are let in, how long they may take, and what becomes of their statements."""
+"""The gate: how many requests are admitted, deadlines, and the cancellation of their statements."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The benchmarks: their peers really serve the API, and their instruments measure what they say."""
+"""The benchmarks: their peers serve the API, and their instruments measure what they claim."""
 
 import asyncio
 import json

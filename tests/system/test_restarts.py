@@ -1,4 +1,4 @@
-"""Servers that are stopped, started and replaced under load, by signals: no request fails and no write is lost."""
+"""Servers restarted and workers replaced by signals under load: no request fails and no write is lost."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The torture as a user runs it, in a process of its own: it clears the service, and finds what is planted."""
+"""`python -m benchmarks.torture` in a process of its own: it clears the service, and finds planted bugs."""
 
 import json
 import os

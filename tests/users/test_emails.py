@@ -1,4 +1,4 @@
-"""`Email` against `EmailStr`: the same value or the same errors, for addresses near every edge of the fast path.
+"""`Email` against `EmailStr`: the same value or the same errors, near every edge of the fast path.
 
 And `email_key` against PostgreSQL.
 """

@@ -1,4 +1,4 @@
-"""NDJSON and CSV, line by line: what is refused and why, wherever the pieces are cut."""
+"""NDJSON and CSV, line by line: which lines are refused and why, wherever the input is split."""
 
 import csv
 import io
