@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
+# Two test files at a time, each of them in one process, so that its fixtures are made once.
+IN_PAIRS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture soak
+.PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture soak
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -18,8 +20,13 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m tests.support.rig
 
-test: install ## run every test on real PostgreSQL (ARGS="-k name" selects)
-	$(BIN)/pytest $(ARGS)
+# pytest's 5 says that no test was selected: an error only where neither half has one.
+test: install ## run every test on real PostgreSQL, two at a time and then those that need the machine (ARGS="-k name" selects)
+	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
+	run -m "not alone" $(IN_PAIRS) && run -m alone && [ "$$empty" != .. ]
+
+test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
+	$(BIN)/pytest -m fast $(IN_PAIRS) $(ARGS)
 
 lint: install ## ruff format and check, mypy strict, the floors of api/, squawk on the migrations
 	$(BIN)/ruff format --check .

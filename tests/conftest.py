@@ -1,11 +1,13 @@
-"""A real PostgreSQL for the session, a migrated template in it, and a clone of that for each test."""
+"""Shared fixtures: one PostgreSQL a session, a migrated template in it, and a clone of the template for each test."""
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -24,15 +26,30 @@ from tests.support.serving import serve, settings_for
 _names = count(1)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name random keys and digests alike in each process: pytest-xdist compares the names of tests."""
+    if isinstance(val, str) and (name := re.sub(r"users_[\w-]{20,}|\b[0-9a-fA-F]{64}\b", "KEY", val)) != val:
+        return name.encode("unicode_escape").decode()
+    return None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once why tests were skipped, and what to do about it."""
+    """Print each reason for skipped tests once, with its remedy."""
     for reason in sorted({report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}):
         terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _authorities_are_read_once() -> Iterator[None]:
+    """httpx reads every certificate authority for each client, 20 ms that plain HTTP can spare."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", cache(httpx.create_ssl_context))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _log_is_scanned() -> Iterator[None]:
-    """What the service logs is searched as it comes, also what LOG_LEVEL=debug alone would show."""
+    """Search every log record for secrets, at every level down to debug."""
     scan = leaks.LogScan()
     logging.getLogger().addHandler(scan)
     for name in ("api", "asyncpg", "uvicorn.error", "yoyo"):
@@ -50,18 +67,18 @@ def _nothing_leaks(_log_is_scanned: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """What asynchronous tests run on."""
+    """The event loop of asynchronous tests."""
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL of this session's own, as its superuser."""
+    """The superuser's URL of this session's own PostgreSQL."""
     # Not pytest's temporary directory, which the system user that PostgreSQL runs as under root cannot enter.
     directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=in_memory()))
     try:
         url = embedded.start(directory)
-        # What the tests write may be lost with the machine.
+        # A crash may lose what the tests write.
         for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
             execute(url, f"alter system set {setting}")
         execute(url, "select pg_reload_conf()")
@@ -85,7 +102,7 @@ def _new_database(postgres: str, template: str, owner: str = "postgres") -> Iter
 
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
-    """The name of a migrated database that nothing is connected to."""
+    """The name of a migrated database without connections, to be cloned."""
     execute(postgres, "create database migrated")
     migrations.migrate(parse_url(_url_of(postgres, "migrated")), report=lambda line: None)
     return "migrated"
@@ -93,7 +110,7 @@ def template(postgres: str) -> str:
 
 @pytest.fixture
 def make_database(postgres: str, template: str) -> Iterator[MakeDatabase]:
-    """Make a migrated database; each call another one."""
+    """Create a migrated database with each call."""
     with ExitStack() as databases:
         yield lambda: databases.enter_context(_new_database(postgres, template))
 
@@ -113,7 +130,7 @@ def empty_database(postgres: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def session_rig(postgres: str) -> Iterator[Rig]:
-    """The rig before this session's PostgreSQL, and in it a database that its role has migrated, to be cloned."""
+    """The rig in front of this session's PostgreSQL, with a database that its role migrated, to be cloned."""
     program = neon_rig.find()
     if program is None:
         missing = f"no PgBouncer >= 1.21 for the Neon rig: run {neon_rig.SCRIPT}, which finds or fetches one"
@@ -128,7 +145,7 @@ def session_rig(postgres: str) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(session_rig: Rig) -> Iterator[Rig]:
-    """The rig without a fault, and with its counts at zero."""
+    """The rig without fault injections, its counts at zero."""
     session_rig.reset()
     yield session_rig
     session_rig.reset()
@@ -153,13 +170,13 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(params=["batched", "one statement a request"])
 def batching(request: pytest.FixtureRequest) -> bool:
-    """Every test with a client runs both ways."""
+    """Whether requests share statements: every test with a client runs both ways."""
     return bool(request.param == "batched")
 
 
 @pytest.fixture
 def client(database: str, batching: bool) -> Iterator[httpx.Client]:
-    """An HTTP client of the real application, which runs on the test's own database."""
+    """An HTTP client of the application, on the test's own database."""
     app = create_app(settings_for(database, batching=batching))
     with serve(app) as url, httpx.Client(base_url=url) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Who may do what with which key; and that nobody gets at a user without one, whatever is tried."""
+"""API keys: what each scope allows, and that no request reaches a user without one."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Tokens: what is believed, what is not, and where the keys come from. The issuer is an HTTP server of the tests."""
+"""Bearer tokens: which are accepted, and how the issuer's keys are fetched. The issuer is a local HTTP server."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The invariants of batching, first of the batcher alone, then through the application on real PostgreSQL."""
+"""The invariants of batching: of the batcher alone, then of the application on PostgreSQL."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Nothing is left of an attempt to connect that nobody waits for any more."""
+"""A cancelled attempt to connect leaves no connection open."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -1,6 +1,6 @@
-"""Faults that pass become latency, those that stay fail at once and say what to do, and no write runs twice.
+"""Faults of the database: transient ones become latency, permanent ones fail at once; no write runs twice.
 
-First the table, then the application behind the rig.
+First the table of faults, then the application behind the rig.
 """
 
 import asyncio

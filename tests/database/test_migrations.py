@@ -1,4 +1,4 @@
-"""Migrations on a real PostgreSQL: that they are reversible, and that no interruption or second run does harm."""
+"""Migrations on PostgreSQL: reversible, and safe to interrupt or to run twice at once."""
 
 import hashlib
 import re

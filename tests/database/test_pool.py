@@ -1,4 +1,4 @@
-"""The pool, its deadlines, and what is told when the database fails."""
+"""The connection pool: its size, its timeouts, and the responses when the database fails."""
 
 import asyncio
 import logging

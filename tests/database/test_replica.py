@@ -1,4 +1,4 @@
-"""Reads from a real streaming replica: clients see what they wrote, and the primary answers where it cannot."""
+"""Reads from a streaming replica: clients see their own writes, and the primary answers where the replica cannot."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""What the database itself enforces, and that no setting of it changes a body."""
+"""The schema: its constraints, and that no setting of the database changes a body."""
 
 import httpx
 import psycopg

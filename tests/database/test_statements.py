@@ -1,4 +1,4 @@
-"""Every SQL file against a migrated database: its types, its plan, and what check-sql says of a mismatch."""
+"""Every SQL file against a migrated database: its types, its plan, and what check-sql reports of a mismatch."""
 
 import asyncio
 import json

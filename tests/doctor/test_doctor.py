@@ -1,4 +1,4 @@
-"""What doctor finds: every red case over the rig, and that it ends, hides secrets and leaves nothing behind."""
+"""`users-api doctor`: every red finding over the rig; it ends in time, hides secrets and leaves nothing behind."""
 
 import asyncio
 import gc

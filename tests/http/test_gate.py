@@ -1,4 +1,4 @@
-"""How many requests are let in, how long they may take, and what becomes of their statements."""
+"""The gate: how many requests are admitted, deadlines, and the cancellation of their statements."""
 
 import asyncio
 import socket
@@ -81,8 +81,8 @@ def test_the_server_keeps_to_its_own_time_outs(database: str) -> None:
 
 
 def test_a_write_that_was_never_sent_changed_nothing(database: str, batching: bool) -> None:
-    """The only connection is taken: one write waits for it, the next, when batched, in a batch of its own."""
-    app = create_app(settings_for(database, batching=batching, pool_max_size=1))
+    """The only connection is taken, so no write is sent: each waits for it, when batched in a batch of its own."""
+    app = create_app(settings_for(database, batching=batching, batch_max_size=1, pool_max_size=1))
     with serve(app) as url, httpx.Client(base_url=url) as client, ThreadPoolExecutor() as threads:
         client.get(USERS)
         with locked(database):

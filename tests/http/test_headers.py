@@ -1,4 +1,4 @@
-"""What goes with every answer, what browsers of other origins may do, and that the scan for leaks would find one."""
+"""Security headers, CORS, and proof that the search for leaked secrets finds one."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The application on Neon, as far as a rig can be Neon: the contract, the commands, and a compute that may sleep."""
+"""The application behind the Neon rig: the commands, and a compute that may be suspended."""
 
 import asyncio
 import copy

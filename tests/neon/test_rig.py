@@ -1,4 +1,4 @@
-"""The rig is what it says: TLS that must be verified, a real pooler, and each fault as a raw connection sees it."""
+"""The Neon rig: TLS that must be verified, a real pooler, and each fault injection as a raw connection sees it."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Real TLS handshakes by both drivers: whom they trust, and that nothing but the URL changes it."""
+"""TLS handshakes by both drivers: which certificates they trust, whatever the environment says."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Connection URLs: what is honoured, and what is refused."""
+"""Connection URLs: which parameters are honoured, and which are refused."""
 
 import os
 import ssl

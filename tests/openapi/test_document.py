@@ -1,4 +1,4 @@
-"""The document: valid, whole, and true, as schemathesis finds out against the live application."""
+"""The OpenAPI document: valid, complete, and confirmed against the application by schemathesis."""
 
 import os
 import re

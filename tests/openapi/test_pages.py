@@ -1,4 +1,4 @@
-"""/docs in a browser: Swagger UI from our own origin, under a strict policy, with a key, to an answer and back."""
+"""/docs in a browser: Swagger UI from our own origin, under a strict policy, sends a request with a key."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What signals do: to one server, to its workers, and to the requests under way."""
+"""Signals: graceful shutdown and replacement of a server and its workers, with requests in flight."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""What a client can make the server hold: heads, trailers, queues, time. Over sockets: HTTP clients behave too well."""
+"""Bounds of a connection: heads, trailers, pipelining, time. Over sockets, since HTTP clients never misbehave."""
 
 import socket
 import time

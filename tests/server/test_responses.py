@@ -1,4 +1,4 @@
-"""Answers on the wire: their framing, what is refused of them, and how long a connection is kept for the next."""
+"""Responses on the wire: framing, invalid responses, and how long an idle connection is kept."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""The supervisor where something goes wrong with it, and what it makes of settings that have changed."""
+"""The supervisor: failures of its workers and its own, and settings that change while it runs."""
 
 import signal
 import subprocess

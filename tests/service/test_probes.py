@@ -1,4 +1,4 @@
-"""/ready: whether requests may come."""
+"""Readiness: /ready, with and without a database."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,7 @@
-"""A TCP balancer as small as can be: connections go in turn to the servers whose /ready says 200.
+"""A minimal TCP load balancer: connections go round-robin to the servers whose /ready answers 200.
 
-It knows nothing of HTTP but its probes. A connection that a server refuses is tried at the next one; once one is made,
-what becomes of it is for the client to see.
+It speaks HTTP only in its probes. Where a server refuses a connection, the next one is tried; an established connection
+that breaks is the client's to handle.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ _PROBE_EVERY_SECONDS = 0.05
 
 
 class Balancer:
-    """Balances between servers on ports of the loopback address."""
+    """Balance between servers on ports of the loopback address."""
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = list(ports)
         self.ready = {port: asyncio.Event() for port in ports}
-        self.unready = Counter[int]()  # by port, how often a server that answered was not
+        self.unready = Counter[int]()  # by port: how many probes were answered with anything but 200
         self.port = 0
 
     @asynccontextmanager
@@ -46,7 +46,7 @@ class Balancer:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in self._ports:
-            # The first goes to the end: it is the next one's turn.
+            # Round-robin: the first goes to the end.
             self._ports.append(port := self._ports.pop(0))
             if self.ready[port].is_set():
                 with suppress(ConnectionRefusedError):
@@ -66,7 +66,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _ask(port: int) -> int | None:
-    """The status of /ready; None where nobody answers."""
+    """Return the status of /ready, or None without an answer."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

@@ -1,4 +1,4 @@
-"""`users-api` as people run it: in a process of its own."""
+"""Run `users-api` in a process of its own, as its users do."""
 
 import os
 import pty
@@ -41,19 +41,19 @@ def run(
         text=True,
         timeout=60,
     )
-    # "key" shows one and "export" users, which is what they are for; help has examples.
+    # "key" prints a key and "export" email addresses, as they should; help has examples of both.
     if arguments[0] not in ("key", "export") and "--help" not in arguments:
         leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
     return ended
 
 
 def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on a terminal: what it writes there, to either output, is in `stdout`."""
+    """Run a command on a terminal: both of its outputs are in `stdout`."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b""
-    with suppress(OSError):  # how Linux says that the other side is closed
+    with suppress(OSError):  # Linux reports a closed peer as EIO
         while piece := os.read(ours, 1 << 16):
             written += piece
     os.close(ours)
@@ -73,7 +73,7 @@ def served(
     program: Sequence[str | Path] = (USERS_API,),
     **variables: str,
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`users-api serve` on a free port, once it answers; stopped by SIGTERM, as a container is."""
+    """Run `users-api serve` on a free port, and yield once it answers; SIGTERM stops it, as a container is stopped."""
     port = free_port()
     command = [*program, "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
@@ -102,7 +102,7 @@ def served(
 
 
 def workers(process: "subprocess.Popen[str]") -> set[int]:
-    """The processes that are started to serve; not those that have ended."""
+    """Return the ids of the running workers of a supervisor."""
     found = set()
     for child in psutil.Process(process.pid).children():
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""PostgreSQL as the tests use it: statements beside the pool, locks, waiting for what the server says."""
+"""PostgreSQL as the tests use it: statements outside the pool, locks, and waiting for a state of the server."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ KILL_ALL = """
     select pg_terminate_backend(pid) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()
 """
-"""Ends every other session of a database, as a compute does that falls asleep."""
+"""End every other session of a database, as a compute does that is suspended."""
 
 
 SLOW_WRITES = """
     create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(9); return null; end $$;
     create trigger slow after insert on users for each row execute function sleep()
 """
-"""Lets a creation take longer than a test waits for it."""
+"""Make a creation take 9 s, longer than any test waits for it."""
 
 
 MIGRATIONS = sorted(file.stem for file in MIGRATIONS_DIRECTORY.glob("*.sql") if not file.stem.endswith(".rollback"))
@@ -51,28 +51,28 @@ WAITING = """
 
 
 def execute(url: str, sql: str) -> list[tuple[object, ...]]:
-    """Run SQL over a connection of its own, outside the pool; the rows of the last statement, if it has any."""
+    """Run SQL over a connection of its own, outside the pool; return the rows of the last statement, if any."""
     with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
         cursor = connection.execute(sql.encode())
         return cursor.fetchall() if cursor.description else []
 
 
 def wait_until_true(url: str, query: str) -> None:
-    """Return when a query answers true. Over one connection: to open one for each look costs more than to look."""
+    """Return once a query answers true. It uses one connection: opening one costs more than the query."""
     with psycopg.connect(**parse_url(url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
         wait_until(lambda: connection.execute(query.encode()).fetchone() == (True,))
 
 
 @contextmanager
 def locked(database: str, sql: str = "lock table users") -> Iterator[psycopg.Connection]:
-    """Another session that holds locks."""
+    """Hold locks in another session."""
     with psycopg.connect(**parse_url(database).psycopg_arguments()) as other:  # type: ignore[arg-type]
         other.execute(sql.encode())
         yield other
 
 
 def wait_until_waiting(database: str, statements: int) -> None:
-    """Until so many statements wait for a lock: the test's own time-out ends it."""
+    """Return once exactly so many statements wait for a lock; the test's timeout bounds it."""
     wait_until_true(database, WAITING.format(statements))
 
 
@@ -86,6 +86,6 @@ def connections(database: str) -> int:
 
 
 def in_memory() -> str | None:
-    """A file system in memory with room for the databases, where a clone takes a fifth of the time; None elsewhere."""
+    """Return a file system in memory with room for the databases: cloning takes a fifth of the time. Else None."""
     shared = Path("/dev/shm")
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * 1024**3 else None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 class Distance:
-    """A network between the application and PostgreSQL: what it carries takes a random time, and is lost in a cut.
+    """A network between the application and PostgreSQL with random delays, which loses its contents when cut.
 
-    So a read is old when its answer comes, and a write may be done whose answer never comes.
+    So reads can be stale on arrival, and a write can be committed whose answer is lost.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -20,7 +20,7 @@ class Distance:
 
     @asynccontextmanager
     async def between(self, directory: Path) -> AsyncIterator[None]:
-        """Stand at `directory` for the PostgreSQL of the socket."""
+        """Listen in `directory` in place of the PostgreSQL of the socket."""
         async with await asyncio.start_unix_server(self._connect, directory / self.socket.name):
             yield
             await self.cut()

@@ -1,4 +1,4 @@
-"""The service's log, and the trace that a request comes with."""
+"""Capture the service's log; and a trace for requests to carry."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
 
 class Log(logging.Handler):
-    """What is logged, as the service prints it."""
+    """The log lines, as the service prints them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,6 +23,6 @@ class Log(logging.Handler):
         self.lines.append(json.loads(self.format(record)))
 
     def about(self, event: str, number: int = 0) -> list[dict[str, Any]]:
-        """The lines of an event, once there are so many: a request is logged after its answer."""
+        """Return the lines of an event once there are `number`: a request is logged after its response."""
         wait_until(lambda: len([line for line in self.lines if line["event"] == event]) >= number)
         return [line for line in self.lines if line["event"] == event]

@@ -9,13 +9,13 @@ STATEMENT = "users_api_statement_duration_seconds"
 
 
 class Scrape:
-    """What one scrape says."""
+    """The samples of one scrape."""
 
     def __init__(self, text: str) -> None:
         self.samples = [sample for family in parse(text) for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name with these labels."""
+        """Return the sum of the samples of this name with these labels."""
         return sum(
             sample.value for sample in self.samples if sample.name == name and labels.items() <= sample.labels.items()
         )

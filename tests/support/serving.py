@@ -1,9 +1,11 @@
-"""Serve an ASGI application as it is served in production, by uvicorn with uvloop and httptools, on a free port."""
+"""Serve an ASGI application as in production: by uvicorn with uvloop and httptools, on a free port."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import uvicorn
@@ -15,16 +17,27 @@ from tests.support.leaks import scan_answers
 
 
 def settings_for(url: str, **overrides: object) -> Settings:
-    """Settings for one database, whatever this machine's environment says; without credentials nobody is asked."""
+    """Return settings for one database, whatever the environment holds; without credentials, authentication is off."""
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
         overrides.setdefault("auth", "off")
     return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
+class _Server(uvicorn.Server):
+    """A server that notices the end within 5 ms: uvicorn takes up to 100, which most tests would wait for."""
+
+    async def main_loop(self) -> None:
+        """Return when the server is to stop."""
+        for counter in count():
+            if await self.on_tick(counter):
+                return
+            await asyncio.sleep(0.005)
+
+
 @contextmanager
 def serve(app: Any, http: type[HTTPProtocol] = HTTPProtocol, host: str = "127.0.0.1") -> Iterator[str]:
-    """Run `app` with its lifespan in a thread; the value is its base URL, such as `http://127.0.0.1:41234`."""
-    server = uvicorn.Server(
+    """Run `app` with its lifespan in a thread, and yield its base URL, such as `http://127.0.0.1:41234`."""
+    server = _Server(
         uvicorn.Config(
             scan_answers(app),
             host=host,

@@ -1,4 +1,4 @@
-"""HTTP over plain sockets: HTTP clients behave too well."""
+"""HTTP over plain sockets: an HTTP client would never misbehave."""
 
 import socket
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ def connected(address: tuple[str, int], *sent: bytes) -> Iterator[socket.socket]
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection: the test's own time-out is 30 s."""
+    """Return everything up to the end of the connection; the socket's timeout is 30 s."""
     received = bytearray()
     try:
         while piece := connection.recv(1 << 20):
             received += piece
-    except ConnectionResetError:  # it closed with something of ours unread
+    except ConnectionResetError:  # the server closed with bytes of ours unread
         pass
     return bytes(received)
 

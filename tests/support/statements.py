@@ -6,7 +6,7 @@ from api.database.statements import Statement
 
 
 def arguments(statement: Statement, keys: int) -> list[Any]:
-    """Parameters that reach `keys` rows; a page's position for the lists."""
+    """Return parameters that match `keys` rows; for lists, the position of a page."""
     ids = [str(n * 97 + 1) for n in range(keys)]
     numbers, hundreds = f"{{{','.join(ids)}}}", f"{{{','.join(['100'] * keys)}}}"
     emails = [f"user{n}@example.com" for n in ids]
@@ -38,7 +38,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
         "wal/select_position.sql": [],
         "users/list_users_oldest.sql": ["2026-01-01T00:00:00Z", keys * 900, "infinity", 100],
         "users/list_users_newest.sql": ["infinity", keys * 900, "-infinity", 100],
-        # Everybody, and all of them twice: the most that a search can meet.
+        # Every user matches, by address and by name: the largest search.
         "users/search_users.sql": ["uSer", f"user {keys * 900}", 0, 100],
         "users/import_users.sql": [[f"new{n}@example.com" for n in ids], ["x"] * keys, "1s"],
         "users/import_users_update.sql": [emails, ["x"] * keys, True, "1s"],

@@ -1,4 +1,4 @@
-"""Users over HTTP, and the problems that refuse a request."""
+"""Users over HTTP, and what a problem must contain."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The benchmarks: their peers really serve the API, and their instruments measure what they say."""
+"""The benchmarks: their peers serve the API, and their instruments measure what they claim."""
 
 import asyncio
 import dataclasses
@@ -376,6 +376,7 @@ def test_the_mix_of_a_soak() -> None:
     assert not set(deleted) & {path for method, path in sent if method != b"DELETE"}
 
 
+@pytest.mark.alone
 def test_a_soak_holds_its_load(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--rate", "50", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -440,6 +441,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(shutil.which("wrk") is None and "CI" not in os.environ, reason="apt-get install wrk")
 def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.run", "--quick", "--rows", "2000", "--connections", "8"]

@@ -1,7 +1,7 @@
-"""A deployment: the old release and the new one serve side by side, behind one pooler, while migrations run.
+"""A deployment: two releases serve side by side behind one pooler while migrations run.
 
-What could fail: a statement prepared before a migration, on a server connection that the pooler shares between both
-releases and keeps; a lock that is held for too long; an index that is missing for a moment.
+Three things could fail: a statement prepared before a migration, on a server connection that the pooler keeps and
+shares between both releases; a lock that is held for too long; an index that is missing for a moment.
 """
 
 import asyncio

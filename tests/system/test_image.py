@@ -1,4 +1,4 @@
-"""The image, built by .ci/image and run as a cluster runs it on a real PostgreSQL; and what compose.yaml says."""
+"""The container image, built by .ci/image and run as in a cluster on PostgreSQL; and compose.yaml."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Many clients on few users, while connections die: every answer must fit one order of all operations.
+"""Linearizability: many clients on few users while connections die; one order of all operations explains every answer.
 
-First the checker itself, on histories written by hand and against an exhaustive search; then the real application; then
-the real application with faults put in, which must be found.
+First the checker itself, on histories written by hand and against an exhaustive search; then the application; then the
+application with planted bugs, which must be found.
 """
 
 import asyncio

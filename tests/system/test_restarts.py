@@ -1,4 +1,4 @@
-"""Servers that are stopped, started and replaced under load, by signals: no request fails and no write is lost."""
+"""Servers restarted and workers replaced by signals under load: no request fails and no write is lost."""
 
 import asyncio
 import random
@@ -103,6 +103,7 @@ async def until_logged(process: asyncio.subprocess.Process, text: str) -> None:
         assert line, f"it ended without saying {text!r}"
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One server is stopped by SIGTERM and started again, the workers of two others are replaced by SIGHUP, often."""

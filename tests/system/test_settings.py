@@ -1,4 +1,4 @@
-"""Every setting: its range, what is said when it is wrong, and that the example lists it."""
+"""Every setting: its range, its error message, and its line in .env.example."""
 
 import re
 from pathlib import Path

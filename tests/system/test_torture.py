@@ -1,4 +1,4 @@
-"""The torture as a user runs it, in a process of its own: it clears the service, and finds what is planted."""
+"""`python -m benchmarks.torture` in a process of its own: it clears the service, and finds planted bugs."""
 
 import json
 import os
@@ -20,6 +20,8 @@ from tests.support import ROOT
 from tests.support.database import in_memory
 from tests.support.history import Kind, Operation, Seen, Violation
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.alone
 
 MACHINE = {
     "cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "kernel": "Linux 6", "python": "3.11", "postgresql": "18.0",

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: Prometheus evaluates every query of it on what the service really says."""
+"""The Grafana dashboard: Prometheus evaluates each of its queries on the service's own metrics."""
 
 import json
 import os

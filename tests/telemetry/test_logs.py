@@ -1,4 +1,4 @@
-"""The log: whose request a line is about, where a slow one's time went, and nothing that is nobody's business."""
+"""The log: request ids, where a slow request spent its time, and no personal data."""
 
 import asyncio
 import json

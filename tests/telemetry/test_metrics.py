@@ -1,4 +1,4 @@
-"""/metrics: every number is what was done, however many processes did it, and none of them falls."""
+"""/metrics: exact numbers over any number of processes, and counters that never fall."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""METRICS_PORT: what a client sends, or does not send, costs nobody else anything."""
+"""METRICS_PORT: a slow or silent client costs other clients nothing."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Traces: a span for each request and each statement, and links between a statement and all whom it served."""
+"""Traces: a span for each request and each statement, and links between a shared statement and its requests."""
 
 import gzip
 import json

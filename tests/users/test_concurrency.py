@@ -1,4 +1,4 @@
-"""Many clients at once, on the real pool."""
+"""Concurrent requests for one user, on the real pool."""
 
 import asyncio
 from collections import Counter

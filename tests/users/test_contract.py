@@ -1,4 +1,4 @@
-"""The HTTP contract, row by row, against the real application on real PostgreSQL."""
+"""The HTTP contract, row by row, against the application on PostgreSQL."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The same requests to this service and to its FastAPI + SQLAlchemy peer: whatever differs is written down here."""
+"""The same requests to this service and to its FastAPI + SQLAlchemy peer: every difference is listed here."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the answer is never a 500 and the next client is served."""
+"""Arbitrary requests: the response is never a 500, and the next client is served."""
 
 import json
 import socket

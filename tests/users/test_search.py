@@ -1,4 +1,4 @@
-"""Search: by the beginning of an address or a name, by creation, in either order; every page once and none twice."""
+"""Search by the beginning of an address or a name, and by creation time, in either order: each page once."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

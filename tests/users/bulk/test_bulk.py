@@ -1,4 +1,4 @@
-"""Import and export over HTTP: what becomes of each line, whole chunks, one snapshot, and clients that misbehave."""
+"""Import and export over HTTP: each line's result, whole chunks, one snapshot, and clients that misbehave."""
 
 import asyncio
 import csv

@@ -1,4 +1,4 @@
-"""Which format a body says that it is in, and which one a client is sent: whatever stands in the headers."""
+"""Content negotiation of bulk transfers, whatever the headers hold."""
 
 from contextlib import suppress
 

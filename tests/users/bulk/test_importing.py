@@ -1,4 +1,4 @@
-"""How an import is cut into chunks, and into turns between which others get theirs; and what it ends in."""
+"""How an import is cut into chunks, how it yields to other requests, and how it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
