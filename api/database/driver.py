@@ -1,4 +1,4 @@
-"""The private parts of asyncpg that the service relies on, all in one place; `tests/test_driver.py` checks them.
+"""The private parts of asyncpg that the service relies on, in one place; `tests/database/test_driver.py` checks them.
 
 A write may be sent again only if it was never executed, and no public part of asyncpg tells that. So pyproject.toml
 caps asyncpg below its next minor release: raise the cap together with a passing run of that test.

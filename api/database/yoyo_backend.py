@@ -1,4 +1,4 @@
-"""The private parts of yoyo that the migrations rely on, all in one place; `tests/test_driver.py` checks them.
+"""The private parts of yoyo that the migrations rely on, all in one place; `tests/database/test_driver.py` checks them.
 
 They are in yoyo's backends/base.py and backends/core/postgresql.py. pyproject.toml caps yoyo below its next minor
 release: raise the cap together with a passing run of that test.

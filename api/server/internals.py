@@ -1,13 +1,17 @@
 """The private parts of uvicorn that this package relies on.
 
 uvicorn documents `Config`, `Server` and `run`. These parts are beyond that and may change in any release, so
-pyproject.toml allows one minor version. tests/test_uvicorn_internals.py walks RELIANCES and fails when another version
-differs in one of them. Of httptools only documented methods are used.
+pyproject.toml allows one minor version. tests/server/test_internals.py lists every method and attribute that is relied
+on, with the digest of its source, and fails when another version differs in one. Of httptools only documented methods
+are used.
+
+- `HttpToolsProtocol`, with its `FlowControl`: the limits of `HTTPProtocol` have to know what the parser has read.
+- `RequestResponseCycle`: `Cycle` sends head and body by one system call.
+- `ServerState` and `Config.encoded_headers`: `Connection: close` is added to every response when a server drains.
+- `Server`: draining delays the end of its main loop, which `on_tick` decides ten times a second.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
@@ -21,141 +25,3 @@ __all__ = [
     "Multiprocess",
     "RequestResponseCycle",
 ]
-
-
-class Reliance(NamedTuple):
-    """The members of one class of uvicorn that the code named by `by` relies on, and why.
-
-    `methods` are those that ours copies, extends or depends on, each with the first 12 hexadecimal digits of its
-    source's SHA-256. `attributes` are set by that class, and read or set by ours.
-    """
-
-    of: str
-    by: str
-    why: str
-    methods: Mapping[str, str]
-    attributes: Sequence[str] = ()
-
-
-RELIANCES = (
-    Reliance(
-        "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol",
-        "api.server.protocol:HTTPProtocol",
-        "The limits have to know what the parser has read. `data_received`, `on_headers_complete`, "
-        "`on_message_complete` and `on_response_complete` are written anew, without WebSockets, root_path, "
-        "limit_concurrency and a timer for each response. The others are extended, or run as they are.",
-        {
-            "__init__": "4f0899941034",
-            "connection_made": "6efb565ff3d3",
-            "connection_lost": "c91a4c9bf2e2",
-            "data_received": "010a7ae59a5d",
-            "on_message_begin": "96d377fdc7c2",
-            "on_url": "37be44e962b0",
-            "on_header": "65d62c044f61",
-            "on_headers_complete": "1ea8589acfad",
-            "on_body": "dba9c32aeba3",
-            "on_message_complete": "1fbad42dc31f",
-            "on_response_complete": "64e254f28e38",
-            "shutdown": "d7351fa33f00",
-            "_start_asgi_task": "9c08c2571ae9",
-            "_should_upgrade": "8fcad1ab8e09",
-            "_unset_keepalive_if_required": "00a6a4e47214",
-        },
-        (
-            "access_logger",
-            "app",
-            "connections",
-            "cycle",
-            "expect_100_continue",
-            "flow",
-            "headers",
-            "logger",
-            "loop",
-            "parser",
-            "pipeline",
-            "scope",
-            "server_state",
-            "timeout_keep_alive",
-            "transport",
-            "url",
-            "ws_protocol_class",
-        ),
-    ),
-    Reliance(
-        "uvicorn.protocols.http.httptools_impl:RequestResponseCycle",
-        "api.server.cycle:Cycle",
-        "`send` is written anew: head and body are sent by one system call. `run_asgi`, `receive` and "
-        "`send_500_response` run as they are, on the same attributes.",
-        {
-            "__init__": "4d2f220910c3",
-            "run_asgi": "0f33f2449a44",
-            "send": "abdd8601b326",
-            "receive": "8124ae006be7",
-            "send_500_response": "37c64da40eed",
-        },
-        (
-            "chunked_encoding",
-            "default_headers",
-            "disconnected",
-            "expected_content_length",
-            "flow",
-            "keep_alive",
-            "message_event",
-            "more_body",
-            "on_response",
-            "response_complete",
-            "response_started",
-            "scope",
-            "transport",
-            "waiting_for_100_continue",
-        ),
-    ),
-    Reliance(
-        "uvicorn.protocols.http.flow_control:FlowControl",
-        "api.server.protocol:HTTPProtocol",
-        "A connection whose reading is paused waits for us, not for its client.",
-        {
-            "drain": "4bda6b61c277",
-            "pause_reading": "7c27388bb984",
-            "resume_reading": "a0429d30857e",
-            "pause_writing": "93d4a08a9f2d",
-            "resume_writing": "a343e8b0baf0",
-        },
-        ("read_paused", "write_paused"),
-    ),
-    Reliance(
-        "uvicorn.server:ServerState",
-        "api.server.lifecycle:Server",
-        "`default_headers` go into every response, so `Connection: close` is added there when a server drains.",
-        {"__init__": "8daf3a9b4e4e"},
-        ("connections", "default_headers", "total_requests"),
-    ),
-    Reliance(
-        "uvicorn.server:Server",
-        "api.server.lifecycle:Server",
-        "Draining delays the end of the main loop, which `on_tick` decides ten times a second; `shutdown` gets what is "
-        "left of the grace. `handle_exit` is written anew: a graceful stop exits with 0.",
-        {
-            "__init__": "c150b55284f7",
-            "run": "239e0133d430",
-            "serve": "112ef41af521",
-            "_serve": "4575b7a50adf",
-            "startup": "2aa1d70a244b",
-            "main_loop": "afccb353a119",
-            "on_tick": "60ea49b06ccf",
-            "shutdown": "9b33c5056299",
-            "_wait_tasks_to_complete": "17209be1e991",
-            "capture_signals": "e1bbcd4770d1",
-            "handle_exit": "553276efa26e",
-        },
-        ("config", "force_exit", "lifespan", "server_state", "servers", "should_exit"),
-    ),
-    Reliance(
-        "uvicorn.config:Config",
-        "api.server.lifecycle:Server",
-        "`on_tick` makes the default headers of `encoded_headers` once a second; `shutdown` reads "
-        "`timeout_graceful_shutdown` when it begins. The supervisor binds the socket for its workers.",
-        {"bind_socket": "97f8fea4957c", "configure_logging": "2636c3164cd0"},
-        ("encoded_headers", "log_config", "timeout_graceful_shutdown"),
-    ),
-)

@@ -109,7 +109,7 @@ def test_a_floor_above_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_lists_every_setting_with_its_default() -> None:
-    """docs/configuration.md is made from the settings: tests/test_document_facts.py."""
+    """docs/configuration.md is made from the settings: tests/system/test_document_facts.py."""
     example = (ROOT / ".env.example").read_text()
     for name, field in Settings.model_fields.items():
         variable = name.upper()
