@@ -8,6 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
+# What make test-fast runs: what needs no server, and the contract, batched and on PostgreSQL without the rig.
+FAST := tests/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
+	$(addprefix tests/users/,test_contract.py bulk/test_formats.py bulk/test_parsing.py) tests/openapi/test_document.py \
+	tests/auth/test_tokens.py
 # Two test files at a time, each of them in one process, so that its fixtures are made once.
 IN_PAIRS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -26,7 +30,7 @@ test: install ## run every test on real PostgreSQL, two at a time and then those
 	run -m "not alone" $(IN_PAIRS) && run -m alone && [ "$$empty" != .. ]
 
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
-	$(BIN)/pytest -m fast $(IN_PAIRS) $(ARGS)
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)
 
 lint: install ## ruff format and check, mypy strict, the floors of api/, squawk on the migrations
 	$(BIN)/ruff format --check .

@@ -168,7 +168,7 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["batched", "one statement a request"])
+@pytest.fixture(params=["batched", pytest.param("one statement a request", marks=pytest.mark.slow)])
 def batching(request: pytest.FixtureRequest) -> bool:
     """Whether requests share statements: every test with a client runs both ways."""
     return bool(request.param == "batched")

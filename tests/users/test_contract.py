@@ -16,7 +16,9 @@ from tests.support.users import assert_invalid, assert_problem, create
 USERS = "/api/v1/users"
 JSON = {"content-type": "application/json"}
 
-on_neon_too = pytest.mark.parametrize("client", ["PostgreSQL", "Neon"], indirect=True)
+on_neon_too = pytest.mark.parametrize(
+    "client", ["PostgreSQL", pytest.param("Neon", marks=pytest.mark.slow)], indirect=True
+)
 """For one or two tests of each statement, which run behind the rig too."""
 
 
