@@ -18,12 +18,12 @@ from tests.support.rig import (
     SHUTDOWN,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
 )
-from tests.support.rig.faults import Action
+from tests.support.rig.injections import Action
 
 _STARTING = Farewell("57P03", "the database system is starting up")
 # What PgBouncer says to a client for whose statement it has no server, and to one whose server went away meanwhile.
@@ -50,12 +50,12 @@ _BACKENDS = (
 _LOCK_ROWS = "select from users order by id desc limit 5 for update"
 
 
-def faults() -> dict[str, list[Fault]]:
+def faults() -> dict[str, list[Injection]]:
     """What the fault proxy can do to one connection or statement, by name; those of one name differ in their text."""
-    kinds: dict[str, list[Fault]] = {}
+    kinds: dict[str, list[Injection]] = {}
     for point in Point:
         for action in (*Cut, *_FAREWELLS[point]):
-            fault = Fault(point, action)
+            fault = Injection(point, action)
             kinds.setdefault(str(fault), []).append(fault)
     return kinds
 
@@ -132,7 +132,7 @@ class Chaos:
         elif times is not None:
             self._counts[name] += times
 
-    async def _inject(self, choices: Sequence[Fault]) -> None:
+    async def _inject(self, choices: Sequence[Injection]) -> None:
         await asyncio.to_thread(self._rig.inject, self._chance.choice(choices))
 
     async def _suspend(self) -> None:
