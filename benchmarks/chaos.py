@@ -18,12 +18,12 @@ from tests.support.rig import (
     SHUTDOWN,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
 )
-from tests.support.rig.faults import Action
+from tests.support.rig.injections import Action
 
 _STARTING = Farewell("57P03", "the database system is starting up")
 # PgBouncer's errors for a statement without a server connection, and for one whose server connection broke.
@@ -51,12 +51,12 @@ _BACKENDS = (
 _LOCK_ROWS = "select from users order by id desc limit 5 for update"
 
 
-def fault_injections() -> dict[str, list[Fault]]:
+def fault_injections() -> dict[str, list[Injection]]:
     """Return the fault injections into one connection or statement, by name; those of one name differ in their text."""
-    kinds: dict[str, list[Fault]] = {}
+    kinds: dict[str, list[Injection]] = {}
     for point in Point:
         for action in (*Cut, *_FAREWELLS[point]):
-            fault = Fault(point, action)
+            fault = Injection(point, action)
             kinds.setdefault(str(fault), []).append(fault)
     return kinds
 
@@ -133,7 +133,7 @@ class Chaos:
         elif times is not None:
             self._counts[name] += times
 
-    async def _arm(self, choices: Sequence[Fault]) -> None:
+    async def _arm(self, choices: Sequence[Injection]) -> None:
         await asyncio.to_thread(self._rig.inject, self._chance.choice(choices))
 
     async def _suspend(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.commands import USERS_API, environment, on, on_a_terminal, run
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
-from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 
 NAMES = ["Ada", None, "", 'quote " and \\', "\\n \\.", "tab\tline\n", "Zoë 🦊", "a,b"]
 
@@ -268,7 +268,7 @@ def test_an_interrupted_import_leaves_whole_chunks_and_says_where(database: str)
 
 def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase, tmp_path: Path) -> None:
     file = write(tmp_path / "users.ndjson", people(10))
-    rig.inject(Fault(Point.ANSWER, Cut.RESET, via="direct"))
+    rig.inject(Injection(Point.ANSWER, Cut.RESET, via="direct"))
     environment = neon.environment()
     ended = run("import", file, **environment)
     assert ended.returncode == 1

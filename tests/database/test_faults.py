@@ -28,12 +28,12 @@ from tests.support.rig import (
     SHUTDOWN,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
 )
-from tests.support.rig.faults import INSECURE, STATEMENT_POINTS, Action
+from tests.support.rig.injections import INSECURE, STATEMENT_POINTS, Action
 from tests.support.serving import serve, settings_for
 from tests.support.waiting import wait_until
 
@@ -224,7 +224,7 @@ SHORTEST_WAIT = 0.15
 @pytest.mark.parametrize("batching", [True, False])
 async def test_a_herd_that_is_refused_shares_the_wait(rig: Rig, neon: NeonDatabase, batching: bool) -> None:
     with serving(neon, batching=batching, pool_max_size=4) as client:
-        rig.inject(Fault(Point.CONNECT, NEON_TRANSIENT[0]), times=1000)
+        rig.inject(Injection(Point.CONNECT, NEON_TRANSIENT[0]), times=1000)
         clock = asyncio.get_running_loop().time
         start = clock()
         herd = asyncio.create_task(all_at_once(client.base_url, 100))
@@ -257,7 +257,7 @@ def test_what_passes_while_connecting_is_latency(
 ) -> None:
     caplog.set_level(logging.INFO)
     with serving(neon) as client:
-        rig.inject(Fault(point, action), times=3)
+        rig.inject(Injection(point, action), times=3)
         assert client.post(USERS, json={"email": "ada@example.com"}).status_code == 201
         assert client.get(f"{USERS}/1").status_code == 200
         assert rig.pending == 0
@@ -294,7 +294,7 @@ def test_what_stays_fails_at_once(
 ) -> None:
     # A deadline that the test would not outlive.
     with serving(neon, acquire_timeout_seconds=300) as client:
-        rig.inject(Fault(Point.CONNECT, farewell), times=2)
+        rig.inject(Injection(Point.CONNECT, farewell), times=2)
         assert_unavailable_at_once(rig, client, remedy, caplog)
         while rig.pending:
             client.get(USERS)
@@ -331,7 +331,7 @@ def test_a_server_that_proves_nothing_fails_at_once(
 
 async def test_a_herd_hears_at_once_what_stays(rig: Rig, neon: NeonDatabase) -> None:
     with serving(neon, acquire_timeout_seconds=300, pool_max_size=4, batching=False) as client:
-        rig.inject(Fault(Point.CONNECT, NEON_PERMANENT[0]), times=1000)
+        rig.inject(Injection(Point.CONNECT, NEON_PERMANENT[0]), times=1000)
         assert await all_at_once(client.base_url, 100) == {503: 200}
         assert rig.counts.connections < 50
 
@@ -339,7 +339,7 @@ async def test_a_herd_hears_at_once_what_stays(rig: Rig, neon: NeonDatabase) -> 
 async def test_nobody_is_refused_while_a_connection_lives(rig: Rig, neon: NeonDatabase) -> None:
     with serving(neon, acquire_timeout_seconds=300, pool_max_size=4, batching=False) as client:
         client.get(USERS)
-        rig.inject(Fault(Point.CONNECT, Farewell("28P01", "the password was changed")), times=1000)
+        rig.inject(Injection(Point.CONNECT, Farewell("28P01", "the password was changed")), times=1000)
         assert await all_at_once(client.base_url, 100) == {200: 100, 201: 100}
         assert rig.counts.faults.total() > 0
 
@@ -353,11 +353,11 @@ def test_a_statement_that_is_cut_off(rig: Rig, neon: NeonDatabase, point: Point,
     with serving(neon) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
 
-        rig.inject(Fault(point, action))
+        rig.inject(Injection(point, action))
         assert client.get(path).status_code == 200
         assert rig.pending == 0
 
-        rig.inject(Fault(point, action))
+        rig.inject(Injection(point, action))
         answer = client.patch(path, json={"name": "Ada"})
         assert rig.pending == 0
         happened = point in (Point.ANSWER, Point.TORN_ANSWER, Point.ANSWERED)
@@ -374,7 +374,7 @@ def test_a_statement_that_is_cut_off(rig: Rig, neon: NeonDatabase, point: Point,
 def test_a_read_that_breaks_every_link_is_given_up(rig: Rig, neon: NeonDatabase) -> None:
     with serving(neon) as client:
         client.get(USERS)
-        rig.inject(Fault(Point.ANSWER, Cut.RESET), times=100)
+        rig.inject(Injection(Point.ANSWER, Cut.RESET), times=100)
         answer = client.get(USERS)
         assert answer.json()["type"] == "urn:problem:users-api:unavailable"
         assert rig.counts.faults.total() == 5
@@ -386,7 +386,7 @@ def test_a_write_that_was_refused_before_it_reached_postgresql_is_sent_again(
 ) -> None:
     with serving(neon) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
-        rig.inject(Fault(Point.REQUEST, words), times=3)
+        rig.inject(Injection(Point.REQUEST, words), times=3)
         answer = client.patch(path, json={"name": "Ada"})
         assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
         assert rig.pending == 0
@@ -394,7 +394,7 @@ def test_a_write_that_was_refused_before_it_reached_postgresql_is_sent_again(
 
 async def test_a_pooler_that_refuses_statements_is_not_hammered(rig: Rig, neon: NeonDatabase) -> None:
     with serving(neon) as client:
-        rig.inject(Fault(Point.REQUEST, CACHED_STARTING), times=1000)
+        rig.inject(Injection(Point.REQUEST, CACHED_STARTING), times=1000)
         clock = asyncio.get_running_loop().time
         start = clock()
         async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
@@ -453,10 +453,10 @@ def test_a_write_that_had_no_time_to_be_sent_changed_nothing(neon: NeonDatabase)
 def test_a_link_that_gets_stuck_does_not_keep_its_place_in_the_pool(rig: Rig, neon: NeonDatabase) -> None:
     with serving(neon, pool_max_size=1, statement_timeout_seconds=0.5) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
-        rig.inject(Fault(Point.ANSWER, Cut.STALL))
+        rig.inject(Injection(Point.ANSWER, Cut.STALL))
         assert client.get(path).status_code == 504
         assert client.get(path).status_code == 200
-        rig.inject(Fault(Point.ANSWER, Cut.STALL))
+        rig.inject(Injection(Point.ANSWER, Cut.STALL))
         assert client.patch(path, json={"name": "Ada"}).json()["type"] == "urn:problem:users-api:outcome-unknown"
         assert client.get(path).json()["name"] == "Ada"
 
@@ -468,7 +468,7 @@ async def test_an_attempt_that_gets_stuck_is_overtaken_by_another(
     """It would be waited for until 200 s are over, which is longer than a test may take."""
     caplog.set_level(logging.INFO)
     with serving(neon, acquire_timeout_seconds=300, pool_max_size=2) as client:
-        rig.inject(Fault(point, Cut.STALL))
+        rig.inject(Injection(point, Cut.STALL))
         assert client.get(USERS).status_code == 200
         assert rig.counts.connections == 2
         # The place of the one that was given up is free again.
@@ -480,7 +480,7 @@ async def test_an_attempt_that_gets_stuck_is_overtaken_by_another(
 def test_an_export_overtakes_an_attempt_that_gets_stuck(rig: Rig, neon: NeonDatabase) -> None:
     """As above. An export has a connection of its own, outside the pool."""
     with serving(neon, acquire_timeout_seconds=300) as client:
-        rig.inject(Fault(Point.CONNECT, Cut.STALL))
+        rig.inject(Injection(Point.CONNECT, Cut.STALL))
         assert client.get(f"{USERS}/export").status_code == 200
         assert rig.counts.connections == 2
 
@@ -489,7 +489,7 @@ def test_an_attempt_that_gets_stuck_in_the_last_place_leaves_time_for_another(
     rig: Rig, neon: NeonDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(neon, acquire_timeout_seconds=3, pool_max_size=1) as client:
-        rig.inject(Fault(Point.CONNECT, Cut.STALL))
+        rig.inject(Injection(Point.CONNECT, Cut.STALL))
         assert client.get(USERS).status_code == 200
         assert rig.counts.connections == 2
     assert "DATABASE_URL: no new connection: TimeoutError" in caplog.text

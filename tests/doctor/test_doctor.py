@@ -31,7 +31,7 @@ from tests.support.rig import (
     SERVER_FULL,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
@@ -387,7 +387,7 @@ def bounded(settings: Settings) -> Report:
     [(Point.ACCEPT, "TLS"), (Point.CONNECT, "authentication"), (Point.REQUEST, "server"), (Point.ANSWER, "server")],
 )
 def test_a_server_that_falls_silent(rig: Rig, neon: NeonDatabase, point: Point, name: str) -> None:
-    rig.inject(Fault(point, Cut.STALL), times=9)
+    rig.inject(Injection(point, Cut.STALL), times=9)
     report = bounded(neon.settings())
     for url in ("DATABASE_URL", "DIRECT_URL"):
         assert_stopped_at(report, url, name)
@@ -441,8 +441,8 @@ def test_what_is_not_postgresql() -> None:
 def test_a_sleeping_compute_is_waited_for(rig: Rig, neon: NeonDatabase) -> None:
     rig.wake_seconds = 1.5
     rig.suspend()
-    rig.inject(Fault(Point.CONNECT, NEON_TRANSIENT[0]), times=2)
-    rig.inject(Fault(Point.CONNECT, Farewell("57P03", "the database system is starting up")))
+    rig.inject(Injection(Point.CONNECT, NEON_TRANSIENT[0]), times=2)
+    rig.inject(Injection(Point.CONNECT, Farewell("57P03", "the database system is starting up")))
     report = doctor(neon.settings())
     assert report.reds == []
     assert rig.pending == 0
@@ -475,7 +475,7 @@ def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
     ],
 )
 def test_refusals(rig: Rig, neon: NeonDatabase, farewell: Farewell, remedy: str) -> None:
-    rig.inject(Fault(Point.CONNECT, farewell, via="pooled"), times=99)
+    rig.inject(Injection(Point.CONNECT, farewell, via="pooled"), times=99)
     report = doctor(neon.settings(), time_limit=2)
     assert_stopped_at(report, "DATABASE_URL", "authentication")
     assert remedy in str(report["DATABASE_URL", "authentication"].remedy)
@@ -483,7 +483,7 @@ def test_refusals(rig: Rig, neon: NeonDatabase, farewell: Farewell, remedy: str)
 
 
 def test_a_connection_that_is_lost_on_the_way(rig: Rig, neon: NeonDatabase) -> None:
-    rig.inject(Fault(Point.ANSWERED, Cut.RESET, via="pooled"))
+    rig.inject(Injection(Point.ANSWERED, Cut.RESET, via="pooled"))
     report = doctor(neon.settings())
     assert_stopped_at(report, "DATABASE_URL", "pooling")
 

@@ -24,7 +24,7 @@ from tests.support.rig import (
     SHUTDOWN,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
@@ -188,7 +188,7 @@ async def test_a_cut_statement(
 ) -> None:
     connection = await connect(url)
     await connection.execute(INSERT, "first@example.com")
-    rig.inject(Fault(point, action))
+    rig.inject(Injection(point, action))
     if point is Point.ANSWERED:
         assert await connection.execute(INSERT, "ada@example.com") == "INSERT 0 1"
     else:
@@ -204,7 +204,7 @@ async def test_a_cut_statement(
 @pytest.mark.parametrize("point", [Point.REQUEST, Point.TORN_REQUEST, *COMMITS])
 async def test_a_stall(rig: Rig, neon: NeonDatabase, url: DatabaseURL, point: Point) -> None:
     connection = await connect(url)
-    rig.inject(Fault(point, Cut.STALL))
+    rig.inject(Injection(point, Cut.STALL))
     if point is Point.ANSWERED:
         await connection.execute(INSERT, "ada@example.com")
     else:
@@ -221,7 +221,7 @@ async def test_a_stall(rig: Rig, neon: NeonDatabase, url: DatabaseURL, point: Po
 
 @pytest.mark.parametrize("farewell", [*NEON_TRANSIENT, *NEON_PERMANENT], ids=lambda farewell: farewell.message[:20])
 async def test_neon_says_what_failed(rig: Rig, url: DatabaseURL, farewell: Farewell) -> None:
-    rig.inject(Fault(Point.CONNECT, farewell), times=2)
+    rig.inject(Injection(Point.CONNECT, farewell), times=2)
     with pytest.raises(asyncpg.InternalServerError) as caught:
         await connect(url)
     assert (caught.value.sqlstate, caught.value.args[0]) == ("XX000", farewell.message)
@@ -232,7 +232,7 @@ async def test_neon_says_what_failed(rig: Rig, url: DatabaseURL, farewell: Farew
 
 
 async def test_a_fault_waits_for_its_route(rig: Rig, neon: NeonDatabase) -> None:
-    rig.inject(Fault(Point.CONNECT, Cut.RESET, via="direct"))
+    rig.inject(Injection(Point.CONNECT, Cut.RESET, via="direct"))
     await (await connect(parse_url(neon.pooled))).close()
     assert rig.pending == 1
     with pytest.raises(FAILURES):
@@ -248,7 +248,7 @@ def test_how_a_connection_ends_on_the_wire(rig: Rig, point: Point) -> None:
     rig.present("none")
 
     def ended(action: Cut) -> bytes:
-        rig.inject(Fault(point, action))
+        rig.inject(Injection(point, action))
         with socket.create_connection(("127.0.0.1", rig.ports["direct"])) as raw:
             raw.settimeout(0.3 if action is Cut.STALL else 30)
             if point is Point.CONNECT:
@@ -336,7 +336,7 @@ async def test_pgbouncer_itself_refuses_in_the_same_words(rig: Rig, neon: NeonDa
 
 def test_a_reset_leaves_nothing(rig: Rig, neon: NeonDatabase) -> None:
     with connect_psycopg(parse_url(neon.pooled)) as connection:
-        rig.inject(Fault(Point.ANSWER, Cut.RESET), times=100)
+        rig.inject(Injection(Point.ANSWER, Cut.RESET), times=100)
         rig.suspend()
         rig.latency, rig.max_client_conn = 9, 0
         rig.present("expired")

@@ -28,12 +28,12 @@ from tests.support.rig import (
     SHUTDOWN,
     Cut,
     Farewell,
+    Injection,
     NeonDatabase,
     Point,
     Rig,
 )
-from tests.support.rig import Fault as RigFault
-from tests.support.rig.faults import STATEMENT_POINTS
+from tests.support.rig.injections import STATEMENT_POINTS
 from tests.support.serving import serve, settings_for
 from tests.support.workload import USERS_LEFT, Workload, final_reads
 
@@ -450,9 +450,9 @@ async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: Ne
     """Statements refused before they arrive, cut off after their commit, and all between; computes that sleep."""
     chance = random.Random(0)
     rig.wake_seconds = 0.1
-    faults = [RigFault(point, action) for point in STATEMENT_POINTS for action in (Cut.RESET, Cut.CLOSE, SHUTDOWN)]
-    faults += [RigFault(Point.REQUEST, said) for said in (SERVER_FULL, Farewell("08P01", "query_wait_timeout"))]
-    faults += [RigFault(Point.CONNECT, said) for said in (*NEON_TRANSIENT, POOLER_FULL, Cut.RESET)]
+    faults = [Injection(point, action) for point in STATEMENT_POINTS for action in (Cut.RESET, Cut.CLOSE, SHUTDOWN)]
+    faults += [Injection(Point.REQUEST, said) for said in (SERVER_FULL, Farewell("08P01", "query_wait_timeout"))]
+    faults += [Injection(Point.CONNECT, said) for said in (*NEON_TRANSIENT, POOLER_FULL, Cut.RESET)]
 
     async def fail() -> None:
         for fault in chance.sample(faults, 4):
@@ -471,7 +471,7 @@ async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: Ne
 # --- The application with faults --------------------------------------------------------------------------------------
 
 
-class Fault:
+class Bug:
     """An ASGI application around the real one. What it does wrong it does for a number of writes, not for a time."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -503,7 +503,7 @@ class Fault:
         return messages
 
 
-class JoinsReadsAlreadySent(Fault):
+class JoinsReadsAlreadySent(Bug):
     """Single-flight: a read joins one of the same user that was sent before its own arrival.
 
     A flight is as long as a hundred writes of anybody, as if its answer took so long to come: several for each client,
@@ -529,7 +529,7 @@ class JoinsReadsAlreadySent(Fault):
             await send(message)
 
 
-class AcknowledgesBeforeSending(Fault):
+class AcknowledgesBeforeSending(Bug):
     """A PATCH is answered with what it will do, and done when five writes of others have been answered."""
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -572,7 +572,7 @@ def _replay(request: Message) -> Receive:
 
 
 @pytest.mark.parametrize("fault", [JoinsReadsAlreadySent, AcknowledgesBeforeSending])
-async def test_a_fault_in_the_application_is_found(database: str, batching: bool, fault: type[Fault]) -> None:
+async def test_a_fault_in_the_application_is_found(database: str, batching: bool, fault: type[Bug]) -> None:
     app = create_app(settings_for(database, batching=batching))
     with serve(fault(app)) as url:
         workload = Workload(url)

@@ -31,7 +31,7 @@ from benchmarks.processes import free_port
 from tests.support.commands import on, run, served, workers
 from tests.support.database import locked, wait_until_waiting
 from tests.support.metrics import STATEMENT, scrape
-from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_problem
 from tests.support.waiting import wait_until
@@ -137,7 +137,7 @@ def test_refusals_by_kind(database: str) -> None:
 def test_retries_and_reconnects(rig: Rig, neon: NeonDatabase) -> None:
     with serve(create_app(neon.settings())) as url:
         assert httpx.get(f"{url}{USERS}/1").status_code == 404
-        rig.inject(Fault(Point.ANSWER, Cut.RESET), times=3)
+        rig.inject(Injection(Point.ANSWER, Cut.RESET), times=3)
         assert httpx.get(f"{url}{USERS}/1", timeout=60).status_code == 404
         found = scrape(url)
     assert found.value("users_api_statement_retries_total", url=PRIMARY) == 3

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api.app import create_app
 from api.neon.url import parse_url
 from tests.support.database import execute, wait_until_true, wait_until_waiting
-from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_problem
 
@@ -221,7 +221,7 @@ def test_a_twin_that_waits_at_the_key_alone_leaves_no_user(
 def test_a_creation_whose_answer_was_lost_can_be_sent_again(rig: Rig, neon: NeonDatabase, cut: Cut) -> None:
     """The connection to PostgreSQL is cut after the commit, before its answer: the client cannot know what happened."""
     with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url) as client:
-        rig.inject(Fault(Point.ANSWER, cut))
+        rig.inject(Injection(Point.ANSWER, cut))
         assert_problem(create(client, "one"), 503, "outcome-unknown")
         (stored,) = execute(neon.superuser, "select body from users")
         again = create(client, "one")
@@ -243,7 +243,7 @@ def test_a_client_that_left_before_the_answer_can_send_again(client: httpx.Clien
 
 def test_a_creation_that_never_arrived_leaves_the_key_free(rig: Rig, neon: NeonDatabase) -> None:
     with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url) as client:
-        rig.inject(Fault(Point.TORN_REQUEST, Cut.RESET))
+        rig.inject(Injection(Point.TORN_REQUEST, Cut.RESET))
         assert_problem(create(client, "one"), 503, "outcome-unknown")
         again = create(client, "one")
         assert (again.status_code, is_replayed(again)) == (201, False)

@@ -1,12 +1,12 @@
-"""A rig that behaves as Neon does: PostgreSQL, PgBouncer in transaction mode, verified TLS, and faults on demand.
+"""A rig that behaves as Neon does: PostgreSQL, PgBouncer in transaction mode, verified TLS, and fault injections.
 
     client --TLS--> fault proxy --> PgBouncer --> PostgreSQL      DATABASE_URL
     client --TLS--> fault proxy ----------------> PostgreSQL      DIRECT_URL
 
-`make neon-rig` starts one by hand; tests ask for the fixtures `rig` and `neon` of tests/conftest.py.
+`make neon-rig` starts one by hand; tests use the fixtures `rig` and `neon` of tests/conftest.py.
 """
 
-from tests.support.rig.faults import (
+from tests.support.rig.injections import (
     NEON_PERMANENT,
     NEON_TRANSIENT,
     POOLER_FULL,
@@ -14,7 +14,7 @@ from tests.support.rig.faults import (
     SHUTDOWN,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     Point,
 )
 from tests.support.rig.pgbouncer import SCRIPT, find
@@ -34,7 +34,7 @@ __all__ = [
     "Counts",
     "Cut",
     "Farewell",
-    "Fault",
+    "Injection",
     "NeonDatabase",
     "Point",
     "Rig",

@@ -1,4 +1,4 @@
-"""`make neon-rig`: a rig to try things on by hand, with its faults at the prompt."""
+"""`make neon-rig`: a rig to try things on by hand, with fault injections at the prompt."""
 
 import shlex
 import shutil
@@ -21,13 +21,13 @@ from tests.support.rig import (
     SCRIPT,
     SHUTDOWN,
     Cut,
-    Fault,
+    Injection,
     Point,
     Rig,
     find,
     running,
 )
-from tests.support.rig.faults import Action
+from tests.support.rig.injections import Action
 from tests.support.rig.rig import Certificate
 
 ACTIONS: dict[str, Action] = {cut.value: cut for cut in Cut} | {
@@ -63,7 +63,7 @@ Ctrl-C ends it; nothing is kept.
 
 
 def main() -> None:
-    """Start a rig, print its URLs, and do what the prompt says until the end."""
+    """Start a rig, print its URLs, and obey the prompt until it is ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     program = find()
     if program is None:
@@ -84,11 +84,11 @@ def main() -> None:
 
 
 def obey(rig: Rig) -> None:
-    """Read commands from standard input until it ends, which without a terminal is no reason to stop."""
+    """Obey commands from standard input. Without a terminal, the end of input does not end the rig."""
     commands: dict[str, Callable[..., object]] = {
         "suspend": rig.suspend,
         "wake": lambda seconds: setattr(rig, "wake_seconds", float(seconds)),
-        "fault": lambda point, action, times="1": rig.inject(Fault(Point(point), ACTIONS[action]), int(times)),
+        "fault": lambda point, action, times="1": rig.inject(Injection(Point(point), ACTIONS[action]), int(times)),
         "cut": lambda action: rig.cut(ACTIONS[action]),
         "latency": lambda ms: setattr(rig, "latency", float(ms) / 1000),
         "limit": lambda connections: setattr(rig, "max_client_conn", int(connections)),
@@ -106,7 +106,7 @@ def obey(rig: Rig) -> None:
         except EOFError:
             if sys.stdin.isatty():
                 raise KeyboardInterrupt from None
-            # In short naps: a signal that came the moment before signal.pause() would never end it.
+            # Not signal.pause(): a signal just before it would be missed.
             while True:
                 time.sleep(0.5)
 

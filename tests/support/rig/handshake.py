@@ -1,4 +1,4 @@
-"""How a connection begins: with TLS, if the client asks for it and the rig has it, and a startup packet.
+"""The start of a connection: TLS, if the client asks for it and the rig has it, and a startup packet.
 
 https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL
 """
@@ -14,7 +14,7 @@ Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]
 
 
 class TLSFailedError(OSError):
-    """One side gave up the TLS handshake; raised from what ended it."""
+    """One side gave up the TLS handshake; its cause is the original error."""
 
 
 async def accept(client: socket.socket, tls: ssl.SSLContext | None) -> Opened:
@@ -42,7 +42,7 @@ async def accept(client: socket.socket, tls: ssl.SSLContext | None) -> Opened:
 
 
 async def _begins_with_tls(client: socket.socket) -> bool:
-    """Whether the next byte is that of a TLS handshake rather than of a packet's length."""
+    """Return whether the next byte starts a TLS handshake, not the length of a packet."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(client, readable.set)

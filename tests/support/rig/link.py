@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.support.rig import wire
-from tests.support.rig.faults import (
+from tests.support.rig.handshake import TLSFailedError, accept
+from tests.support.rig.injections import (
     INSECURE,
     POOLER_FULL,
     SERVER_FULL,
@@ -15,11 +16,10 @@ from tests.support.rig.faults import (
     Action,
     Cut,
     Farewell,
-    Fault,
+    Injection,
     Point,
     Route,
 )
-from tests.support.rig.handshake import TLSFailedError, accept
 
 if TYPE_CHECKING:
     from tests.support.rig.proxy import Proxy
@@ -28,7 +28,7 @@ _CHUNK = 2**16
 
 
 class _Ended(Exception):
-    """The connection ends here, by this action."""
+    """The connection ends with this action."""
 
     def __init__(self, action: Action) -> None:
         super().__init__(action)
@@ -36,10 +36,10 @@ class _Ended(Exception):
 
 
 class Link:
-    """A client's connection, and the one to the server that belongs to it.
+    """A client's connection, and its connection to the server.
 
-    TLS ends here, as it does in Neon's own proxy: statements must be seen for a fault to hit the right one. The server
-    is reached in clear over its Unix socket, whose directory is open to nobody else.
+    TLS ends here, as in Neon's own proxy: an injection needs to see the statements to strike the right one. The way to
+    the server is its Unix socket, in clear text, in a private directory.
     """
 
     def __init__(self, proxy: "Proxy", route: Route, client: socket.socket) -> None:
@@ -50,7 +50,7 @@ class Link:
         self._writer: asyncio.StreamWriter | None = None
         self._server: asyncio.StreamWriter | None = None
         self._end: asyncio.Future[Action] = asyncio.get_running_loop().create_future()
-        self._armed: Fault | None = None  # waits for the answer to the statement that is on its way
+        self._armed: Injection | None = None  # waits for the answer to the statement in flight
 
     def end(self, action: Action) -> None:
         """End the connection from outside."""
@@ -58,7 +58,7 @@ class Link:
             self._end.set_result(action)
 
     async def run(self) -> None:
-        """Carry the connection until one side leaves it, or a fault ends it."""
+        """Carry the connection until one side closes it, or an injection ends it."""
         carrying = asyncio.create_task(self._carry())
         try:
             await asyncio.wait((carrying, self._end), return_when=asyncio.FIRST_COMPLETED)
@@ -85,7 +85,7 @@ class Link:
             (first, *_) = ended.exceptions
             assert isinstance(first, _Ended)
             action = first.action
-        except* (OSError, EOFError):  # a side that left, and TLS that fails
+        except* (OSError, EOFError):  # a side closed it, or TLS failed
             pass
         return action
 
@@ -116,8 +116,8 @@ class Link:
         return reader
 
     def _strike(self, point: Point) -> None:
-        if fault := self._proxy.take(self._route, (point,)):
-            raise _Ended(fault.action)
+        if injection := self._proxy.take(self._route, (point,)):
+            raise _Ended(injection.action)
 
     async def _forward_requests(self) -> None:
         assert self._server is not None
@@ -130,11 +130,11 @@ class Link:
             counts.round_trips += wire.round_trips(kinds)
             if statements := wire.statements(kinds):
                 counts.statements += statements
-                self._armed = fault = self._proxy.take(self._route, STATEMENT_POINTS)
-                if fault and fault.point in (Point.REQUEST, Point.TORN_REQUEST):
-                    if fault.point is Point.TORN_REQUEST:
+                self._armed = injection = self._proxy.take(self._route, STATEMENT_POINTS)
+                if injection and injection.point in (Point.REQUEST, Point.TORN_REQUEST):
+                    if injection.point is Point.TORN_REQUEST:
                         self._server.write(whole[: len(whole) // 2])
-                    raise _Ended(fault.action)
+                    raise _Ended(injection.action)
             await self._delay()
             self._server.write(whole)
             await self._server.drain()
@@ -145,13 +145,13 @@ class Link:
         held = b""
         while data := await server.read(_CHUNK):
             await self._delay()
-            if fault := self._armed:
+            if injection := self._armed:
                 held += data
                 if wire.READY_FOR_QUERY not in wire.split(held)[1]:
                     continue
-                shown = {Point.ANSWER: 0, Point.TORN_ANSWER: len(held) // 2}.get(fault.point, len(held))
+                shown = {Point.ANSWER: 0, Point.TORN_ANSWER: len(held) // 2}.get(injection.point, len(held))
                 self._writer.write(held[:shown])
-                raise _Ended(fault.action)
+                raise _Ended(injection.action)
             self._writer.write(data)
             await self._writer.drain()
         raise _Ended(Cut.CLOSE)
@@ -170,7 +170,7 @@ class Link:
             action = Cut.RESET
         if action is Cut.RESET:
             # Closing with a linger time of zero sends RST.
-            with suppress(OSError):  # The client may have left first.
+            with suppress(OSError):  # The client may have closed it first.
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if self._writer is not None:
                 self._writer.transport.abort()
@@ -178,7 +178,7 @@ class Link:
             self._writer.write(wire.error_response(action))
 
     async def _stall(self) -> None:
-        """Return when the client has given up, or the proxy is reset."""
+        """Return once the client has given up, or the proxy is reset."""
         leaving = self._writer.wait_closed() if self._writer is not None else self._read_to_end()
         ends = [asyncio.create_task(self._proxy.released()), asyncio.create_task(leaving)]
         try:
@@ -194,8 +194,8 @@ class Link:
 
 
 async def _flush(transport: asyncio.WriteTransport) -> None:
-    """Wait until what was written has left, since a reset discards the rest; a client that reads nothing ends it."""
+    """Wait for the write buffer to drain, since a reset discards the rest; for a second at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
-            while transport.get_write_buffer_size():  # noqa: ASYNC110 - nobody is told when it is empty
+            while transport.get_write_buffer_size():  # noqa: ASYNC110 - asyncio has no event for an empty buffer
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The rig's PgBouncer: where it is found, and how it is run as Neon runs its own."""
+"""The rig's PgBouncer: found on this machine, and configured as Neon configures its own."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 
 SCRIPT = Path(".ci/pgbouncer")
-"""Run in a checkout, it prints the path of a PgBouncer that is new enough, and fetches one where there is none."""
+"""A script in the checkout that prints the path of a PgBouncer >= 1.21, and fetches one where there is none."""
 
 _OLDEST = (1, 21)  # the first that keeps prepared statements in transaction mode
 
@@ -44,7 +44,7 @@ log_disconnections = 0
 
 
 def find() -> Path | None:
-    """The path of a PgBouncer that is new enough: on PATH, among the system's programs, or fetched by SCRIPT."""
+    """Return the path of a PgBouncer >= 1.21: on PATH, among the system's programs, or fetched by SCRIPT; else None."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     search_path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
     for program in (shutil.which("pgbouncer", path=search_path), cache / "users-api/pgbouncer/pgbouncer"):
@@ -57,14 +57,14 @@ def find() -> Path | None:
 
 
 class PgBouncer:
-    """A PgBouncer in transaction mode before the PostgreSQL whose Unix socket lies in the directory `server`."""
+    """A PgBouncer in transaction mode in front of the PostgreSQL whose Unix socket is in the directory `server`."""
 
     def __init__(self, program: Path, server: Path, directory: Path) -> None:
         self._program = program
         self._directory = directory
         self._password = secrets.token_hex(16)
-        # It refuses to run as root, and becomes whom the configuration names: the user that PostgreSQL runs as, since
-        # the socket's directory is open to nobody else.
+        # It refuses to run as root, and switches to the user in its configuration: PostgreSQL's, who alone may enter
+        # the socket's directory.
         owner = server.owner() if os.geteuid() == 0 else None
         directory.mkdir(mode=0o700, parents=True)
         configuration = _CONFIGURATION.format(
@@ -83,13 +83,13 @@ class PgBouncer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run it, from when it listens until the end of the block."""
+        """Run it for the length of the block, which starts once it listens."""
         complaint = self._directory / "stderr"
         with complaint.open("wb") as stderr:
             process = subprocess.Popen(
                 [self._program, "--quiet", self._directory / "configuration"],
                 stderr=stderr,
-                start_new_session=True,  # Ctrl-C in a terminal is for the rig, which stops it in its turn
+                start_new_session=True,  # Ctrl-C in a terminal stops the rig, which stops PgBouncer
             )
         try:
             while not self.socket.exists():

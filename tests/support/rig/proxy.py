@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from tests.support.rig.faults import SHUTDOWN, Action, Cut, Fault, Point, Route
+from tests.support.rig.injections import SHUTDOWN, Action, Cut, Injection, Point, Route
 from tests.support.rig.link import Link
 
 T = TypeVar("T")
@@ -28,20 +28,20 @@ WAKE_SECONDS = 0.3
 
 @dataclass
 class Counts:
-    """What went through the proxy since the last reset."""
+    """What passed through the proxy since the last reset."""
 
-    connections: int = 0  # TCP connections accepted, whatever came of them
+    connections: int = 0  # TCP connections accepted
     tls_failures: int = 0  # handshakes that one side gave up
     cancels: int = 0  # cancel requests, each a connection of its own
     statements: int = 0  # simple queries and Executes
-    round_trips: int = 0  # what a client waits for once it is connected: Flushes, Syncs and simple queries
+    round_trips: int = 0  # answers that a connected client waits for: Flushes, Syncs and simple queries
     wakes: int = 0
     dropped_parameters: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)  # those that have struck, by name
+    faults: Counter[str] = field(default_factory=Counter)  # injections that have struck, by name
 
 
 class Proxy:
-    """Listens on a port for each route and forwards to a Unix socket. Settings may be assigned at any time."""
+    """Listen on a port for each route and forward to a Unix socket. Settings may be assigned at any time."""
 
     def __init__(self, targets: dict[Route, Path], tls: ssl.SSLContext | None) -> None:
         self.targets = targets
@@ -61,7 +61,7 @@ class Proxy:
         self.max_client_conn: int | None = None  # connections of both routes together; more are refused
         self.wake_seconds = WAKE_SECONDS
         self.asleep = False
-        self._faults: list[Fault] = []
+        self._injections: list[Injection] = []
         self._waking: asyncio.Task[None] | None = None
         self._released = asyncio.Event()
 
@@ -84,9 +84,9 @@ class Proxy:
         self._thread.join()
 
     def reset(self) -> None:
-        """Forget every fault, setting and count, wake the compute, and end the connections that are left.
+        """Forget every injection, setting and count, wake the compute, and end the remaining connections.
 
-        Raises what went wrong in the proxy itself, if something did.
+        Raises the proxy's own error, if it had one.
         """
 
         async def reset() -> None:
@@ -98,23 +98,23 @@ class Proxy:
         if self._errors:
             raise self._errors.pop()
 
-    def inject(self, fault: Fault, times: int = 1) -> None:
-        """Let `fault` strike the next connections that come to its point, each once, `times` times in all."""
-        self._call(lambda: self._faults.extend([fault] * times))
+    def inject(self, injection: Injection, times: int = 1) -> None:
+        """Let `injection` strike the next `times` connections that reach its point, each once."""
+        self._call(lambda: self._injections.extend([injection] * times))
 
     def forget(self) -> None:
-        """Let no injected fault strike any more; what is under way goes on."""
-        self._call(self._faults.clear)
+        """Drop the pending injections; those that have struck go on."""
+        self._call(self._injections.clear)
 
     @property
     def pending(self) -> int:
-        """How many injected faults have not struck yet."""
-        return len(self._faults)
+        """The number of injections that have not struck yet."""
+        return len(self._injections)
 
     def suspend(self, action: Action = SHUTDOWN) -> None:
-        """Put the compute to sleep: end every connection by `action`. The next one wakes it in `wake_seconds`.
+        """Suspend the compute: end every connection by `action`. The next one wakes it in `wake_seconds`.
 
-        PostgreSQL itself goes on: a statement that is on its way may still commit, as the client must fear anyway.
+        PostgreSQL itself goes on: a statement in flight may still commit, as on Neon.
         """
 
         async def suspend() -> None:
@@ -125,20 +125,20 @@ class Proxy:
         self._run(suspend())
 
     def cut(self, action: Action) -> None:
-        """End every connection by `action`, whatever it is doing; the compute stays awake."""
+        """End every connection by `action`, even in the middle of a statement; the compute stays awake."""
         self._run(self._end_all(action))
 
-    def take(self, route: Route, points: tuple[Point, ...]) -> Fault | None:
-        """The injected fault that strikes now, if one does: what a Link asks, in the proxy's thread."""
-        for fault in self._faults:
-            if fault.point in points and fault.via in (None, route):
-                self._faults.remove(fault)
-                self.counts.faults[str(fault)] += 1
-                return fault
+    def take(self, route: Route, points: tuple[Point, ...]) -> Injection | None:
+        """Return the injection that strikes now, or None. Called by a Link, in the proxy's thread."""
+        for injection in self._injections:
+            if injection.point in points and injection.via in (None, route):
+                self._injections.remove(injection)
+                self.counts.faults[str(injection)] += 1
+                return injection
         return None
 
     async def awake(self) -> None:
-        """Return when the compute is awake; the first Link that asks wakes it, and the others wait with it."""
+        """Return once the compute is awake; the first Link to call wakes it, and the others wait with it."""
         if self.asleep:
             if self._waking is None:
                 self._waking = asyncio.create_task(self._wake())

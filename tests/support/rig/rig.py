@@ -1,4 +1,4 @@
-"""Puts the rig together: an authority, certificates, a role with a password, PgBouncer and the fault proxy."""
+"""The whole rig: an authority, certificates, a role with a password, PgBouncer and the fault proxy."""
 
 import ssl
 import tempfile
@@ -14,7 +14,7 @@ import trustme
 
 from api.neon.url import parse_url
 from api.settings import Settings
-from tests.support.rig.faults import Route
+from tests.support.rig.injections import Route
 from tests.support.rig.pgbouncer import PgBouncer
 from tests.support.rig.proxy import Proxy
 
@@ -26,23 +26,23 @@ Certificate = Literal["valid", "expired", "wrong name", "unknown authority", "no
 
 
 class NeonDatabase(NamedTuple):
-    """One database behind the rig, and how it is reached."""
+    """One database behind the rig, and its URLs."""
 
     pooled: str
     direct: str
-    superuser: str  # over PostgreSQL's Unix socket, around the rig: what a test sees by it is neither cut nor counted
+    superuser: str  # over PostgreSQL's Unix socket, past the rig: neither cut nor counted
 
     def settings(self, **overrides: object) -> Settings:
-        """Settings of an application on this database, whatever this machine's environment says."""
+        """Return settings for an application on this database, whatever the environment holds."""
         return Settings(**{"database_url": self.pooled, "direct_url": self.direct, "auth": "off", **overrides})  # type: ignore[arg-type]
 
     def environment(self) -> dict[str, str]:
-        """The variables that put a `users-api` of its own process on this database."""
+        """Return the environment variables that point `users-api` at this database."""
         return {"DATABASE_URL": self.pooled, "DIRECT_URL": self.direct}
 
 
 class Rig(Proxy):
-    """A PostgreSQL as Neon serves it: the proxy with its faults, and the two URLs of each database behind it."""
+    """A PostgreSQL as Neon serves it: the proxy with its injections, and the two URLs of each database behind it."""
 
     def __init__(self, program: Path, superuser_url: str, directory: Path) -> None:
         self.superuser_url = superuser_url
@@ -64,24 +64,24 @@ class Rig(Proxy):
         _prepare_role(superuser_url)
 
     def present(self, certificate: Certificate) -> None:
-        """Show clients another certificate from now on; `none` offers no TLS at all. reset() shows the valid one."""
+        """Present another certificate to clients from now on; `none` offers no TLS. reset() restores the valid one."""
         self.tls = self._certificates[certificate]
 
     def database(self, superuser_url: str) -> NeonDatabase:
-        """The database at `superuser_url`, which belongs to ROLE, as it is reached through the rig."""
+        """Return the database at `superuser_url`, which belongs to ROLE, with its URLs through the rig."""
         name = parse_url(superuser_url).database
         return NeonDatabase(self.pooled_url(name), self.direct_url(name), superuser_url)
 
     def pooled_url(self, database: str) -> str:
-        """The URL of a database through PgBouncer: what Neon's console shows with connection pooling on."""
+        """Return the URL of a database through PgBouncer, as Neon's console shows it with connection pooling on."""
         return self._url("pooled", database)
 
     def direct_url(self, database: str) -> str:
-        """The URL of a database without PgBouncer: sessions, migrations, advisory locks."""
+        """Return the URL of a database without PgBouncer: for sessions, migrations, advisory locks."""
         return self._url("direct", database)
 
     def _url(self, route: Route, database: str) -> str:
-        # hostaddr stands in for DNS: the name is verified, and no resolver needs to know it.
+        # hostaddr replaces DNS: the name is verified, though no resolver knows it.
         return (
             f"postgresql://{ROLE}:{quote(PASSWORD, safe='')}@{HOSTS[route]}:{self.ports[route]}/{database}"
             f"?sslmode=require&sslrootcert={quote(str(self.authority), safe='/')}&hostaddr=127.0.0.1"
@@ -90,9 +90,9 @@ class Rig(Proxy):
 
 @contextmanager
 def running(superuser_url: str, program: Path) -> Iterator[Rig]:
-    """Run a rig before the PostgreSQL at `superuser_url`, a Unix socket's, with the PgBouncer `program`."""
+    """Run a rig in front of the PostgreSQL at `superuser_url`, a Unix socket's, with the PgBouncer `program`."""
     with tempfile.TemporaryDirectory(prefix="users-api-rig-") as directory:
-        Path(directory).chmod(0o755)  # the user that PgBouncer becomes passes through it
+        Path(directory).chmod(0o755)  # PgBouncer's user passes through it
         rig = Rig(program, superuser_url, Path(directory))
         with rig.pgbouncer.running():
             rig.start()
@@ -111,7 +111,7 @@ def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 
 def _prepare_role(superuser_url: str) -> None:
-    """Make the role, which must show its password where everybody else is trusted: the tests' own superuser."""
+    """Create the role, which needs its password; PostgreSQL trusts every other role, such as the tests' superuser."""
     with psycopg.connect(**parse_url(superuser_url).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
         (path,) = connection.execute("show hba_file").fetchone() or ("",)
         rules = Path(path)

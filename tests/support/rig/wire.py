@@ -1,11 +1,11 @@
-"""As much of PostgreSQL's protocol as a fault needs: where messages end, how a connection starts, what an error is.
+"""The part of PostgreSQL's protocol that injections need: message boundaries, the startup packet, errors.
 
 https://www.postgresql.org/docs/current/protocol-message-formats.html
 """
 
 import struct
 
-from tests.support.rig.faults import Farewell
+from tests.support.rig.injections import Farewell
 
 SSL_REQUEST = 80877103
 GSS_REQUEST = 80877104
@@ -14,13 +14,13 @@ CANCEL_REQUEST = 80877102
 READY_FOR_QUERY = ord("Z")
 _EXECUTE, _QUERY, _FLUSH, _SYNC = b"EQHS"
 
-# What Neon's proxy forwards of a startup packet; the rest is lost in silence.
+# What Neon's proxy forwards of a startup packet; it drops the rest silently.
 _FORWARDED = ("user", "database", "application_name", "replication", "options")
 _HEADER = struct.Struct("!BI")
 
 
 def code(packet: bytes) -> int:
-    """Return what kind of startup packet this is; the protocol's version, where it is one that starts a session."""
+    """Return the code of a startup packet: the protocol's version, if it starts a session."""
     return int.from_bytes(packet[4:8])
 
 
@@ -37,17 +37,17 @@ def split(data: bytes) -> tuple[int, list[int]]:
 
 
 def statements(kinds: list[int]) -> int:
-    """How many of a client's messages run a statement."""
+    """Return how many of a client's messages run a statement."""
     return kinds.count(_EXECUTE) + kinds.count(_QUERY)
 
 
 def round_trips(kinds: list[int]) -> int:
-    """How many of a client's messages make the server send what it has to say."""
+    """Return how many of a client's messages make the server send its answer."""
     return kinds.count(_FLUSH) + kinds.count(_SYNC) + kinds.count(_QUERY)
 
 
 def filter_startup(packet: bytes) -> tuple[bytes, list[str]]:
-    """Return a startup packet with what Neon's proxy would forward of it, and the names of what it would drop."""
+    """Return a startup packet with the parameters that Neon's proxy forwards, and the names of those that it drops."""
     words = packet[8:].split(b"\0")
     pairs = [(words[i], words[i + 1]) for i in range(0, len(words) - 1, 2) if words[i]]
     kept = [pair for pair in pairs if pair[0].decode() in _FORWARDED]
@@ -56,7 +56,7 @@ def filter_startup(packet: bytes) -> tuple[bytes, list[str]]:
 
 
 def error_response(farewell: Farewell) -> bytes:
-    """Return a farewell as an ErrorResponse."""
+    """Return the ErrorResponse of a farewell."""
     fields = (f"S{farewell.severity}", f"V{farewell.severity}", f"C{farewell.sqlstate}", f"M{farewell.message}", "")
     body = b"".join(field.encode() + b"\0" for field in fields)
     return b"E" + struct.pack("!I", len(body) + 4) + body

@@ -28,7 +28,7 @@ from api.users.bulk.formats import FORMATS, export_users
 from api.users.bulk.handlers import CHUNK_ROWS
 from api.users.bulk.report import MAX_REFUSAL_BYTES, MAX_REFUSALS
 from tests.support.database import execute
-from tests.support.rig import Cut, Fault, NeonDatabase, Point, Rig
+from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_invalid, assert_problem, create
 from tests.support.waiting import wait_until
@@ -764,13 +764,13 @@ def test_through_the_pooler(neon: NeonDatabase) -> None:
 def test_an_import_tells_where_its_database_left_it(rig: Rig, neon: NeonDatabase) -> None:
     with serve(create_app(neon.settings())) as url, httpx.Client(base_url=url, timeout=60) as client:
         # In the first chunk: nothing is known to be there, and the answer has a status of its own.
-        rig.inject(Fault(Point.ANSWER, Cut.RESET))
+        rig.inject(Injection(Point.ANSWER, Cut.RESET))
         assert_problem(send(client, people(5)), 503, "outcome-unknown")
         # In a later one: the lines before it are done.
         with uploading(client) as connection:
             connection.sendall(chunk(lines_of(people(CHUNK_ROWS, 100))))
             wait_until(lambda: count(neon.superuser) == 5 + CHUNK_ROWS)
-            rig.inject(Fault(Point.ANSWER, Cut.RESET))
+            rig.inject(Injection(Point.ANSWER, Cut.RESET))
             connection.sendall(chunk(lines_of(people(CHUNK_ROWS, 5000))))
             answer = b""
             while b"summary" not in answer:

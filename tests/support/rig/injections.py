@@ -1,4 +1,4 @@
-"""What the fault proxy can do to a connection: a fault is a point in its life and an action."""
+"""Fault injections: each is a point in a connection's life and an action."""
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -8,33 +8,33 @@ Route = Literal["pooled", "direct"]
 
 
 class Point(StrEnum):
-    """When a fault strikes. From REQUEST on it waits for a statement: a simple query or an Execute."""
+    """When an injection strikes. From REQUEST on it waits for a statement: a simple query or an Execute."""
 
     ACCEPT = "accept"
-    """The TCP connection is made; no byte was read, TLS included."""
+    """The TCP connection is open; no byte was read, not even of TLS."""
     CONNECT = "connect"
     """The startup packet was read: where Neon's proxy reports that it cannot reach the compute."""
     REQUEST = "request"
-    """A statement has come; the server never sees it."""
+    """A statement has arrived; the server never receives it."""
     TORN_REQUEST = "torn-request"
     """Half of the statement's bytes reach the server, which therefore rolls back."""
     ANSWER = "answer"
-    """The server has answered and committed; the client sees nothing of it."""
+    """The server has answered and committed; the client receives nothing."""
     TORN_ANSWER = "torn-answer"
-    """The server has committed; the client sees half of the answer's bytes."""
+    """The server has committed; the client receives half of the answer's bytes."""
     ANSWERED = "answered"
-    """The client has the whole answer; the connection ends while nothing is on its way."""
+    """The client has the whole answer; the connection ends with nothing in flight."""
 
 
 class Cut(Enum):
-    """How a connection ends, or does not, without a word."""
+    """How a connection ends, or stalls, without a message."""
 
     RESET = "reset"
     """RST: a host that crashed or a NAT that forgot."""
     CLOSE = "close"
     """FIN: an orderly end."""
     STALL = "stall"
-    """Half open: nothing flows any more and nothing closes, until the client gives up or the rig is reset."""
+    """Half open: no bytes and no close, until the client gives up or the rig is reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ Action = Cut | Farewell
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that happens to one connection. `via` limits it to a route, None takes the first that comes."""
+class Injection:
+    """One action on one connection. `via` limits it to a route; None takes the first connection of either."""
 
     point: Point
     action: Action
@@ -65,7 +65,7 @@ class Fault:
 STATEMENT_POINTS = tuple(Point)[2:]
 
 SHUTDOWN = Farewell("57P01", "terminating connection due to administrator command")
-"""What PostgreSQL says to each session when it stops, as a compute does that falls asleep or restarts."""
+"""PostgreSQL's message to each session when it stops, as when a compute is suspended or restarts."""
 
 POOLER_FULL = Farewell("08P01", "no more connections allowed (max_client_conn)")
 SERVER_FULL = Farewell("53300", "sorry, too many clients already")
@@ -78,7 +78,7 @@ def _neon(message: str) -> Farewell:
 
 
 INSECURE = _neon("connection is insecure (try using `sslmode=require`)")
-"""What Neon's proxy says to a client that does not ask for TLS."""
+"""Neon's message to a client that does not ask for TLS."""
 
 NEON_TRANSIENT = (
     _neon("Couldn't connect to compute node"),
