@@ -199,7 +199,7 @@ def test_a_broken_schema_is_an_opaque_500(client: httpx.Client, database: str, s
 
 
 async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str) -> None:
-    """By a request that the server gave up: nobody would hear of the answer, and asking again keeps others waiting."""
+    """From a request that the server cancelled: its answer is lost, and a retry would delay other requests."""
     closing = Database(settings_for(database, pool_max_size=2, acquire_timeout_seconds=300))
     await closing.open()
     slow = replace(ESTIMATE_USERS, sql="select pg_advisory_lock(1)")

@@ -69,7 +69,7 @@ def test_who_asks_for_a_version_that_there_is_not_gets_another(server: MetricsSe
 
 
 def answering() -> int:
-    """How many threads answer somebody, or wait for what is asked."""
+    """Return how many threads serve a connection."""
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
