@@ -50,8 +50,8 @@ order by 1, 2, 3
 MIGRATE = """
 import sys
 from pathlib import Path
-from api.migrations import migrate
-from api.url import parse_url
+from api.database.migrations import migrate
+from api.neon.url import parse_url
 
 print(migrate(parse_url(sys.argv[1]), directory=Path(sys.argv[2]), report=lambda line: print(line, flush=True)))
 """
