@@ -34,7 +34,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(postgres: str, template: str) -> Iterator[str]:
-    """A database with one user, whom nobody may see or change without a key."""
+    """A database with one user, which no request may read or change without a key."""
     execute(postgres, f"create database guarded template {template}")
     url = postgres.replace("/postgres?", "/guarded?")
     execute(url, f"insert into users (email, name) values ('{SECRET}', 'Ada')")

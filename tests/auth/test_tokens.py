@@ -87,7 +87,7 @@ def issuing() -> Iterator[Issuer]:
                     self.end_headers()
                 else:
                     self.flush_headers()
-                with suppress(OSError):  # Whoever asked is gone.
+                with suppress(OSError):  # The client has disconnected.
                     while not made.ended.wait(0.02):
                         self.wfile.write(b" ")
                 return
@@ -145,7 +145,7 @@ def serving(issuer: Issuer, **settings: object) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    """A server that knows its issuer's keys. It has no database: who gets past the guard finds no user of that id."""
+    """A client of a server that has its issuer's keys. It has no database: an accepted token leads to a 404."""
     with issuing() as issuer, serving(issuer) as client:
         yield client
 
@@ -438,7 +438,7 @@ def test_the_issuer_is_down_at_the_start_and_comes_back(
 
 @pytest.mark.parametrize("drips", ["", "head", "body"])
 def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
-    """Who waits for it is told in time that their token cannot be judged."""
+    """A waiting request learns in time that its token cannot be verified."""
     monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
     issuer.drips = drips
     issuer.may_answer.clear()
@@ -447,7 +447,7 @@ def test_an_issuer_that_does_not_end_its_answer(issuer: Issuer, monkeypatch: pyt
 
 
 def test_an_issuer_that_did_not_end_its_answer_is_asked_again(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fetch that nobody waits for any more ends as well, though the host goes on."""
+    """An abandoned fetch ends as well, though the host goes on sending."""
     monkeypatch.setattr(tokens, "_FETCH_SECONDS", 0.1)
     issuer.drips = "body"
     with serving(issuer) as client:
@@ -459,7 +459,7 @@ def test_an_issuer_that_did_not_end_its_answer_is_asked_again(issuer: Issuer, mo
 
 
 def test_only_one_thread_waits_for_an_issuer_that_does_not_answer(issuer: Issuer) -> None:
-    """Also where nobody waits for that one any more: there would be more and more of them."""
+    """Even if that fetch is abandoned: otherwise threads would accumulate."""
     issuer.may_answer.clear()
     keys = tokens.SigningKeys(issuer.url)
 
@@ -475,7 +475,7 @@ def test_only_one_thread_waits_for_an_issuer_that_does_not_answer(issuer: Issuer
 
 
 def test_an_issuer_that_does_not_end_its_answer_does_not_hold_up_the_end(issuer: Issuer, directory: Path) -> None:
-    """Nobody waits for the thread that reads it: it is still there when the server stops."""
+    """The thread that reads it is abandoned, and still runs when the server stops."""
     issuer.drips = "head"
     variables = {"JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWT_JWKS_URL": issuer.url}
     with served(cwd=directory, **on(NOWHERE), **variables) as (_, process):  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ async def test_a_lone_call_leaves_without_a_timer() -> None:
 
 async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not() -> None:
     carrier = Carrier()
-    # The first finds nobody else and leaves at once, as in the tests below; those behind it gather.
+    # The first call is alone and is sent at once, as in the tests below; later calls gather.
     tasks = start(Batcher(carrier, limits(in_flight=3, max_size=3)), *"-abcdefgh")
     await ticks()
     assert carrier.sent == [["-"], list("abc"), list("def")]
@@ -232,7 +232,7 @@ async def test_a_read_that_is_cancelled_is_nothing_but_cancelled() -> None:
 
 @pytest.mark.parametrize("sent", [True, False])
 async def test_with_the_last_caller_the_statement_ends(sent: bool) -> None:
-    """And the last one hears what it left behind: Database.fetch says so. The batcher goes on."""
+    """The last caller learns from Database.fetch whether its write may have happened; the batcher goes on."""
     carrier = Carrier()
     ended = 0
 
@@ -396,7 +396,7 @@ async def test_an_error_belongs_to_its_request(client: httpx.Client) -> None:
         stale = [many.patch(f"{USERS}/{i}", json={"name": "x"}, headers={"if-match": '"9"'}) for i in ids[:3]]
         missing = [many.patch(f"{USERS}/{i}", json={"name": "x"}) for i in (8888, 9999)]
         answers = await asyncio.gather(*patches, *stale, *missing)
-    # The first user gives its address up in this very moment: whoever asks for it may have it, but one at most.
+    # The first user gives up its address at the same moment: at most one other may take it.
     taken = Counter(answer.status_code for answer in answers[4:20:5])
     assert taken[200] + taken[409] == 4
     assert taken[200] <= 1
@@ -427,7 +427,7 @@ async def test_one_locked_row_does_not_hold_the_others(database: str, batching: 
                 free = await asyncio.gather(*(patch for n, patch in enumerate(patches) if n != 7))
                 assert {answer.status_code for answer in free} == {200}
                 assert not patches[7].done()
-                # And whoever comes later does not wait for it either.
+                # Nor do later requests wait for it.
                 assert (await many.patch(paths[3], json={"name": "y"})).status_code == 200
             assert (await patches[7]).status_code == 200
 
@@ -480,7 +480,7 @@ async def test_a_client_that_vanishes_takes_nobody_along(database: str, batching
 
         async with httpx.AsyncClient(base_url=url, timeout=100) as many:
             with locked(database):
-                # In turns, so that those who leave share statements with those who stay.
+                # Alternately, so that clients that disconnect share statements with clients that stay.
                 posts = [asyncio.ensure_future(many.post(USERS, json={"email": f"{n}@example.com"})) for n in range(20)]
                 await until(lambda under_way: under_way == 20)
                 # The first left alone; with the second statement others are on their way.

@@ -134,7 +134,7 @@ STATEMENTS: list[tuple[Exception, Next, Next, Next]] = [
     (cut_off(said("57P02")), UNKNOWN, RETRY, RESEND),
     (cut_off(said("08P01", SERVER_CRASHED.message)), UNKNOWN, RETRY, RESEND),
     (cut_off(said("XX000", "what nobody foresaw")), UNKNOWN, RETRY, RESEND),
-    # It broke with words for those who are not let in: the statement was never passed on.
+    # The connection was rejected, so the statement never ran.
     (cut_off(said("08P01", QUERY_WAIT_TIMEOUT.message)), RETRY, RETRY, RETRY),
     (cut_off(said("08P01", CACHED_STARTING.message)), RETRY, RETRY, RETRY),
     (cut_off(said("53300")), RETRY, RETRY, RETRY),
@@ -229,7 +229,7 @@ async def test_a_herd_that_is_refused_shares_the_wait(rig: Rig, neon: NeonDataba
         start = clock()
         herd = asyncio.create_task(all_at_once(client.base_url, 100))
         await attempts(rig, 10)
-        # At first as many as there are places, then one after each wait, whoever of the 200 it is made for.
+        # At first one attempt for each place in the pool, then one after each wait, for all 200 requests together.
         assert rig.counts.connections <= 4 + 3 + (clock() - start) / SHORTEST_WAIT
         rig.reset()
         assert await herd == {200: 100, 201: 100}
@@ -248,7 +248,7 @@ ENDS = [Cut.RESET, Cut.CLOSE]
 
 @pytest.mark.parametrize(
     ("point", "action"),
-    # Nobody says anything before TLS.
+    # Before TLS, neither side sends a message.
     [(Point.ACCEPT, cut) for cut in ENDS] + [(Point.CONNECT, action) for action in (*ENDS, *WORDS)],
     ids=repr,
 )
@@ -419,7 +419,7 @@ async def test_the_real_poolers_refusal_is_latency(rig: Rig, neon: NeonDatabase,
     with serving(neon) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
         async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
-            # As while PostgreSQL restarts: who is logged in waits for a server connection, then is thrown out.
+            # As while PostgreSQL restarts: clients wait for a server connection, then are disconnected.
             await asyncio.to_thread(rig.pgbouncer.run, f"pause {name}")
             patch = asyncio.create_task(many.patch(path, json={"name": "Ada"}))
             await attempts(rig, rig.counts.connections + 1)
@@ -428,7 +428,7 @@ async def test_the_real_poolers_refusal_is_latency(rig: Rig, neon: NeonDatabase,
         assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
 
 
-# A lock on the table keeps everybody from preparing a statement on it.
+# A lock on the table blocks the preparation of statements on it.
 
 
 async def test_a_write_that_is_cut_off_while_it_is_prepared_is_sent_again(rig: Rig, neon: NeonDatabase) -> None:

@@ -200,7 +200,7 @@ def test_a_broken_schema_is_an_opaque_500(client: httpx.Client, database: str, s
 
 
 async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str) -> None:
-    """By a request that the server gave up: nobody would hear of the answer, and asking again keeps others waiting."""
+    """From a request that the server cancelled: its answer is lost, and a retry would delay other requests."""
     settings = settings_for(database, pool_max_size=2, acquire_timeout_seconds=300)
     closing = PooledDatabase(database_options(settings))
     await closing.open()

@@ -85,7 +85,7 @@ def names(client: httpx.Client, path: str, position: str | None) -> list[str]:
 
 
 def reads_of_the_primary(client: httpx.Client) -> float:
-    """How many reads the primary has had: what they show does not tell who answered them.
+    """Return how many reads the primary answered: their content does not tell.
 
     Who meets a new connection to the replica is answered by the primary, since it may lead to a server that restarted.
     One may be opened while another is on its way back to the pool, unless POOL_MAX_SIZE is 1.
@@ -106,7 +106,7 @@ def test_reads_go_to_the_replica(settings: Settings, standby: Standby) -> None:
         assert names(client, path, None) == ["old"] * 5
         standby.pause()
         assert client.patch(path, json={"name": "new"}).status_code == 200
-        # Which proves who answers.
+        # This proves which one answers.
         assert names(client, path, None) == ["old"] * 5
         assert client.head(path).headers["etag"] == '"1"'
 
@@ -136,7 +136,7 @@ def test_a_replica_that_is_too_far_behind_makes_one_request_wait(settings: Setti
         position = client.patch(path, json={"name": "new"}).headers["read-after"]
         for _ in range(40):
             assert names(client, path, position) == ["new"] * 5
-        # Who wrote nothing is content with what the replica has.
+        # A client that wrote nothing may read from the replica.
         assert names(client, path, None) == ["old"] * 5
         standby.resume()
         standby.catch_up()

@@ -64,7 +64,7 @@ class Report:
 def doctor(settings: Settings, *, replicas: int = 1, workers: int = 1, time_limit: float = 20) -> Report:
     told: list[tuple[str, str, Step | None]] = []
     with warnings.catch_warnings():
-        # asyncpg closes TLS where a log-in or a statement failed, and nobody can wait for the other side's farewell.
+        # asyncpg closes TLS after a failed log-in or statement without waiting for the peer's close_notify.
         warnings.simplefilter("ignore", ResourceWarning)
         steps = asyncio.run(
             examine(

@@ -108,7 +108,7 @@ def test_a_body_that_does_not_come_in_time(client: httpx.Client) -> None:
 
 
 async def test_a_deadline_leaves_a_shared_statement_alone(database: str) -> None:
-    """Whoever shares it gets the answer of the very statement that was on its way."""
+    """The other requests get the answer of the statement in flight."""
     app = create_app(settings_for(database, batch_in_flight=1))
     with serve(app) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:

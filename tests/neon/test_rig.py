@@ -138,7 +138,7 @@ async def test_the_direct_way_keeps_a_session(neon: NeonDatabase) -> None:
 
 
 async def test_a_statement_whose_result_types_change_fails_for_ever_behind_a_pooler(neon: NeonDatabase) -> None:
-    """Why every statement of the application has fixed result types: nobody but Neon could mend this one."""
+    """So every statement of the application has fixed result types: only Neon could repair such a connection."""
     pool = await asyncpg.create_pool(**parse_url(neon.pooled).asyncpg_arguments(), min_size=2, max_size=2)
     await pool.fetch("select * from users")
     execute(neon.superuser, "alter table users add column nickname text")

@@ -130,7 +130,7 @@ def test_handshakes(connect: Connect, negotiation: str, authority: trustme.CA, a
 def test_an_address_takes_the_place_of_dns_and_the_name_is_verified(
     connect: Connect, negotiation: str, authority: trustme.CA, authority_file: Path
 ) -> None:
-    """What a tunnel to the database needs: hostaddr says where it begins, the name whom it must lead to."""
+    """As a tunnel needs it: hostaddr is where it begins, and the host name is what the certificate must match."""
     query = f"hostaddr=127.0.0.1&sslnegotiation={negotiation}&sslrootcert={quote(str(authority_file))}"
     with serving(authority.issue_cert("db.example.com")) as server:
         asked_for: list[str | None] = []
@@ -186,7 +186,7 @@ def hostile_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authori
     monkeypatch.setenv("PGGSSLIB", "hostile")
     monkeypatch.setenv("PGSSLNEGOTIATION", "direct")
     monkeypatch.setenv("PGHOSTADDR", "203.0.113.1")
-    # These change neither where a connection goes nor whom it trusts.
+    # These change neither the host nor the trusted authorities.
     for name in [
         "APPNAME",
         "CLIENTENCODING",

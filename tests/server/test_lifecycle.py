@@ -19,7 +19,7 @@ USERS = "/api/v1/users"
 
 
 def is_refused(url: str) -> bool:
-    """Whether nobody accepts connections."""
+    """Return whether connections are refused."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) != 0

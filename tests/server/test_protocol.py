@@ -16,7 +16,7 @@ GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what it was sent: its path, its fields, and the length of its body; /deaf reads no body first."""
+    """Answer with the path, the header fields and the body's length; /deaf answers without reading the body."""
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
@@ -34,7 +34,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Impatient(HTTPProtocol):
-    """Looks at its connections so often that a test need not wait."""
+    """Check the connections for timeouts every second, so that tests need not wait."""
 
     period = 1.0  # within which the first byte of each test's request has to come
 

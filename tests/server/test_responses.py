@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 writes: list[bytes] = []
 """What the server gave to its sockets, each piece by one system call."""
 waiting: list[str] = []
-"""What those heard who waited for something else of their clients."""
+"""Messages received by applications that waited for the rest of a request."""
 
 
 class _Transport:

@@ -161,7 +161,7 @@ def test_new_workers_have_the_settings_that_are_there_now(
         replace(f"API_KEYS={entry}\nMETRICS_PORT={free_port()}\nDRAIN_SECONDS=0\n", 1)
         assert httpx.get(f"{url}{USERS}").status_code == 401
         assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 200
-        assert httpx.get(f"{url}/metrics", headers=bearer).status_code == 200  # There is nobody else who serves it.
+        assert httpx.get(f"{url}/metrics", headers=bearer).status_code == 200  # No METRICS_PORT serves it instead.
         assert log.read_text().count("METRICS_PORT has changed, which takes a restart: it stays unset") == 2
         started = log.read_text().count("Started server process")
         replace("LOG_LEVEL=warning\nDRAIN_SECONDS=0\n", 2)

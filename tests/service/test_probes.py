@@ -25,7 +25,7 @@ def test_ready_asks_nobody_while_nothing_has_failed(client: httpx.Client, databa
 
 @pytest.fixture
 def shut(database: str, postgres: str) -> Iterator[Callable[[bool], None]]:
-    """Let nobody into the test's database, or everybody again."""
+    """Refuse every connection to the test's database, or accept them again."""
     name = database.partition("?")[0].rpartition("/")[2]
 
     def shut_or_open(shuts: bool) -> None:
@@ -43,14 +43,14 @@ def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, 
         httpx.Client(base_url=url) as client,
     ):
         shut(True)
-        assert client.get("/ready").status_code == 200  # Nobody has missed it.
+        assert client.get("/ready").status_code == 200  # No request has failed yet.
         assert_problem(client.get(USERS), 503, "unavailable")
         refused = client.get("/ready")
         assert_problem(refused, 503, "unavailable")
         assert refused.headers["retry-after"] == "1"
         assert client.get("/health").status_code == 200
         shut(False)
-        # Nobody sends requests to a server that is not ready: it has to find out by itself.
+        # A server that is not ready gets no requests: it must find out by itself.
         wait_until(lambda: client.get("/ready").status_code == 200)
         assert client.get(USERS).status_code == 200
 

@@ -77,8 +77,8 @@ class Operation:
         """What the answer tells of the effect."""
         if self.status and self.status < 500:
             return Fate.ANSWERED
-        # A 503 says that nothing was done, except the one that says that nobody knows. What any other answer of the
-        # server's own failure leaves behind, nobody knows either.
+        # A 503 means that nothing was done, unless its type is outcome-unknown. After any other 5xx the outcome is
+        # unknown too.
         undone = self.status == 503 and self.problem != "outcome-unknown"
         return Fate.VOID if undone or self.kind in (Kind.FIND, Kind.GET) else Fate.UNKNOWN
 
@@ -137,7 +137,7 @@ def check(history: Iterable[Operation]) -> list[Violation]:
     return violations
 
 
-# --- Who is who -------------------------------------------------------------------------------------------------------
+# --- Identities -----------------------------------------------------------------------------------------------------
 
 
 class _User(NamedTuple):
@@ -306,7 +306,7 @@ class _Search:
         self._all = (1 << len(self._answered)) - 1
         self._name_at: dict[tuple[str, int], str] = {}
         self._version_of: dict[str, int] = {}
-        # What somebody saw. A user is seen where any answer is about it, even if none shows its first name.
+        # What clients saw. A user is seen if any answer is about it, even if none shows its first name.
         self._names = {token for operation, token in ordered if token is not None and operation.kind is not Kind.CREATE}
         # Bit sets of the answered operations that need a user, a version of it, or a name.
         self._need_user: dict[str, int] = defaultdict(int)
@@ -452,7 +452,7 @@ def _judge(address: str, entries: list[_Entry], writers: Mapping[str, Operation]
     operations = [
         entry.operation
         for entry in _without_bystanders(_until(entries, end))
-        # Where the fault is about one user, those who had the address before or after it are none of its business.
+        # If the violation is about one user, earlier and later users of the address do not matter.
         if culprit.operation.kind is Kind.CREATE or culprit.token in (None, entry.token)
     ]
     # What wrote the name that was seen changed nothing, as its client was told; and that may be what went wrong.

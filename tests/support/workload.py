@@ -11,26 +11,26 @@ from tests.support.history import Client, Fate, Kind, Operation, Recorder, Seen
 
 CLIENTS = 32
 ADDRESSES = 8
-"""How many are in use at a time."""
+"""The number of addresses in use at a time."""
 
 USERS_LEFT = "select id, version, name, email from users"
-"""What `final_reads` wants to know of the database."""
+"""The query for `final_reads`."""
 
 _UNKNOWN_WEARS = 15
 
 
 class World:
-    """What the clients know together: the last user that was seen at each address, older ones, and versions."""
+    """The clients' shared knowledge: the last user seen at each address, former users, and versions."""
 
     def __init__(self) -> None:
         self.current: dict[str, int] = {}
-        # At first one that nobody will ever have: a user whose create got no answer is known by the first name that is
-        # read, and would be nobody's if it were changed by a guess before.
+        # It starts with an id that no user gets. A user whose create got no answer is recognised by the first name that
+        # is read: a patch of a guessed id before that would make it unrecognisable.
         self.former: deque[int] = deque([10**9], maxlen=8)
         self.versions: dict[int, int] = {}
 
     def learn(self, operation: Operation) -> None:
-        """Take in an answer."""
+        """Learn from an answer."""
         seen = operation.seen
         if seen is not None:
             if seen.email is not None and seen.id >= self.current.get(seen.email, 0):
@@ -58,11 +58,11 @@ class Workload:
         self._world = World()
         self._names = count(1)
         self._numbers = count(0)
-        self._left: dict[str, float] = {}  # operations that each address in use will still see
+        self._left: dict[str, float] = {}  # operations left for each address in use
         self._addresses = [self._new_address() for _ in range(addresses)]
 
     async def run(self, wanted: Callable[[], object], clients: int = CLIENTS) -> None:
-        """Let each client go on for as long as more is `wanted`."""
+        """Run each client until `wanted` is false."""
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._act(number, wanted))
@@ -72,7 +72,7 @@ class Workload:
         async with self.recorder.client(self._url, number) as client:
             while wanted():
                 done = await self._one(client, chance)
-                # Nothing shows a stale read like the one that follows one's own write.
+                # A read after one's own write shows staleness best.
                 if done.status in (200, 204) and done.kind in (Kind.PATCH, Kind.DELETE) and chance.random() < 0.3:
                     assert done.user_id is not None
                     self._learn(await client.get(done.user_id))

@@ -134,7 +134,7 @@ def test_the_proxy_forwards_what_was_sent_before_a_close(tmp_path: Path) -> None
             reader, writer = await asyncio.open_connection(*proxy.sockets[0].getsockname())
             assert await reader.read() == b"x" * 100_000
             await close(writer)
-        # Nobody to forward to: the connection ends instead of hanging.
+        # Without a target the connection ends instead of hanging.
         async with await start_proxy(tmp_path / "nobody", 0.01) as proxy:
             reader, writer = await asyncio.open_connection(*proxy.sockets[0].getsockname())
             assert await reader.read() == b""
@@ -401,7 +401,7 @@ def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
     assert 250 <= len(trace.outcomes) <= 300
     assert {(each.status, each.has_retry_after) for each in trace.outcomes} == {(200, False), (503, True)}
     assert trace.unsent == 0
-    # Nobody listens any more: a request without an answer is an outcome too.
+    # The server is gone: a request without an answer counts as an outcome too.
     trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], gets(100)))
     assert {each.status for each in trace.outcomes} == {0}
 

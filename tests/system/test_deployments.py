@@ -49,7 +49,7 @@ class Release:
 
 
 class Traffic:
-    """Clients of both releases, who go through every statement again and again; each answer is counted."""
+    """Clients of both releases that run every statement again and again, and count each answer."""
 
     def __init__(self) -> None:
         self.servers: list[str] = []  # the traffic ends where there is none

@@ -464,15 +464,15 @@ async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: Ne
     assert rig.counts.faults.total() > 20
     assert_linearizable_to_the_end(recorder, neon.superuser)
     assert_fair(recorder.operations)
-    # What passes is latency, but for the writes of which nobody knows.
+    # Transient faults cost latency, apart from writes of unknown outcome.
     assert {each.problem for each in recorder.operations if each.status >= 500} <= {"outcome-unknown"}
 
 
-# --- The application with faults --------------------------------------------------------------------------------------
+# --- The application with bugs --------------------------------------------------------------------------------------
 
 
 class Bug:
-    """An ASGI application around the real one. What it does wrong it does for a number of writes, not for a time."""
+    """An ASGI application around the real one, with a bug that lasts for a number of writes, not for a time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -113,7 +113,7 @@ def test_every_query_has_an_answer(programs: Path, directory: Path, tmp_path: Pa
                 found = ask(client, query)
                 assert found, name
                 values = [float(each["value"][1]) for each in found]
-                # A quantile of nothing is NaN: of the routes and statements that nobody used meanwhile.
+                # The quantile of an unused route or statement is NaN.
                 assert [value for value in values if value >= 0], (name, found)
                 labels = set(re.findall(r"\{\{(\w+)\}\}", name))
                 assert all(labels <= each["metric"].keys() for each in found), (name, found)

@@ -208,7 +208,7 @@ def test_a_client_that_leaves_is_counted(directory: Path, database: str) -> None
             stays.close()
         assert counted(3) == {("POST", "499"): 1, ("GET", "499"): 1, ("GET", "404"): 1}
 
-        # What failed has failed, whoever waited for it.
+        # A failure (5xx) stays one, even if its client has disconnected.
         with locked(database):
             fails = connect(f"GET {USERS}/1")
             fails.sendall(b"request-timeout: 0.5\r\n\r\n")

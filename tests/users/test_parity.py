@@ -214,7 +214,7 @@ PAGES += ["?limit=%31"]
 
 
 def by_hand() -> Iterator[Call]:
-    """Yield the edges: everything that somebody once got wrong."""
+    """Yield the edge cases, past mistakes among them."""
     one = USERS + "<0>"
     yield Call("GET", "/health")
     yield Call("GET", USERS)
@@ -251,7 +251,7 @@ def by_hand() -> Iterator[Call]:
     yield Call("POST", USERS, {"Email": "case@example.com"})
     yield Call("POST", USERS, {"email": "bad", "name": 5})
     yield Call("PATCH", one, {"email": "bad", "name": 5})
-    # Partial updates: absent, null, both, nothing, the same again, one's own address, somebody else's.
+    # Partial updates: absent, null, both, nothing, the same again, the user's own address, another user's.
     yield Call("PATCH", one, {"name": "Lovelace"})
     yield Call("PATCH", one, {"name": "Lovelace"})
     yield Call("PATCH", one, {})

@@ -359,7 +359,7 @@ def uploading(client: httpx.Client, *, size: int | None = None, **query: str) ->
 
 def connect(client: httpx.Client) -> socket.socket:
     connection = socket.socket()
-    # Little room in between, so that who does not read is felt soon.
+    # Small buffers, so that a client that does not read blocks the server soon.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
     connection.settimeout(60)
     connection.connect((client.base_url.host, client.base_url.port))
@@ -434,7 +434,7 @@ def test_a_client_that_vanishes_while_postgresql_writes_is_no_error_of_ours(
         wait_until(lambda: execute(database, "select count(*) from pg_locks where not granted") == [(0,)])
         elsewhere.rollback()
     assert load(client, people(1), on_conflict="skip")[1]["complete"]
-    gc.collect()  # asyncio complains of an exception that nobody has looked at when its task is gone
+    gc.collect()  # asyncio logs an exception that was never retrieved when its task is collected
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -447,7 +447,7 @@ def is_idle(database: str) -> bool:
 
 @pytest.fixture
 def strict(database: str) -> Iterator[httpx.Client]:
-    """A server that waits a second for whoever is silent: PostgreSQL needs a part of it to begin with an export."""
+    """A server whose idle timeout is a second: PostgreSQL needs part of it to start an export."""
     execute(database, "truncate users restart identity")
     settings = settings_for(database, bulk_idle_seconds=1, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
