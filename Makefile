@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 # What make test-fast runs: what needs no server, and the contract, batched and on PostgreSQL without the rig.
-FAST := tests/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
+FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
 	$(addprefix tests/users/,test_contract.py bulk/test_formats.py bulk/test_parsing.py) tests/openapi/test_document.py \
 	tests/auth/test_tokens.py
 # Two test files at a time, each of them in one process, so that its fixtures are made once.

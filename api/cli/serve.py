@@ -71,7 +71,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
             raise SettingsError(f"METRICS_PORT: the API itself is served on port {port}: name another one")
         if sys.platform == "win32":  # where neither httptools nor uvloop is a dependency
             raise SettingsError("METRICS_PORT: not available on Windows: unset it to have /metrics on the API's port")
-        from api.server.metrics import serve_metrics
+        from api.server.metrics_port import serve_metrics
 
         # This server starts, and logs, before uvicorn configures logging for the other.
         logging.config.dictConfig(log_config(settings.log_level))

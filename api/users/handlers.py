@@ -21,9 +21,9 @@ from api.users import operations, queries
 from api.users.cursors import MAX_ID
 from api.users.emails import Email, email_key
 from api.users.idempotency import create_once, read_key
+from api.users.listing import Listing
 from api.users.problems import email_taken, user_not_found
 from api.users.schemas import ListQuery, UserCreate, UserUpdate
-from api.users.search import read_page
 
 PATH = "/api/v1/users"
 
@@ -48,10 +48,8 @@ class Users:
     """The handlers of users on one database, behind a gate. Without `batch_limits` requests are not batched."""
 
     def __init__(self, database: Database, batch_limits: Limits | None, gate: Gate) -> None:
-        self._database = database
         self._gate = gate
-        self._list = Batcher(partial(queries.list_users_after, database), batch_limits)
-        self._list_backwards = Batcher(partial(queries.list_users_before, database), batch_limits)
+        self._listing = Listing(database, batch_limits)
         self._select = Batcher(partial(queries.select_users, database), batch_limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), batch_limits)
         self._insert = Batcher(partial(queries.insert_users, database), batch_limits, key=email_key)
@@ -70,22 +68,8 @@ class Users:
         query = read_query(request, ListQuery) if request.scope["query_string"] else _FIRST_PAGE
         if query.email is not None:
             return await self._find_user(query.email)
-        if query.is_search:
-            body, next_query = await read_page(self._database, query)
-            return JSONBody(body, headers=_link(next_query))
-        backwards = query.order == "-id"
-        if query.after is None and query.skip:
-            page = await queries.list_users_skip(self._database, query.skip, query.limit)
-        elif backwards:
-            page = await self._list_backwards(
-                queries.Page(MAX_ID if query.after is None else query.after - 1, query.limit)
-            )
-        else:
-            page = await self._list(queries.Page(query.after or 0, query.limit))
-        next_query = None
-        if page["size"] == query.limit:
-            next_query = b"after=%d&limit=%d%s" % (page["last_id"], query.limit, b"&order=-id" if backwards else b"")
-        return JSONBody(page["body"].encode(), headers=_link(next_query))
+        body, next_query = await self._listing.read(query)
+        return JSONBody(body, headers=_link(next_query))
 
     async def _find_user(self, address: str) -> Response:
         try:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from api.server.metrics import MAX_CONNECTIONS, MetricsProtocol, MetricsServer, serve_metrics
+from api.server.metrics_port import MAX_CONNECTIONS, MetricsProtocol, MetricsServer, serve_metrics
 from api.settings import SettingsError
 from api.telemetry.metrics import Metrics
 from benchmarks.processes import free_port
