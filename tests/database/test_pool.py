@@ -208,6 +208,7 @@ async def test_what_is_asked_of_a_closing_pool_is_refused_at_once(database: str)
     with locked(database, "select pg_advisory_lock(1)"):
         under_way = asyncio.create_task(closing.fetch(slow))
         await closing.fetch(ESTIMATE_USERS)
+        await asyncio.to_thread(wait_until_waiting, database, 1)  # its connection was opened beside the other
         end = asyncio.create_task(closing.close())
         await asyncio.sleep(0)
         with pytest.raises(DatabaseUnavailableError):

@@ -466,7 +466,7 @@ def test_the_locustfile_runs_without_a_failure_and_sends_its_key(database: str) 
     with serve(app) as url:
         command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless", "--host", url]
         run = subprocess.run(
-            [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "2s", "--only-summary"],
+            [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "5s", "--only-summary"],
             cwd=ROOT, env={**os.environ, "API_KEY": key}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert run.returncode == 0, run.stderr  # locust's exit code says whether a request failed
