@@ -476,7 +476,7 @@ def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
 )
 def test_refusals(rig: Rig, neon: NeonDatabase, farewell: Farewell, remedy: str) -> None:
     rig.inject(Injection(Point.CONNECT, farewell, via="pooled"), times=99)
-    report = doctor(neon.settings(), time_limit=8)
+    report = doctor(neon.settings(), time_limit=4)
     assert_stopped_at(report, "DATABASE_URL", "authentication")
     assert remedy in str(report["DATABASE_URL", "authentication"].remedy)
     assert report["DIRECT_URL", "same database"].detail == "needs authentication of DATABASE_URL"
