@@ -24,6 +24,7 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
     assert body["type"] == (f"urn:problem:users-api:{kind}" if kind else "about:blank")
     assert body["status"] == status
     assert body["title"] == {
+        401: "Unauthorized",
         404: "Not Found",
         405: "Method Not Allowed",
         406: "Not Acceptable",
