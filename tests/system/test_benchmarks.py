@@ -454,6 +454,7 @@ def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
         assert min(found["requests"], found["server_us"], found["postgres_us"], found["p50_ms"]) > 0
 
 
+@pytest.mark.alone
 def test_the_locustfile_runs_without_a_failure_and_sends_its_key(database: str) -> None:
     keys: set[bytes] = set()
     key, entry = make_api_key("locust", read_only=False)

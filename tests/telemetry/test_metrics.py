@@ -90,6 +90,8 @@ def test_statements_and_batches(database: str, batching: bool, monkeypatch: pyte
             wait_until(lambda: scrape(url).value("users_api_requests_under_way") == 10)
             wait_until(lambda: scrape(url).value("users_api_pool_in_use", url=PRIMARY) == (1 if batching else 10))
         assert {answer.result().status_code for answer in answers} == {200}
+        # A connection goes back to the pool, and a request is counted, just after the answer is sent.
+        wait_until(lambda: scrape(url).value("users_api_pool_in_use") == 0)
         found = scrape(url)
     select = {"statement": "users/select_users", "url": PRIMARY}
     sent = found.value(f"{STATEMENT}_count", outcome="ok", **select)
