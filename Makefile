@@ -32,7 +32,7 @@ test: install ## run every test on real PostgreSQL, two at a time and then those
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)
 
-lint: install ## ruff format and check, mypy strict, the floors of api/, squawk on the migrations
+lint: install ## ruff format and check, mypy strict, the layers of api/, squawk on the migrations
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

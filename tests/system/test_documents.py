@@ -23,6 +23,7 @@ CONSOLE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^ *```console\n(?P<block>.*?)^ *```$", re.MULTILINE | re.DOTALL
 )
 NOT_RUN = {
+    "CONTRIBUTING.md": 2,  # it fetches the project; it tests it
     "README.md": 2,  # it fetches and tests the project; a Neon project
     "docs/api.md": 1,  # an issuer of tokens
     "docs/architecture.md": 1,  # minutes
@@ -148,8 +149,22 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_every_document_is_linked_from_the_readme() -> None:
     for name in DOCUMENTS:
-        if name.startswith("docs/"):
+        if name.startswith("docs/") or ("/" not in name and name != "README.md"):
             assert f"]({name})" in DOCUMENTS["README.md"], name
+
+
+def test_every_path_that_is_named_exists() -> None:
+    """In the documents, the configuration of the project, and the comments of the code."""
+    others = ["Makefile", "pyproject.toml", "Dockerfile", "compose.yaml", ".env.example"]
+    files = [ROOT / name for name in [*others, *DOCUMENTS]] + [*ROOT.glob("api/**/*.py"), *ROOT.glob("sql/**/*.sql")]
+    path = re.compile(r"(?<![\w/.-])(?:api|tests|benchmarks|sql|migrations|docs)/[\w./-]+\.(?:py|sql|md|json)\b")
+    missing = [
+        f"{file.relative_to(ROOT)}: {found}"
+        for file in files
+        for found in path.findall(file.read_text())
+        if not (ROOT / found).exists()
+    ]
+    assert not missing
 
 
 def test_the_readme_is_short() -> None:
