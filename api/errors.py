@@ -95,7 +95,7 @@ _ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
 _ONLY_READS = (StatementTimeoutError,)
 
 
-def database_refusals(*, writes: bool) -> list[Problem]:
+def database_problems(*, writes: bool) -> list[Problem]:
     """Return the problems of any read or write statement. api.http.gate adds its own."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
@@ -178,8 +178,8 @@ def _find_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        refusal = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
-        return refusal() if refusal else None
+        problem = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
+        return problem() if problem else None
     return _EXCEPTIONS.get(type(error))
 
 

@@ -6,16 +6,8 @@ from time import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.auth.keys import (
-    READ,
-    WRITE,
-    Caller,
-    digest_of,
-    insufficient_scope,
-    invalid_credentials,
-    several_credentials,
-    unauthenticated,
-)
+from api.auth.keys import READ, WRITE, Caller, digest_of
+from api.auth.problems import insufficient_scope, invalid_credentials, several_credentials, unauthenticated
 from api.auth.tokens import Tokens
 from api.http.response import send_problem
 

@@ -48,7 +48,7 @@ class Gate:
             self.under_way -= 1
 
 
-def gate_refusals() -> list[Problem]:
+def gate_problems() -> list[Problem]:
     """Return the problems that a gate adds to those of an operation."""
     return [_malformed_timeout(), problem_of(OverloadedError), *map(problem_of, (DeadlineExceededError, StoppingError))]
 

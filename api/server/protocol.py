@@ -48,7 +48,7 @@ class HTTPProtocol(CountingProtocol):
         self._parsed = 0  # of those, up to the last complete head or piece of a body
         self._latest = 0  # bytes that came last, by one call
         self._is_closing = False  # input is ignored: the connection closes after the pending responses
-        self._refusal: Problem | None = None
+        self._problem: Problem | None = None
         self._progress: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent at the last check
         self._running: RequestResponseCycle | None = None  # in flight, or the last that was: others queue behind it
         self._idle_since: float | None = None  # when the last response was complete, None once more bytes came
@@ -90,7 +90,7 @@ class HTTPProtocol(CountingProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     data = self._decline_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError:
-            self._refuse(self._refusal or Problem(400, "This is no HTTP request"))
+            self._refuse(self._problem or Problem(400, "This is no HTTP request"))
 
     def _decline_upgrade(self) -> bytes:
         """Return the head of the last request without its Upgrade, for a new parser, which then reads the body."""
@@ -180,7 +180,7 @@ class HTTPProtocol(CountingProtocol):
 
     def _reject(self, problem: Problem) -> NoReturn:
         """Stop the parser; _feed then refuses the request with `problem`. Raises ValueError."""
-        self._refusal = problem
+        self._problem = problem
         raise ValueError(problem.detail)
 
     def _head_bytes(self) -> int:

@@ -153,14 +153,14 @@ def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
     return write.id
 
 
-def _kept_response(answer: Record) -> Response:
+def _kept_response(row: Record) -> Response:
     """Return the response to a creation with an Idempotency-Key, first or replayed."""
-    if answer["user_id"] is None:
-        headers = {"Idempotency-Replayed": "true"} if answer["is_replayed"] else None
-        return Response(answer["body"], 409, headers, "application/problem+json")
-    replayed = ((b"idempotency-replayed", b"true"),) if answer["is_replayed"] else ()
+    if row["user_id"] is None:
+        headers = {"Idempotency-Replayed": "true"} if row["is_replayed"] else None
+        return Response(row["body"], 409, headers, "application/problem+json")
+    replayed = ((b"idempotency-replayed", b"true"),) if row["is_replayed"] else ()
     # A user is created with version 1, even if it has changed since.
-    return JSONBody(answer["body"].encode(), 201, ((b"etag", etag(1)), _location(answer["user_id"]), *replayed))
+    return JSONBody(row["body"].encode(), 201, ((b"etag", etag(1)), _location(row["user_id"]), *replayed))
 
 
 def _link(next_query: bytes | None) -> tuple[tuple[bytes, bytes], ...]:

@@ -83,12 +83,12 @@ class NewUser(NamedTuple):
 
 
 class KeyedUser(NamedTuple):
-    """A user to create once for a caller's key; `refusal` is the response if the address is taken."""
+    """A user to create once for a caller's key; `conflict` is the body of the 409 if the address is taken."""
 
     caller: str
     key: str
     fingerprint: str
-    refusal: str
+    conflict: str
     email: str
     name: str | None
 

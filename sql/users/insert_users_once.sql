@@ -9,7 +9,7 @@ with lock_timeout as materialized (
 ), asked as (
     select *
     from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        with ordinality as asked (caller, key, fingerprint, refusal, email, name, n)
+        with ordinality as asked (caller, key, fingerprint, conflict, email, name, n)
 ), answered as (
     select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused
     from asked
@@ -49,7 +49,7 @@ with lock_timeout as materialized (
     returning id, body, email
 ), recorded as (
     insert into idempotency_keys (caller, key, fingerprint, user_id, body)
-    select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.refusal)
+    select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.conflict)
     from fresh
     left join created on created.email = fresh.email
     -- Refers to "expired", so that an expired key is deleted before it is inserted again.
