@@ -59,4 +59,4 @@ def invalid_example(model: type[BaseModel], source: str, sent: dict[str, Any]) -
         model.model_validate(sent)
     except ValidationError as error:
         return unprocessable(error, source)
-    raise ValueError(f"{model.__name__} takes {sent}")
+    raise ValueError(f"{model.__name__} accepts {sent}")

@@ -24,7 +24,7 @@ from api.http.resource import Resource, resources
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every error is `application/problem+json` (RFC 9457): programs match its `type`, and operators \
-find its `request_id` in the log. GET answers HEAD too; an unsupported method is 405, with `Allow`. Input that is not \
+find its `request_id` in the log. GET also serves HEAD; an unsupported method is 405, with `Allow`. Input that is not \
 HTTP is 400, a head that is too large 431, a head that does not arrive in time 408. A client may set the id of its \
 request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace \
 Context).

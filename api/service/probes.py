@@ -34,8 +34,8 @@ _HEALTH = Operation(
 )
 _READY = Operation(
     summary="Is the server ready for requests?",
-    description="Not ready while the server stops or the database is unreachable: if the last statement was not "
-    "answered, the probe sends one. It never wakes a database that is merely suspended, unless "
+    description="Not ready while the server stops or the database is unreachable: if the last statement got no "
+    "response, the probe sends one. It never wakes a database that is merely suspended, unless "
     "READINESS_PROBE_SECONDS is set.",
     responses={200: _status_doc("ready", "The server is ready.")},
     problems=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
@@ -76,7 +76,7 @@ class Probes:
             raise StoppingError
         # A server that is not ready receives no requests, so only a query can show that the database is back. It does
         # not wake a suspended compute needlessly: the request that failed needed it awake too.
-        if (self._is_due() or not self._database.answers) and not await self._database_answers():
+        if (self._is_due() or not self._database.answers) and not await self._database_responds():
             raise DatabaseUnavailableError
         return JSONBody(b'{"status":"ready"}')
 
@@ -87,7 +87,7 @@ class Probes:
         succeeded = self._last is not None and self._last.done() and self._last.result()
         return not succeeded or asyncio.get_running_loop().time() - self._sent >= self._interval
 
-    async def _database_answers(self) -> bool:
+    async def _database_responds(self) -> bool:
         if self._last is None or self._last.done():
             loop = asyncio.get_running_loop()
             self._sent = loop.time()

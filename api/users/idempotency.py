@@ -1,6 +1,6 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a creation that is sent again gets the first response.
 
-Stored are the 201, and the 409 of an address that was taken. A request that was refused before its statement, or whose
+The 201 is stored, and the 409 of an address that was taken. A request that was refused before its statement, or whose
 statement failed, has no stored response: if it is sent again, it is processed again.
 """
 
