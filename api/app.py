@@ -63,11 +63,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     tokens = _tokens(settings)
     background = [metrics.keep_sampling]
     if tokens:
-        # The start does not wait for the issuer: if its keys cannot be fetched, the log says so.
+        # Startup does not wait for the issuer: a failure to fetch its keys is logged.
         background.append(tokens.keys.keep_fresh)
 
-    # Starlette's router without its application, which would add two layers to each request: a last resort for
-    # exceptions and a table of handlers for them. Resource is both already.
+    # Starlette's router without its application, which would add two layers of exception handlers to each request.
+    # Resource handles every exception already.
     app: ASGIApp = Router(
         routes=[*served, *others],
         redirect_slashes=False,
@@ -94,7 +94,7 @@ def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = Non
     """Return the documented routes of the API. Opens nothing."""
     users = Users(database, _batch_limits(settings), gate or Gate(settings.requests_max_under_way))
     bulk = Bulk(database, max_requests=settings.bulk_max_requests, idle_seconds=settings.bulk_idle_seconds)
-    # The probe sends the smallest statement that requests use: it fails as well if the schema is missing.
+    # The probe sends the smallest statement that requests use, so it also fails if the schema is missing.
     probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
     return [*users.routes(), *bulk.routes(), *probes.routes()]
 

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from starlette.types import Message, Send
 
 CLIENT_LEFT = 499
-"""The status of a request whose client disconnected before its response was complete: nginx's, never sent."""
+"""The status of a request whose client disconnected before its response was complete. It is nginx's, and never sent."""
 
 DISCONNECTED = "disconnected"
-"""A key of the `state` in a request's scope: our server sets it when the client disconnects too early.
+"""A key of the `state` in a request's scope. Our server sets it when the client disconnects too early.
 
-Each request has a state of its own, so the entry is about that request alone. Under another ASGI server it never comes,
-and such a request counts with the status of its response.
+Each request has a state of its own, so the entry is about that request alone. Under another ASGI server it is never
+set, and such a request counts with the status of its response.
 """
 
 
@@ -23,9 +23,9 @@ class RequestContext:
     """One request in flight.
 
     `name` is its id as a header carries it. `trace_id` is its trace, from the client's traceparent or our tracing.
-    `status` is that of the response once it has started, `problem` the kind of a refusal. Three times, in seconds:
+    `status` is that of the response once it has started, `problem` the kind of its problem. Three times, in seconds:
     `batch` until its statements were sent, `queue` until they had a connection, `database` in PostgreSQL. `shared_by`
-    is the most requests that one of its statements served.
+    is the largest number of requests that shared one of its statements.
     """
 
     __slots__ = (
@@ -54,7 +54,7 @@ class RequestContext:
         self._send = send
 
     def send(self, message: Message) -> Any:
-        """Pass on a part of the response, with the id in its headers."""
+        """Send a part of the response, with the id in its headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.name))
@@ -62,7 +62,7 @@ class RequestContext:
 
     @property
     def id(self) -> str:
-        """The id that the log, a problem and the header X-Request-Id have."""
+        """The id in the log, in a problem, and in the header X-Request-Id."""
         return self.name.decode()
 
 
@@ -77,7 +77,7 @@ serving: ContextVar[Sequence[RequestContext]] = ContextVar("serving", default=()
 
 
 class Waiting(Protocol):
-    """A call that waits for a statement: since when (`perf_counter`), and the requests that it is for."""
+    """A call that waits for a statement, with its arrival (`perf_counter`) and its requests."""
 
     @property
     def arrived(self) -> float: ...  # noqa: D102
@@ -87,7 +87,7 @@ class Waiting(Protocol):
 
 
 def share(calls: Iterable[Waiting]) -> None:
-    """Let the running task serve the requests of all of these calls from now on."""
+    """Make the running task serve the requests of all these calls from now on."""
     now = perf_counter()
     batch = Batch()
     for call in calls:
@@ -101,6 +101,6 @@ def share(calls: Iterable[Waiting]) -> None:
 
 
 def request_id() -> str:
-    """Return the id of the request that is handled, a new id outside of any."""
+    """Return the id of the current request, or a new id if there is none."""
     served = serving.get()
     return served[0].id if served else secrets.token_hex(8)

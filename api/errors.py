@@ -40,18 +40,18 @@ class Problem(Exception):
 
 
 class DatabaseUnavailableError(Exception):
-    """Nothing was changed: there was no connection, or no answer to a read, in time.
+    """No connection, or no answer to a read, in time. Nothing was changed.
 
     Raised from the error of PostgreSQL or the network. The message, for the log, is a remedy for the operator.
     """
 
 
 class OutcomeUnknownError(Exception):
-    """A write was sent but never answered: it may have happened. Raised from the error that cut it off."""
+    """A write was sent, but its result never arrived: it may have happened. Raised from the error that cut it off."""
 
 
 class OverloadedError(Exception):
-    """Too many requests are in progress, or wait for the database: nothing was sent."""
+    """Too many requests are in flight, or wait for the database: nothing was sent."""
 
 
 class StatementTimeoutError(Exception):
@@ -59,7 +59,7 @@ class StatementTimeoutError(Exception):
 
 
 class DeadlineExceededError(Exception):
-    """The request's own deadline passed before a change was sent, or a read was answered."""
+    """The request's own deadline passed before a write was sent, or a read completed."""
 
 
 class StoppingError(Exception):
@@ -73,7 +73,7 @@ _RETRY_AFTER = {"Retry-After": "1"}
 
 _LOCKED = Problem(503, "Somebody else holds the user; nothing was changed", "locked", headers=_RETRY_AFTER)
 
-# Failures of the database and of serving. Any other exception is a bug of ours: an opaque 500.
+# Failures of the database and of serving. Any other exception is a bug and becomes an opaque 500.
 _EXCEPTIONS: dict[type[Exception], Problem] = {
     DatabaseUnavailableError: Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER),
     OutcomeUnknownError: Problem(
@@ -95,7 +95,7 @@ _ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
 _ONLY_READS = (StatementTimeoutError,)
 
 
-def database_refusals(*, writes: bool) -> list[Problem]:
+def database_problems(*, writes: bool) -> list[Problem]:
     """Return the problems of any read or write statement. api.http.gate adds its own."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
@@ -112,8 +112,8 @@ def internal_error() -> Problem:
     return Problem(500, "Internal server error; the log has it under this request_id")
 
 
-# A constraint that is missing here is a bug of ours too, which a 500 shows. The values are functions, since a problem
-# that is raised repeatedly would accumulate the tracebacks and frames of every request.
+# Violating an unregistered constraint is also a bug and becomes a 500. The values are functions: a problem that is
+# raised repeatedly would accumulate the tracebacks and frames of every request.
 _CONSTRAINTS: dict[str, Callable[[], Problem]] = {}
 
 # While "reindex concurrently" rebuilds an index, violations are reported under such a name.
@@ -122,7 +122,7 @@ _REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def register_constraint(name: str, problem: Callable[[], Problem]) -> None:
-    """Answer a violation of the constraint `name` with `problem()` instead of a 500."""
+    """Map a violation of the constraint `name` to `problem()` instead of a 500."""
     _CONSTRAINTS[name] = problem
 
 
@@ -134,7 +134,7 @@ def to_response(error: Exception) -> Response:
         request.problem = problem.kind
     body = orjson.dumps(problem_body(problem, name))
     response = Response(body, problem.status, problem.headers, "application/problem+json")
-    if not serving.get():  # Input that is not HTTP has no request, whose context would add the header.
+    if not serving.get():  # Input that is not HTTP has no RequestContext, which adds the header.
         response.raw_headers.append((b"x-request-id", name.encode()))
     return response
 
@@ -178,8 +178,8 @@ def _find_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        refusal = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
-        return refusal() if refusal else None
+        problem = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
+        return problem() if problem else None
     return _EXCEPTIONS.get(type(error))
 
 

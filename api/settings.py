@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
-from api.auth.loopback import check_key_set_url
+from api.auth.tokens import check_key_set_url
 from api.http.cors import parse_origins
 from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     read_database_url: SecretStr | None = Field(
         default=None,
-        description="Connection URL of a read replica, which then answers GETs; if it cannot, the primary does.",
+        description="Connection URL of a read replica, which then serves GETs; if it cannot, the primary does.",
     )
     replica_wait_seconds: float = Field(
         default=0.5, gt=0, le=60, description="Longest wait for the replica, or for it to replay a client's write."
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         gt=0,
         lt=30,
         description="Longest silence in an import or export, of the client or PostgreSQL. Below 30: a connection that "
-        "sends less than 1 KiB of a body in 30 s is closed without an answer.",
+        "sends less than 1 KiB of a body in 30 s is closed without a response.",
     )
     requests_max_under_way: int = Field(
         default=2000, ge=1, le=1000000, description="Requests in progress per worker; more are refused with 503."

@@ -6,16 +6,8 @@ from time import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.auth.keys import (
-    READ,
-    WRITE,
-    Caller,
-    digest_of,
-    insufficient_scope,
-    invalid_credentials,
-    several_credentials,
-    unauthenticated,
-)
+from api.auth.keys import READ, WRITE, Caller, digest_of
+from api.auth.problems import insufficient_scope, invalid_credentials, several_credentials, unauthenticated
 from api.auth.tokens import Tokens
 from api.http.response import send_problem
 
@@ -28,8 +20,8 @@ _CACHE_SECONDS = 60.0
 class Guard:
     """ASGI middleware that requires credentials whose scopes allow the request's method.
 
-    Every other request is refused, also for unknown paths, so that no route can be left unprotected by mistake. Only
-    `open_paths` require no credentials. The name of the caller goes into the ASGI scope: see `caller`.
+    Requests without such credentials are refused, even on unknown paths: no route is left open by mistake. Only
+    `open_paths` require none. The name of the caller goes into the ASGI scope: see `caller`.
     """
 
     def __init__(
@@ -43,7 +35,7 @@ class Guard:
         self._known = dict(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer with a problem: 400, 401, 403 or 503."""
+        """Pass the request on, or send a problem: 400, 401, 403 or 503."""
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in self._open_paths:
             try:
                 scope["caller"] = await self._authenticate(scope)
@@ -60,8 +52,8 @@ class Guard:
         scheme, _, credentials = sent[0].partition(b" ") if sent else (b"", b"", b"")
         if scheme.lower() != b"bearer" or not credentials:
             raise unauthenticated()
-        # The time of the lookup depends on the digest alone. An attacker who learns part of a digest can neither find
-        # its key nor approach it: SHA-256 is not invertible. The comparison afterwards takes constant time.
+        # The time of the lookup depends on the digest alone. Knowing part of a digest does not help to find the key:
+        # SHA-256 is not invertible. The comparison afterwards takes constant time.
         digest = digest_of(credentials)
         caller = self._known.get(digest)
         if caller is None or caller.expires <= time():

@@ -10,10 +10,12 @@ from http.client import HTTPMessage
 from math import inf
 from time import monotonic
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import jwt
 
-from api.auth.keys import invalid_credentials, keys_unavailable
+from api.auth.loopback import is_loopback
+from api.auth.problems import invalid_credentials, keys_unavailable
 from api.errors import describe
 from api.threads import in_daemon_thread
 
@@ -133,6 +135,15 @@ class SigningKeys:
             return _fetch_keys(self._url)
         finally:
             self._reading.release()
+
+
+def check_key_set_url(url: str) -> None:
+    """Raise ValueError unless `url` is https, or http on a loopback host: anyone in between could replace the keys."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ValueError("write an https:// URL (http:// for the loopback address alone)")
+    if not parts.hostname or parts.username is not None:
+        raise ValueError("write https://HOST/PATH, without a user")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

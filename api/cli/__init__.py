@@ -31,7 +31,7 @@ def main() -> None:
     """
     logging.config.dictConfig(LOG_CONFIG)
     # SIGTERM acts like Ctrl-C: transactions are rolled back, and the command ends. In a container a command is process
-    # 1, which the kernel sends no SIGTERM that it does not handle.
+    # 1, to which the kernel delivers SIGTERM only if it is handled.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -29,15 +29,15 @@ _COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "skipped": "brig
     default=30.0,
     show_default=True,
     type=click.FloatRange(0.1, 3600),
-    help="Seconds for each URL, waking a sleeping compute included. In all it takes about twice as long at most.",
+    help="Seconds for each URL, including the wake-up of a compute. The whole run takes at most about twice as long.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, for programs.")
 @click.pass_context
 @explain_errors
 def doctor(context: click.Context, replicas: int, workers: int, timeout: float, as_json: bool) -> None:
     """Examine DATABASE_URL and DIRECT_URL step by step, and name the remedy for each problem.
 
-    Each step is green, yellow (it works; read the remedy), red, or skipped since a step before it failed. Exit code 1
+    Each step is green, yellow (it works; read the remedy), red, or skipped because an earlier step failed. Exit code 1
     if a step is red, 2 if the settings cannot be used, else 0. It only reads. NO_COLOR turns the colours off.
 
     \b

@@ -22,7 +22,7 @@ from api.users.queries import ESTIMATE_USERS
 
 
 class _WriteError(Exception):
-    """Raised from an OSError of the output, to tell it from one of the connection to the database."""
+    """Raised from an OSError of the output, to distinguish it from one of the database connection."""
 
 
 @click.command("export")

@@ -7,12 +7,12 @@ from api.auth.keys import make_api_key
 
 @click.command()
 @click.argument("name")
-@click.option("--read-only", is_flag=True, help="The key can read, and change nothing.")
+@click.option("--read-only", is_flag=True, help="The key can read, but not change anything.")
 def key(name: str, read_only: bool) -> None:
     """Make an API key for NAME, the caller that uses it.
 
     The key is printed once and stored nowhere: API_KEYS has its SHA-256. To replace a key without an interruption, make
-    a second one for NAME, and remove the first from API_KEYS when its caller has the new one.
+    a second one for NAME, and remove the first from API_KEYS once its caller uses the new one.
 
     \b
     Examples:

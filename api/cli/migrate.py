@@ -12,7 +12,7 @@ from api.database import migrations
 def migrate(context: click.Context) -> None:
     """Apply the pending migrations over DIRECT_URL.
 
-    Safe to run from several places at once: one applies, the others wait and find nothing to do. Safe to interrupt: the
+    Safe to run concurrently: one run applies them, the others wait and find nothing to do. Safe to interrupt: the
     next run continues. A migration that was edited after it was applied is refused.
     """
     if context.invoked_subcommand is None:
@@ -47,5 +47,5 @@ def migrate_rollback(yes: bool) -> None:
         click.echo("nothing to roll back: no migration is applied")
         return
     if not yes:
-        click.confirm(f"Undo {applied[-1]}? What its tables hold is lost", abort=True)
+        click.confirm(f"Undo {applied[-1]}? The data in its tables will be lost", abort=True)
     migrations.rollback(settings.direct, report=click.echo)

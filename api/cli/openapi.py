@@ -5,7 +5,11 @@ import json
 import click
 from pydantic import SecretStr
 
+from api.app import routes
 from api.cli.common import explain_errors
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
+from api.openapi.document import document
 from api.settings import load_settings
 
 
@@ -18,12 +22,6 @@ def openapi() -> None:
     Example:
       users-api openapi > openapi.json
     """
-    # Imported here: no other command needs the whole application.
-    from api.app import routes
-    from api.database.fetch import PooledDatabase
-    from api.database.options import database_options
-    from api.openapi.document import document
-
     # The routes are described and not served, so the URL is never used: none has to be set.
     settings = load_settings().model_copy(update={"database_url": SecretStr("postgresql://user@localhost/database")})
     database = PooledDatabase(database_options(settings))

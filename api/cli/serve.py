@@ -18,7 +18,7 @@ logger = logging.getLogger("api")
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option(
     "--port",
     envvar="PORT",
@@ -40,15 +40,15 @@ logger = logging.getLogger("api")
 def serve(host: str, port: int, workers: int, reload: bool) -> None:
     """Serve the API.
 
-    On the embedded PostgreSQL the migrations are applied first; for any other database run `users-api migrate` before.
-    The database may be asleep or down at the start: requests wait for it, /health answers at once.
+    On the embedded PostgreSQL the migrations are applied first. Run `users-api migrate` first for any other database.
+    The database may be suspended or down at startup: requests wait for it, and /health responds at once.
 
-    Without API_KEYS or JWT_ISSUER there is no authentication: then --host must be an address of this machine alone,
-    unless AUTH=off is set.
+    Without API_KEYS or JWT_ISSUER there is no authentication. Then --host must be a loopback address, unless AUTH=off
+    is set.
 
-    SIGTERM stops without losing a request: /ready answers 503 for DRAIN_SECONDS, and the process exits within
-    GRACE_SECONDS. SIGHUP replaces two or more workers one by one, with the code and the .env of that moment; to change
-    the options here or METRICS_PORT, restart.
+    SIGTERM stops without losing a request: /ready is 503 for DRAIN_SECONDS, and the process exits within GRACE_SECONDS.
+    SIGHUP replaces two or more workers one by one. New workers load the current code and .env. Changing these options
+    or METRICS_PORT needs a restart.
 
     \b
     Examples:
@@ -73,7 +73,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
             raise SettingsError("METRICS_PORT: not available on Windows: unset it to have /metrics on the API's port")
         from api.server.metrics_port import serve_metrics
 
-        # This server starts, and logs, before uvicorn configures logging for the other.
+        # The metrics server logs before uvicorn has configured logging.
         logging.config.dictConfig(log_config(settings.log_level))
         context.with_resource(serve_metrics(directory, host, settings.metrics_port))
     prepare_environment(settings, host=host, is_embedded=is_embedded, metrics_directory=directory)
@@ -88,5 +88,5 @@ def _check_authentication(settings: Settings, host: str) -> None:
     if settings.authentication_configured or is_loopback(host):
         return
     if settings.auth != "off":
-        raise SettingsError(f"--host {host}: others can reach it, and {AUTHENTICATION_MISSING}")
+        raise SettingsError(f"--host {host} is reachable from other machines, but {AUTHENTICATION_MISSING}")
     logger.warning("AUTH=off: any client that reaches %s can read and change every user", host)

@@ -6,7 +6,7 @@ timer: a lone call is sent at once, a batch with a free slot at the end of the e
 1. A batch is closed before it is sent, so a read sees every write acknowledged before the read arrived.
 2. With a free slot a lone call is sent at once.
 3. An error belongs to its call: if PostgreSQL refuses a batch, its calls are replayed one by one.
-4. A call is answered only after its statement.
+4. A call returns only after its statement.
 5. A cancelled caller never cancels a statement that others share; the last caller to be cancelled does.
 6. Keys are sorted, so that concurrent batches lock rows in one order. A key is in one batch at a time; further calls
    for it wait for later batches, in order of arrival.

@@ -1,5 +1,7 @@
 """The faults of the database in one table: which are transient, which are permanent, and the remedy for an operator.
 
+`decide_next` says whether a statement may be sent again; fetch.py decides how often.
+
 The texts come from `disconnect_client` and `kill_pool_logins` in PgBouncer 1.24 (src/objects.c, src/janitor.c,
 src/server.c), and `to_string_client` in Neon's proxy (proxy/src/control_plane, proxy/src/auth, proxy/src/compute).
 """
@@ -62,7 +64,7 @@ _TABLE = (
     _permanent(
         ConnectionError, "rejected ssl upgrade", "the server speaks no TLS: sslmode=disable suits private networks"
     ),
-    # A definite answer of DNS that there is no such name; the resolver reports a missing answer as EAI_AGAIN.
+    # DNS says that there is no such name. If it does not answer, the resolver reports EAI_AGAIN.
     _permanent(socket.gaierror, f"[errno {socket.EAI_NONAME}]", _NAME),
     _permanent(socket.gaierror, f"[errno {getattr(socket, 'EAI_NODATA', socket.EAI_NONAME)}]", _NAME),
     _transient(socket.gaierror, "", _NAME),
@@ -71,7 +73,7 @@ _TABLE = (
         TimeoutError, "", "no answer in time: check the URL's host and port, firewalls, and locks", refusal=False
     ),
     _permanent(PermissionError, "", "this user may not open the server's socket"),
-    _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs asks for"),
+    _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs requires"),
     _permanent(asyncpg.InterfaceError, "pool is clos", "this process is stopping"),
     _permanent(asyncpg.ClientConfigurationError, "", "check the URL"),
     # Neon's proxy, whose failures share one SQLSTATE. Permanent ones come first: transient texts may quote them.
@@ -109,7 +111,7 @@ _TABLE = (
     _transient("08P01", "client connections exceeded", _BUDGET),
     # PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html).
     _permanent("28P01", "", _CREDENTIALS),
-    _permanent("28000", "", "the server does not let this user in from here: check the user, pg_hba.conf, and sslmode"),
+    _permanent("28000", "", "the server rejects this user or address: check the user, pg_hba.conf, and sslmode"),
     _permanent("3D000", "", "check the database in the URL"),
     _permanent("42501", "permission denied for database", "GRANT CONNECT on the database to this user"),
     _permanent("55000", "not currently accepting connections", "ALTER DATABASE ... ALLOW_CONNECTIONS true"),
@@ -119,7 +121,7 @@ _TABLE = (
     _transient("57P02", refusal=False),
     _permanent("57P04", "", "the database was dropped", refusal=False),
     _transient("57P05", refusal=False),
-    # Refusals of a statement, after which the connection serves on: nothing was changed.
+    # The statement was refused, and the connection still works: nothing was changed.
     _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", refusal=False),
     _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", refusal=False),
     _transient("53200", "", "the server has no memory left", refusal=False),
@@ -131,7 +133,7 @@ _TABLE = (
 )
 
 # An unknown failure to connect counts as transient. A wrong guess then delays an error; as permanent, it would fail
-# requests that a moment of waiting had served.
+# requests that a short wait would have served.
 _UNKNOWN = Fault(transient=True)
 
 
@@ -156,7 +158,7 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
 
     `sent`: asyncpg had asked the server to execute it. `closed`: the connection is closed. A write is sent again only
     if it provably never ran: it was not sent, or the error is one that only a rejected connection gets. An error that
-    leaves the connection open is PostgreSQL's definite answer: nothing was changed.
+    leaves the connection open is definite: nothing was changed.
     """
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         known = _find(error)
@@ -174,7 +176,7 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
 
 
 def _server_message(error: BaseException) -> BaseException:
-    """Return the error that the server sent before it hung up, which asyncpg attaches as the cause of its own."""
+    """Return the error that the server sent before it disconnected, which asyncpg attaches as the cause of its own."""
     if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
         return error.__cause__
     return error

@@ -51,7 +51,7 @@ class MigrationStatus:
 def migrate(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report: Report = print) -> list[str]:
     """Apply the pending migrations of `directory` one by one and return their ids; `report` gets lines of progress.
 
-    Waits until no other run is at work. Raises MigrationError if one fails; and, before any is applied, if an applied
+    Waits for any other run to end. Raises MigrationError if one fails; and, before any is applied, if an applied
     one was edited.
     """
     migrations = _read(directory)
@@ -125,7 +125,7 @@ def _connect(url: DatabaseURL) -> Backend:
 
 @contextmanager
 def _exclusive(url: DatabaseURL, report: Report) -> Iterator[Backend]:
-    """Lock out other runs, after waiting for the one at work, and make the tables that record migrations.
+    """Wait for any other run to end and lock out further ones; make the tables that record migrations.
 
     Yoyo's own lock is a committed row, which a killed run leaves behind; an advisory lock ends with its connection. So
     an advisory lock covers the whole run, and a row that is found under it is stale. Raises MigrationError.
@@ -215,5 +215,5 @@ def _explained(what: str) -> Iterator[None]:
         # On a lost connection yoyo's clean-up fails as well: the first error is the cause.
         while isinstance(cause.__context__, psycopg.Error):
             cause = cause.__context__
-        remedy = "It is not recorded as done: mend the cause and run it again."
+        remedy = "It is not recorded as done: fix the cause and run it again."
         raise MigrationError(f"{what}: {str(cause).strip()}\n{remedy}") from error

@@ -1,9 +1,8 @@
-"""The read replica: answers reads as soon as it has what the client wrote; the primary answers if it is late or down.
+"""The read replica. The primary serves if it lags or is down.
 
-The answer to a write carries `Read-After`, a position in the write-ahead log (PostgreSQL's pg_lsn) that is not before
-the write's commit record. The writing statement itself cannot tell it, since it commits afterwards. So a separate
-statement asks after the commit, once for all the writes of a batch. The replica answers a read that sends the position
-back once it has replayed the log up to it.
+The response to a write has the header Read-After: a position in the write-ahead log (PostgreSQL's pg_lsn) at or after
+the write's commit record. The write cannot return it, because it commits afterwards. A second statement reads it, once
+per batch. A read with Read-After waits for the replica to replay that position.
 """
 
 import asyncio
@@ -25,17 +24,17 @@ logger = logging.getLogger("api.database")
 _SELECT_POSITION = declare("wal/select_position.sql", [], {"position": "int8"})
 
 BEYOND = b"FFFFFFFF/FFFFFFFF"
-"""A position that no log reaches. It stands for an unknown position, so that the primary answers."""
+"""A position that no log reaches. It stands for an unknown position, so the primary serves the read."""
 
-_REST_SECONDS = 1.0
+_SKIP_SECONDS = 1.0
 _POLL_SECONDS = 0.005
-_UNANSWERED = (DatabaseUnavailableError, StatementTimeoutError)
+_NO_REPLY = (DatabaseUnavailableError, StatementTimeoutError)
 
 
 class Replica:
-    """A read replica, with the primary behind it, which answers what the replica cannot.
+    """A read replica that falls back to the primary.
 
-    A replica that failed is left alone for a second. Then a statement of its own tries it, when the next request comes.
+    After a failure the replica is skipped for one second. The next request then triggers a trial statement.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class Replica:
         self._replica = replica
         self._primary = primary
         self._wait = wait_seconds
-        self._ask_primary = Batcher(partial(_select_position, primary.fetch), limits)
-        self._ask_replica = Batcher(partial(_select_position, replica.fetch), limits)
-        # The position that the replica had replayed, and the epoch in which it said so: a server that restarts may
-        # begin further back.
+        self._read_primary = Batcher(partial(_select_position, primary.fetch), limits)
+        self._read_replica = Batcher(partial(_select_position, replica.fetch), limits)
+        # The position that the replica had replayed, and the epoch in which it was read. A restarted replica may resume
+        # at an earlier position.
         self._replayed = 0
         self._seen_in = 0
         self._is_behind = False
-        self._rests_until = 0.0
+        self._skipped_until = 0.0
         self._trial: asyncio.Task[None] | None = None
 
     @property
@@ -61,7 +60,7 @@ class Replica:
 
     @property
     def epoch(self) -> int:
-        """A number that changes if the server may have restarted: a new connection is then opened before all others."""
+        """A number that changes if the server may have restarted: reconnecting increments it."""
         return self._replica.opened
 
     async def open(self) -> None:
@@ -76,13 +75,13 @@ class Replica:
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run a read on the replica, or on the primary if that fails. Raises what Database.fetch raises there."""
-        if not self._rests():
+        if not self._is_skipped():
             try:
                 return await self._replica.fetch(statement, *arguments)
-            except _UNANSWERED as error:
-                self._leave_alone(error.__cause__)
+            except _NO_REPLY as error:
+                self._skip_for_now(error.__cause__)
             except asyncpg.PostgresError as error:
-                # Such as a conflict with what is replayed: it says nothing about the next read.
+                # For example a recovery conflict. The next read may succeed, so the replica stays in use.
                 logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
         return await self._primary.fetch(statement, *arguments)
 
@@ -93,64 +92,64 @@ class Replica:
         """
         try:
             async with asyncio.timeout(self._wait):
-                return b"%X/%X" % divmod(await self._ask_primary(None), 2**32)
-        except (TimeoutError, asyncio.CancelledError, OverloadedError, *_UNANSWERED, asyncpg.PostgresError):
+                return b"%X/%X" % divmod(await self._read_primary(None), 2**32)
+        except (TimeoutError, asyncio.CancelledError, OverloadedError, *_NO_REPLY, asyncpg.PostgresError):
             return BEYOND  # The write was committed, so it must not fail.
 
     async def reaches(self, position: int) -> int | None:
-        """Return the epoch in which the replica had replayed the log up to `position`; None if the primary must answer.
+        """Return the epoch in which the replica had replayed the log up to `position`; None if the primary must serve.
 
-        Waits for the replica, REPLICA_WAIT_SECONDS at most, unless the last wait was in vain.
+        Waits for the replica, REPLICA_WAIT_SECONDS at most, unless it was still behind after the last wait.
         """
-        answers = 0
+        replies = 0
         try:
             async with asyncio.timeout(self._wait):
-                while not self._rests():
+                while not self._is_skipped():
                     epoch = self.epoch
                     if position <= self._replayed and epoch == self._seen_in:
                         self._is_behind = False
                         return epoch
-                    if answers and self._is_behind:
+                    if replies and self._is_behind:
                         return None
-                    if answers:
+                    if replies:
                         await asyncio.sleep(_POLL_SECONDS)
-                    replayed = await self._ask_replica(None)
+                    replayed = await self._read_replica(None)
                     if epoch == self.epoch:
                         self._replayed, self._seen_in = replayed, epoch
-                        answers += 1
+                        replies += 1
         except TimeoutError as error:
-            if answers:
+            if replies:
                 self._is_behind = True
             else:
-                self._leave_alone(error)
-        except _UNANSWERED as error:
-            self._leave_alone(error.__cause__)
+                self._skip_for_now(error)
+        except _NO_REPLY as error:
+            self._skip_for_now(error.__cause__)
         except (OverloadedError, asyncpg.PostgresError) as error:
             logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
         return None
 
-    def _rests(self) -> bool:
-        if not self._rests_until:
+    def _is_skipped(self) -> bool:
+        if not self._skipped_until:
             return False
         loop = asyncio.get_running_loop()
-        if self._trial is None and loop.time() >= self._rests_until:
+        if self._trial is None and loop.time() >= self._skipped_until:
             self._trial = loop.create_task(self._try(), context=Context())  # belongs to no request
         return True
 
-    def _leave_alone(self, cause: BaseException | None) -> None:
+    def _skip_for_now(self, cause: BaseException | None) -> None:
         if cause is None:
             return  # every connection was in use: the replica is busy, not down
-        if not self._rests_until:
+        if not self._skipped_until:
             logger.warning("READ_DATABASE_URL: the primary answers instead: %s", describe(cause))
-        self._rests_until = asyncio.get_running_loop().time() + _REST_SECONDS
+        self._skipped_until = asyncio.get_running_loop().time() + _SKIP_SECONDS
 
     async def _try(self) -> None:
         try:
             await self._replica.fetch(_SELECT_POSITION)
-        except (*_UNANSWERED, asyncpg.PostgresError) as error:
-            self._leave_alone(error.__cause__ or error)
+        except (*_NO_REPLY, asyncpg.PostgresError) as error:
+            self._skip_for_now(error.__cause__ or error)
         else:
-            self._rests_until = 0.0
+            self._skipped_until = 0.0
             logger.info("READ_DATABASE_URL: the replica answers again")
         finally:
             self._trial = None

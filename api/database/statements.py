@@ -16,7 +16,7 @@ class Statement:
     """One SQL file, with the types that Python expects of its parameters and columns.
 
     `name` is the file's path below `sql/`, such as `users/select_users.sql`. Types are PostgreSQL's internal names, as
-    in `pg_type.typname`; an array's is the element's with `[]` behind it.
+    in `pg_type.typname`; an array's is the element's with `[]` after it.
     """
 
     name: str
@@ -77,7 +77,7 @@ def undeclared_files() -> list[str]:
 
 
 async def check_statement(connection: asyncpg.Connection, statement: Statement) -> Mismatch | None:
-    """Prepare a statement on a migrated database and compare its types with the declaration; None: they are equal."""
+    """Prepare a statement on a migrated database and compare its types with the declaration: None if equal."""
     try:
         prepared = await connection.prepare(statement.sql)
     except asyncpg.PostgresError as error:

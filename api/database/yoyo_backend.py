@@ -67,6 +67,6 @@ def connect(arguments: dict[str, str]) -> Backend:
 def checksum(migration: Migration) -> str:
     """Return the SHA-256 of the file's lines in hexadecimal: git may have converted their ends.
 
-    The rollback file is left out: it is no part of the schema, and a wrong one must be mended.
+    The rollback file is left out: it is no part of the schema, and a wrong one may be corrected.
     """
     return hashlib.sha256(b"\n".join(Path(migration.path).read_bytes().splitlines())).hexdigest()

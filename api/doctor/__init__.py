@@ -17,12 +17,12 @@ Report = Callable[[str, str, Step | None], None]
 """Called with the variable and the name of each step twice: with None when it begins, with the step when it ends."""
 
 _UNREACHABLE = "check the host, the port, firewalls and Neon's IP allow list; --timeout waits longer"
-_UNKNOWN = "run it again; if it stays, the server's log says more"
+_UNKNOWN = "run it again; if it fails again, see the server's log"
 _STUCK = "look for locks, an overloaded server, or a stopped one behind the pooler; --timeout waits longer"
 
 
 async def examine(settings: Settings, *, replicas: int, workers: int, time_limit: float, report: Report) -> list[Step]:
-    """Take every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
+    """Run every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
 
     It only reads, and leaves nothing behind. A failure of the database or the network is a red step, not an exception.
     """
@@ -67,7 +67,7 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
 
 
 class _Steps:
-    """The steps of one URL, taken in turn until one fails that the others need, or until the time is up."""
+    """The steps of one URL, run in order until one fails that the others need, or until the time is up."""
 
     def __init__(self, variable: str, connection: ConnectionChecks, time_limit: float, report: Report) -> None:
         self._variable = variable
@@ -78,7 +78,7 @@ class _Steps:
         self.ended_at: str | None = None  # the step after which no other can be tried
 
     async def reach(self) -> None:
-        """Take the steps that all others need: the network to each host, which asyncpg tries in turn, and the login."""
+        """Run the steps that all others need: the network to each host, which asyncpg tries in turn, and the login."""
         url = self._connection.url
         await self.take("URL", lambda: _read_notes(url))
         alone = len(url.hosts) == 1

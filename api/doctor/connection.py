@@ -65,7 +65,7 @@ class ConnectionChecks:
                 await asyncio.sleep(_WAKING_PAUSE_SECONDS)
 
     async def check_server(self) -> Finding:
-        """Run the first statement: report the server's version, and whether it had to wake up."""
+        """Run the first statement: report the server's version, and whether it was suspended."""
         ((version, age, read_only),) = await self._connections[0].fetch(
             """
             select current_setting('server_version'),
@@ -76,10 +76,11 @@ class ConnectionChecks:
         detail = f"PostgreSQL {version}"
         first, second = self._connected_within
         if age < time.perf_counter() - self._began:
-            detail += f"; it was asleep, and woke up for this (started {1000 * age:.0f} ms ago)"
+            detail += f"; the compute was suspended and started {1000 * age:.0f} ms ago"
         elif first > max(0.2, 3 * second):
             detail += (
-                f"; it seems to have been asleep (logging in took {1000 * first:.0f} ms, then {1000 * second:.0f})"
+                "; the compute seems to have been suspended "
+                f"(logging in took {1000 * first:.0f} ms, then {1000 * second:.0f})"
             )
         if read_only:
             return red(
@@ -98,7 +99,7 @@ class ConnectionChecks:
         return tuple(row)
 
     async def find_pooling(self) -> str:
-        """Set `pooled` and return the evidence: the backends of PostgreSQL that two connections meet.
+        """Set `pooled` and return the evidence: the backends of PostgreSQL that two connections use.
 
         A connection to PostgreSQL itself, a proxy or a session pooler keeps one backend of its own. A transaction
         pooler assigns the same one to both, or another one to the next statement. The process id that PostgreSQL sends
@@ -135,19 +136,19 @@ class ConnectionChecks:
                 "leave out STATEMENT_CACHE_SIZE: statements can be prepared here",
             )
         if works:
-            through = "the pooler gives them names of its own" if self.pooled else "there is no pooler to disturb them"
+            through = "the pooler gives them names of its own" if self.pooled else "there is no pooler in between"
             return green(f"on: {through}")
         if cache_size == 0:
             return green("off (STATEMENT_CACHE_SIZE=0), as this pooler needs")
         return red(
-            "the pooler cannot: what is prepared on one backend is missing on the next",
+            "the pooler does not support prepared statements: the next backend does not have them",
             "set STATEMENT_CACHE_SIZE=0, or use PgBouncer 1.21 or newer with max_prepared_statements above 0",
         )
 
     async def check_time_zone(self) -> Finding:
-        """Report the session's TimeZone, on which no answer depends."""
+        """Report the session's TimeZone, on which no response depends."""
         zone = await self._connections[0].fetchval("select current_setting('TimeZone')")
-        return green(f"{zone} (answers are in UTC anyway)")
+        return green(f"{zone} (responses are in UTC anyway)")
 
     async def check_statement_timeout(self, client_seconds: float | None) -> Finding:
         """Report the statement_timeout that results from the role's and the database's settings.
@@ -199,7 +200,9 @@ class ConnectionChecks:
         if wanted > limit:
             return red(f"{detail}: connections above that are refused", f"{lower}, or go through a pooler")
         if wanted > 0.8 * limit:
-            return yellow(f"{detail}: little is left for migrations and people", f"{lower}, or go through a pooler")
+            return yellow(
+                f"{detail}: few connections are left for migrations and psql", f"{lower}, or go through a pooler"
+            )
         return green(detail)
 
     async def check_migrations(self) -> Finding:
@@ -207,7 +210,7 @@ class ConnectionChecks:
         try:
             rows = await in_daemon_thread(migrations.status, self.url)
         except migrations.MigrationError as error:
-            return red(" ".join(str(error).split()), "run users-api migrate status, which says more")
+            return red(" ".join(str(error).split()), "run `users-api migrate status` for details")
         by_state = {state: [row.id for row in rows if row.state == state] for state in ("pending", "edited", "missing")}
         if ids := by_state["edited"]:
             return red(f"edited after it was applied: {', '.join(ids)}", "restore the file, and write a new migration")
@@ -223,7 +226,7 @@ class ConnectionChecks:
         if mismatches:
             more = f", and {len(mismatches) - 1} more" if mismatches[1:] else ""
             return red(
-                f"{mismatches[0]}{more}", "deploy the release that fits this database; users-api check-sql has all"
+                f"{mismatches[0]}{more}", "deploy the release that fits this database; `users-api check-sql` lists all"
             )
         return green(f"{len(statements.declared_statements())} fit the database")
 
@@ -237,7 +240,7 @@ class ConnectionChecks:
         p50 = median(seconds)
         detail = f"p50 of {_ROUND_TRIPS}: {1000 * p50:.2f} ms"
         if p50 > _FAR_SECONDS:
-            return yellow(f"{detail}, which every request pays", "run the service in the database's region")
+            return yellow(f"{detail}, added to every request", "run the service in the database's region")
         return green(detail)
 
 

@@ -23,7 +23,7 @@ _CERTIFICATE_REMEDIES = {
     10: _RENEW,
     **dict.fromkeys(
         (18, 19, 20, 21),
-        "name the authority's file with sslrootcert=FILE in the URL, if you trust who runs this server",
+        "name the authority's file with sslrootcert=FILE in the URL, if you trust the operator of this server",
     ),
 }
 _WRONG_NAME = (62, 64)  # of a host, of an address
@@ -69,7 +69,7 @@ class HostChecks:
         except socket.gaierror as error:
             remedy = "copy the host from Neon's console again"
             if error.errno == socket.EAI_AGAIN:
-                remedy = "no name server answers: mend this machine's DNS and try again"
+                remedy = "no name server answers: fix this machine's DNS and try again"
             return red(f"{self._host}: {error.strerror}", remedy)
         self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         return green(f"{self._host}: {', '.join(self._addresses)}")
@@ -97,7 +97,7 @@ class HostChecks:
                 return green("none: nothing leaves this machine")
             return yellow(
                 "none: the password and every row travel in clear text",
-                "turn TLS on at the server (ssl = on) and write sslmode=verify-full; else keep to a private network",
+                "turn TLS on at the server (ssl = on) and write sslmode=verify-full, or use a private network only",
             )
         try:
             encrypted = await self._negotiate(context)
@@ -113,7 +113,7 @@ class HostChecks:
         if encrypted is None:
             return red(
                 "the server has no TLS",
-                "turn TLS on at the server (ssl = on); in a private network alone sslmode=disable does without",
+                "turn TLS on at the server (ssl = on); in a private network sslmode=disable is possible",
             )
         cipher = encrypted.cipher()
         detail = f"{encrypted.version()}, {cipher[0] if cipher else 'no cipher'}"
@@ -126,7 +126,7 @@ class HostChecks:
         return green(f"{detail}, issued by {_name(certificate.get('issuer', ()))}, verified")
 
     async def _negotiate(self, context: ssl.SSLContext) -> ssl.SSLObject | None:
-        """Shake hands over the open connection, before a user's name or a password is sent. None: there is no TLS.
+        """Do the TLS handshake, before a user's name or a password is sent. None if the server has no TLS.
 
         Raises OSError, of which ssl.SSLError is one, and EOFError.
         """
@@ -134,11 +134,11 @@ class HostChecks:
         reader, writer = self._streams
         if self._url.sslnegotiation != "direct":
             writer.write(_SSL_REQUEST)
-            answer = await reader.readexactly(1)
-            if answer == b"N":
+            reply = await reader.readexactly(1)
+            if reply == b"N":
                 return None
-            if answer != b"S":
-                raise ConnectionError(f"the answer to SSLRequest is {answer!r}, which is not PostgreSQL's")
+            if reply != b"S":
+                raise ConnectionError(f"the reply to SSLRequest is {reply!r}, which is not PostgreSQL's")
         await writer.start_tls(context, server_hostname=self._host)
         encrypted: ssl.SSLObject = writer.get_extra_info("ssl_object")
         return encrypted
@@ -168,7 +168,7 @@ def _reason(error: Exception) -> str:
         return str(error.reason or error).replace("_", " ").lower()
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return "the server hung up" if isinstance(error, EOFError) else str(error) or type(error).__name__
+    return "the server closed the connection" if isinstance(error, EOFError) else str(error) or type(error).__name__
 
 
 def _name(issuer: tuple[tuple[tuple[str, str], ...], ...]) -> str:

@@ -1,4 +1,7 @@
-"""Conditional requests: ETags, If-Match and If-None-Match."""
+"""Conditional requests: ETags, If-Match and If-None-Match.
+
+GET compares versions here; PATCH and DELETE compare them in SQL (update_users.sql and delete_users.sql in sql/users/).
+"""
 
 import re
 
@@ -30,7 +33,7 @@ def read_if_match(request: Request) -> list[int] | None:
 def read_condition(request: Request) -> list[int] | None:
     """Return the versions that a change requires, None for any. Raises Problem: 412 if If-None-Match is sent.
 
-    It must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
+    If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
     """
     if not _has_conditions(request):
         return None

@@ -1,4 +1,4 @@
-"""Cross-origin requests (CORS): whose pages may call the API from a browser."""
+"""Cross-origin requests (CORS): the origins whose pages may call the API from a browser."""
 
 import re
 

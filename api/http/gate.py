@@ -29,7 +29,7 @@ class Gate:
     async def admit(self, handler: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
         """Return the response of `handler`.
 
-        Raises OverloadedError if too many requests are in progress, DeadlineExceededError after the deadline, and
+        Raises OverloadedError if too many requests are in flight, DeadlineExceededError after the deadline, and
         StoppingError if shutdown cancels the request. A write that was sent by then raises OutcomeUnknownError instead
         of the latter two.
         """
@@ -48,9 +48,9 @@ class Gate:
             self.under_way -= 1
 
 
-def gate_refusals() -> list[Problem]:
+def gate_problems() -> list[Problem]:
     """Return the problems that a gate adds to those of an operation."""
-    return [_malformed_timeout(), problem_of(OverloadedError), *map(problem_of, (DeadlineExceededError, StoppingError))]
+    return [_malformed_timeout(), *map(problem_of, (OverloadedError, DeadlineExceededError, StoppingError))]
 
 
 def _malformed_timeout() -> Problem:
@@ -69,9 +69,9 @@ def _read_seconds(value: bytes) -> float:
     return seconds
 
 
-async def _within(seconds: float, answer: Awaitable[Result]) -> Result:
+async def _within(seconds: float, result: Awaitable[Result]) -> Result:
     try:
         async with asyncio.timeout(seconds):
-            return await answer
+            return await result
     except TimeoutError:
         raise DeadlineExceededError from None

@@ -9,7 +9,7 @@ SECURITY_HEADERS = [
     # Only the client may cache it, and must revalidate (with If-None-Match) before reuse.
     (b"cache-control", b"private, no-cache"),
 ]
-"""The headers of every response; /docs has more. Strict-Transport-Security belongs to the proxy that ends TLS."""
+"""The headers of every response; /docs has more. Strict-Transport-Security belongs to the proxy that terminates TLS."""
 
 REQUEST_ID = "^(?!.*users_)[A-Za-z0-9._:/+=-]{1,64}$"
 """The pattern of a request id.
@@ -23,12 +23,12 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "If-None-Match": {
-        "description": "Answers 304 if the ETag is one of these (RFC 9110, section 13.1.2).",
+        "description": "The response is 304 if the ETag is one of these (RFC 9110, section 13.1.2).",
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "Request-Timeout": {
-        "description": "The deadline in seconds, above 0. After it the answer is 504, and the statement is cancelled. "
-        "It can shorten the server's own timeouts, but not lengthen them.",
+        "description": "The deadline in seconds, above 0. After it the response is 504, and the statement is cancelled."
+        " It can shorten the server's own timeouts, but not lengthen them.",
         "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["2.5"]},
     },
     "Read-After": {

@@ -20,7 +20,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ResponseDoc:
     """A successful response. `headers` are keys of api.http.headers.RESPONSE_HEADERS.
 
     `links` are names of operations that take the `id` of the response.
@@ -37,18 +37,18 @@ class Operation:
     """The documentation of one method of one path.
 
     `path` and `query` are models whose fields are the parameters; `headers` are keys of
-    api.http.headers.REQUEST_HEADERS; `refusals` are the problems that the handler can raise. Problems of every
+    api.http.headers.REQUEST_HEADERS; `problems` are the problems that the handler can raise. Problems of every
     operation (authentication, scopes, the database, bugs) are added by api/openapi/document.py.
     """
 
     summary: str
-    answers: Mapping[int, Answer]
+    responses: Mapping[int, ResponseDoc]
     description: str = ""
     path: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     headers: Sequence[str] = ()
     body: Sequence[Content] = ()
-    refusals: Sequence[Problem] = ()
+    problems: Sequence[Problem] = ()
     uses_database: bool = True
     tag: str = "users"
 
@@ -59,4 +59,4 @@ def invalid_example(model: type[BaseModel], source: str, sent: dict[str, Any]) -
         model.model_validate(sent)
     except ValidationError as error:
         return unprocessable(error, source)
-    raise ValueError(f"{model.__name__} takes {sent}")
+    raise ValueError(f"{model.__name__} accepts {sent}")

@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_header(request: Request, name: bytes) -> bytes | None:
-    """Return a header as it was sent, None if absent. `name` is in lower case, as ASGI has header names."""
+    """Return a header as it was sent, None if absent. `name` is in lower case, as in ASGI."""
     for key, value in request.scope["headers"]:
         if key == name:
             return value  # type: ignore[no-any-return]

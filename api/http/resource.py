@@ -22,7 +22,7 @@ Described = tuple[Handler, Operation | None]
 class Resource:
     """The ASGI application of one path: a handler for each method, and a problem for every exception.
 
-    GET answers HEAD too (the server drops the body). Any other method is 405 with Allow. `is_open` means that no
+    GET also serves HEAD (the server drops the body). Any other method is 405 with Allow. `is_open` means that no
     authentication is required; `headers` are added to every response; a `gate` bounds the requests.
     """
 
@@ -44,7 +44,7 @@ class Resource:
         self._allow = ", ".join(sorted(self._handlers))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         request = Request(scope, receive, send)
         handler = self._handlers.get(scope["method"], self._refuse)
         try:
@@ -68,5 +68,5 @@ def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
 
 
 async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request for an unknown path."""
+    """Send 404, for an unknown path."""
     await send_problem(Problem(404, "Not Found"), scope, receive, send)

@@ -22,7 +22,7 @@ class JSONBody(Response):
 
 
 async def send_problem(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the problem of `error` a request that reaches no resource."""
+    """Send the problem of `error`, for a request that reaches no resource."""
     response = to_response(error)
     response.raw_headers.extend(SECURITY_HEADERS)
     await response(scope, receive, send)

@@ -19,8 +19,9 @@ class Stream(Response):
     """A response whose body is produced piece by piece.
 
     `stack` is closed when the response ends, however it ends. A client that reads nothing for `idle_seconds` is
-    disconnected. Time before `until` is done does not count: the client may still be sending. If the body fails, the
-    response ends without its last chunk: the status was sent already, and HTTP has no other way to report it.
+    disconnected. The timeout starts when `until` is done: until then the client may still be sending. If the body
+    fails, the response ends without its last chunk: the status was sent already, and HTTP has no other way to report
+    it.
     """
 
     def __init__(

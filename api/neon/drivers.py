@@ -65,7 +65,7 @@ class DatabaseURL:
             "host": [self.hostaddr] if self.hostaddr else [host for host, _ in self.hosts],
             "port": [port for _, port in self.hosts],
             "user": self.user,
-            "password": self.password or "",  # None would send asyncpg to PGPASSWORD and ~/.pgpass
+            "password": self.password or "",  # with None asyncpg would read PGPASSWORD and ~/.pgpass
             "database": self.database,
             "ssl": self.tls_context() or False,
             "direct_tls": self.sslnegotiation == "direct",
@@ -93,7 +93,7 @@ class DatabaseURL:
             "password": self.password or "",
             "dbname": self.database,
             "sslmode": "require" if self.sslmode == "no-verify" else self.sslmode,
-            # Under `require` libpq would verify all the same if this file exists.
+            # Under `require` libpq would still verify if this file exists.
             "sslrootcert": str(self.sslrootcert or system_bundle()) if self.sslmode == "verify-full" else _NO_FILE,
             "sslnegotiation": self.sslnegotiation,
             "channel_binding": self.channel_binding,

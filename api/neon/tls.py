@@ -1,4 +1,4 @@
-"""The TLS contexts of connections: who is trusted, which name is verified, and the system's authorities."""
+"""The TLS contexts: trusted authorities and the verified host name."""
 
 import os
 import ssl

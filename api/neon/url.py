@@ -1,4 +1,4 @@
-"""Reads a connection URL against an allow-list: each key is honoured, translated or dropped, and TLS is decided.
+"""Read a connection URL against an allow-list: each key is honoured, translated or dropped, and TLS is decided.
 
 The syntax is libpq's (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS): a key without
 a value counts as absent, the last of several wins, and a key wins over the same thing before the `?`.

@@ -7,25 +7,24 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute
 
-from api.auth.keys import (
-    READ,
-    WRITE,
+from api.auth.keys import READ, WRITE
+from api.auth.problems import (
     insufficient_scope,
     invalid_credentials,
     keys_unavailable,
     several_credentials,
     unauthenticated,
 )
-from api.errors import Problem, database_refusals, internal_error, problem_body
-from api.http.gate import gate_refusals
+from api.errors import Problem, database_problems, internal_error, problem_body
+from api.http.gate import gate_problems
 from api.http.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
-from api.http.operation import Answer, Content, Operation
+from api.http.operation import Content, Operation, ResponseDoc
 from api.http.resource import Resource, resources
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
 Users on Neon Postgres. Every error is `application/problem+json` (RFC 9457): programs match its `type`, and operators \
-find its `request_id` in the log. GET answers HEAD too; an unsupported method is 405, with `Allow`. Input that is not \
+find its `request_id` in the log. GET also serves HEAD; an unsupported method is 405, with `Allow`. Input that is not \
 HTTP is 400, a head that is too large 431, a head that does not arrive in time 408. A client may set the id of its \
 request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace \
 Context).
@@ -113,16 +112,16 @@ def _operation(
     name: str, method: str, operation: Operation, resource: Resource, schemas: dict[str, Any]
 ) -> dict[str, Any]:
     writes = method != "GET"
-    refusals = [*operation.refusals, internal_error()]
+    problems = [*operation.problems, internal_error()]
     headers = [*operation.headers]
     if resource.gate:
         headers.append("Request-Timeout")
-        refusals += gate_refusals()
+        problems += gate_problems()
     if not resource.is_open:
-        refusals += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
-        refusals += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
+        problems += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
+        problems += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
     if operation.uses_database:
-        refusals += database_refusals(writes=writes)
+        problems += database_problems(writes=writes)
     described: dict[str, Any] = {
         "operationId": name,
         "summary": operation.summary,
@@ -138,8 +137,8 @@ def _operation(
     if operation.body:
         described["requestBody"] = {"required": True, "content": _contents(operation.body, schemas)}
     described["responses"] = {
-        **{str(status): _answer(answer, schemas) for status, answer in operation.answers.items()},
-        **_refusals(refusals),
+        **{str(status): _response(response, schemas) for status, response in operation.responses.items()},
+        **_problem_responses(problems),
     }
     return described
 
@@ -160,26 +159,26 @@ def _parameters(model: type[BaseModel] | None, location: str) -> list[dict[str, 
     return parameters
 
 
-def _answer(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
-    described = {"description": answer.description, "headers": _headers([*answer.headers, _ALWAYS])}
-    if answer.content:
-        described["content"] = _contents(answer.content, schemas)
-    if answer.links:
+def _response(response: ResponseDoc, schemas: dict[str, Any]) -> dict[str, Any]:
+    described = {"description": response.description, "headers": _headers([*response.headers, _ALWAYS])}
+    if response.content:
+        described["content"] = _contents(response.content, schemas)
+    if response.links:
         described["links"] = {
-            name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in answer.links
+            name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in response.links
         }
     return described
 
 
-def _refusals(problems: Sequence[Problem]) -> dict[str, Any]:
+def _problem_responses(problems: Sequence[Problem]) -> dict[str, Any]:
     """Return a response for each status, with an example for each of its problems."""
     by_status: dict[int, list[Problem]] = {}
     for problem in problems:
         by_status.setdefault(problem.status, []).append(problem)
-    return {str(status): _refusal(alike) for status, alike in sorted(by_status.items())}
+    return {str(status): _problem_response(alike) for status, alike in sorted(by_status.items())}
 
 
-def _refusal(problems: Sequence[Problem]) -> dict[str, Any]:
+def _problem_response(problems: Sequence[Problem]) -> dict[str, Any]:
     bodies = [problem_body(problem, _REQUEST_ID) for problem in problems]
     examples = {problem.kind or "about-blank": {"value": body} for problem, body in zip(problems, bodies, strict=True)}
     described: dict[str, Any] = {

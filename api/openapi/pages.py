@@ -90,7 +90,7 @@ def _asset(name: str) -> Handler:
 
 
 def _assets() -> Path | None:
-    """Return the directory of Swagger UI's files, None if not installed. The package's code, for Flask, never runs."""
+    """Return the directory of Swagger UI's files, None if not installed. The package's Flask code never runs."""
     try:
         return Path(str(distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")))
     except PackageNotFoundError:

@@ -1,4 +1,7 @@
-"""Graceful shutdown of one process: it drains without losing a request, within a bound of time."""
+"""Graceful shutdown of one process: it drains without losing a request, within a time limit.
+
+With several workers the supervisor gets SIGTERM first, and passes it on over a pipe (supervisor.py).
+"""
 
 import asyncio
 import logging
@@ -19,23 +22,23 @@ logger = logging.getLogger("api.lifecycle")
 
 _CONNECTION_CLOSE = (b"connection", b"close")
 _CLOSE_SECONDS = 2.0
-"""The part of the grace that is reserved for closing the pool."""
+"""The part of GRACE_SECONDS that is reserved for closing the pool."""
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, with a delay in which it drains before it closes.
 
     uvicorn closes its listening socket and every idle connection at once, and requests on their way to either are lost.
-    Here a signal starts a delay of `drain_seconds` in which every request is served. Each response says
-    `Connection: close`, so clients open another connection; a load balancer leads it elsewhere, since /ready answers
-    503. Then uvicorn closes. Requests in flight have until `grace_seconds` after the signal.
+    Here a signal starts a delay of `drain_seconds` in which every request is served. Each response has
+    `Connection: close`, so clients open another connection. A load balancer routes it elsewhere, since /ready is 503.
+    Then uvicorn closes. Requests in flight have until `grace_seconds` after the signal.
 
     - SIGTERM does that. Without a supervisor so does SIGHUP, which would kill the process otherwise.
     - SIGINT (Ctrl-C) skips the delay. A second one does not wait for requests in flight.
 
     `parent` is a worker's end of the pipe to its supervisor. The worker reports by its `grace_seconds` that it serves,
     receives signals as bytes, and stops when the other end closes. SIGHUP from there means that a successor serves: the
-    worker stops accepting connections at once, and /ready stays as it is, since the service as a whole goes on.
+    worker stops accepting connections at once, and /ready stays as it is, since the service continues.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Server(uvicorn.Server):
             yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal. Unlike uvicorn, do not raise it again at the end: a graceful stop exits with 0."""
+        """Record a signal. Unlike uvicorn, do not raise it again at the end: a graceful stop exits with 0."""
         if sig == signal.SIGINT:
             self.force_exit = self._skips_delay
             self._skips_delay = True
@@ -99,10 +102,10 @@ class Server(uvicorn.Server):
         return self._skips_delay or time.monotonic() >= self._start_draining() + self._drain_seconds
 
     def _start_draining(self) -> float:
-        """Start to drain, unless that has been done. Returns the time at which it was."""
+        """Start to drain, once. Returns the time at which draining started."""
         if self._draining_since is None:
             self._draining_since = time.monotonic()
-            # Both are part of every response; once a second uvicorn makes the second from the first.
+            # The second is in every response; once a second uvicorn makes it from the first.
             self.config.encoded_headers.append(_CONNECTION_CLOSE)
             self.server_state.default_headers.append(_CONNECTION_CLOSE)
             if self._has_successor:
@@ -111,13 +114,11 @@ class Server(uvicorn.Server):
             else:
                 self.lifespan.state[DRAINING] = True
                 if not self._skips_delay:
-                    logger.info(
-                        "draining: requests are served for %g s more, and /ready answers 503", self._drain_seconds
-                    )
+                    logger.info("draining: requests are served for %g s more, and /ready is 503", self._drain_seconds)
         return self._draining_since
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close, within the rest of the grace."""
+        """Close, within what is left of GRACE_SECONDS."""
         left = max(0.0, self._start_draining() + self._grace_seconds - time.monotonic())
         # uvicorn declares whole seconds, and hands them to asyncio, which takes fractions too.
         self.config.timeout_graceful_shutdown = max(0.0, left - _CLOSE_SECONDS)  # type: ignore[assignment]

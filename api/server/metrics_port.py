@@ -32,14 +32,14 @@ class MetricsProtocol(HTTPProtocol):
     max_seconds = MAX_SECONDS
 
     def connection_made(self, transport: Any) -> None:
-        """Start the time of a new connection, or close it if there are too many."""
+        """Start the timer of a new connection, or close it if there are too many."""
         super().connection_made(transport)
         self._deadline = self.loop.call_later(self.max_seconds, transport.abort)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the time of a connection."""
+        """Stop the timer of a connection."""
         self._deadline.cancel()
         super().connection_lost(exc)
 

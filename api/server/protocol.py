@@ -27,11 +27,11 @@ class HTTPProtocol(CountingProtocol):
 
     - A head has at most MAX_HEAD_BYTES and MAX_HEADERS fields, else the response is 431. MAX_HEAD_BYTES also bounds
       trailers and chunk extensions. Trailers are not taken for fields of the head.
-    - At most MAX_PIPELINED requests queue. Those behind them are not read, and the last response says
+    - At most MAX_PIPELINED requests queue. Those behind them are not read, and the last response has
       `Connection: close`.
     - In every `period` (seconds) at least MIN_BYTES of a request must arrive; the first byte of a connection within
-      one. Then the client must read at least some of the response. Else the connection is closed. Between requests
-      uvicorn's keep-alive timeout counts instead; it is at least `period`.
+      one. Then the client must read at least some of the response. Otherwise the connection is closed. Between
+      requests uvicorn's keep-alive timeout applies instead; it is at least `period`.
     - A request that cannot be parsed gets a problem as its response. If earlier requests are still in flight, the
       connection closes behind their responses instead.
 
@@ -46,9 +46,9 @@ class HTTPProtocol(CountingProtocol):
         self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
         self._received = 0  # bytes
         self._parsed = 0  # of those, up to the last complete head or piece of a body
-        self._latest = 0  # bytes that came last, by one call
+        self._latest = 0  # bytes of the last call
         self._is_closing = False  # input is ignored: the connection closes after the pending responses
-        self._refusal: Problem | None = None
+        self._problem: Problem | None = None
         self._progress: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent at the last check
         self._running: RequestResponseCycle | None = None  # in flight, or the last that was: others queue behind it
         self._idle_since: float | None = None  # when the last response was complete, None once more bytes came
@@ -64,7 +64,7 @@ class HTTPProtocol(CountingProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._running is not None and not self._running.response_complete:
-            # uvicorn tells the newest request alone, which is another one where requests queue.
+            # uvicorn tells only the newest request, which is another one if requests queue.
             self._running.disconnected = True
             self._running.scope["state"][DISCONNECTED] = True
             self._running.message_event.set()
@@ -90,7 +90,7 @@ class HTTPProtocol(CountingProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     data = self._decline_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError:
-            self._refuse(self._refusal or Problem(400, "This is no HTTP request"))
+            self._refuse(self._problem or Problem(400, "This is no HTTP request"))
 
     def _decline_upgrade(self) -> bytes:
         """Return the head of the last request without its Upgrade, for a new parser, which then reads the body."""
@@ -127,7 +127,7 @@ class HTTPProtocol(CountingProtocol):
                 self._reject(Problem(400, "This server speaks HTTP/1.1"))
             scope["http_version"] = version
             self.expect_100_continue = False  # RFC 9110, section 10.1.1
-        # RFC 9112, section 3.2. A proxy in front of us may have chosen another of several.
+        # RFC 9112, section 3.2. A proxy in front may have chosen a different one of several.
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and version == "1.1"):
             self._reject(Problem(400, "A request has one Host field"))
@@ -161,7 +161,7 @@ class HTTPProtocol(CountingProtocol):
             self._idle_since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of a body."""
+        """Receive a piece of a body."""
         self._parsed = self._received
         super().on_body(body)
 
@@ -172,7 +172,7 @@ class HTTPProtocol(CountingProtocol):
             self.cycle.message_event.set()
 
     def shutdown(self) -> None:
-        """Close the connection when it is idle, also after a head that has begun to arrive, which uvicorn drops."""
+        """Close the connection when it is idle. A head that has begun to arrive is still served; uvicorn drops it."""
         if self.scope is None or (self.cycle is not None and self.cycle.scope is self.scope):
             super().shutdown()
         else:
@@ -180,7 +180,7 @@ class HTTPProtocol(CountingProtocol):
 
     def _reject(self, problem: Problem) -> NoReturn:
         """Stop the parser; _feed then refuses the request with `problem`. Raises ValueError."""
-        self._refusal = problem
+        self._problem = problem
         raise ValueError(problem.detail)
 
     def _head_bytes(self) -> int:
@@ -195,7 +195,7 @@ class HTTPProtocol(CountingProtocol):
                 newest.keep_alive = False
                 return
             if self.pipeline:
-                # The request at fault waits behind others: it never starts, and the connection closes behind those.
+                # The invalid request is queued: it never starts, and the connection closes after the others.
                 self.pipeline.popleft()
                 newest.more_body = False
                 self.timeout_keep_alive = 0
@@ -216,7 +216,7 @@ class HTTPProtocol(CountingProtocol):
     def _check_progress(self) -> None:
         """Close the connection if the client has sent or read too little since the last check."""
         cycle = self.cycle
-        # The client is to send: no handler runs and the connection is not idle, or a handler waits for a body.
+        # The server waits for input: no handler runs and the connection is not idle, or a handler waits for a body.
         waiting = self._idle_since is None and (
             cycle is None or cycle.response_complete or (cycle.more_body and not self.flow.read_paused)
         )

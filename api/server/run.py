@@ -1,4 +1,4 @@
-"""How `serve` runs: one process, or a supervisor and its workers."""
+"""The server of `serve`: one process, or a supervisor and its workers."""
 
 import sys
 
@@ -22,7 +22,7 @@ def run_server(settings: Settings, *, host: str, port: int, workers: int, reload
         port=port,
         workers=workers,
         reload=reload,
-        # Both by name: where they are missing, uvicorn's "auto" falls back to slower ones without a word.
+        # Both by name: where they are missing, uvicorn's "auto" falls back silently to slower ones.
         loop="auto" if _WINDOWS else "uvloop",
         http="auto" if _WINDOWS else "api.server.protocol:HTTPProtocol",
         lifespan="on",
@@ -35,7 +35,7 @@ def run_server(settings: Settings, *, host: str, port: int, workers: int, reload
         timeout_keep_alive=75,
     )
     drain, grace = settings.drain_seconds, settings.grace_seconds
-    if reload:  # for a developer, who waits for it
+    if reload:  # for a developer, who waits for each restart
         server = Server(config, drain_seconds=0, grace_seconds=grace)
         ChangeReload(config, target=server.run, sockets=[config.bind_socket()]).run()
     elif workers == 1:

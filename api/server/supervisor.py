@@ -1,8 +1,8 @@
 """The supervisor: workers on one listening socket, restarted when they die, replaced one by one on SIGHUP.
 
 uvicorn has a supervisor too. It cannot be stopped while it replaces workers, which takes as long as the slowest request
-of each. It waits for ever for a worker that hangs. It sends a worker that is replaced the signal of one that stops, so
-/ready says that the service stops. And its workers outlive it when it is killed.
+of each. It waits for ever for a worker that hangs. A replaced worker gets the same signal as a stopping one, so /ready
+is 503 although the service continues. And its workers outlive it when it is killed.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Supervisor:
         self._grace_seconds = grace_seconds
         self._listener: socket
         self._workers: list[_Worker] = []  # one for each slot
-        self._alive: set[_Worker] = set()  # those, a successor that starts, and those replaced that still finish
+        self._alive: set[_Worker] = set()  # all running: in a slot, starting, or replaced and draining
 
     def run(self) -> int:
         """Serve until a signal ends it. Returns the exit code: not 0 if no worker starts or one had to be killed."""
@@ -86,7 +86,8 @@ class Supervisor:
         try:
             worker = _Worker(self._config, self._listener, self._grace_seconds)
         except OSError as error:
-            logger.error("a worker cannot be started: %s", error)  # noqa: TRY400 - no defect: a traceback says nothing
+            # A traceback would say nothing more.
+            logger.error("cannot start a worker (%s): check the limits on files, processes and memory", error)  # noqa: TRY400
             return None
         self._alive.add(worker)
         worker.ended.add_done_callback(lambda _: self._alive.discard(worker))
@@ -115,7 +116,7 @@ class Supervisor:
         longest = max(worker.grace_seconds for worker in workers) + _MARGIN_SECONDS
         _, late = await asyncio.wait([worker.ended for worker in workers], timeout=longest)
         for worker in [worker for worker in workers if worker.ended in late]:
-            logger.error("worker %d does not end: it is killed", worker.pid)
+            logger.error("worker %d exceeded GRACE_SECONDS: killing it", worker.pid)
             worker.kill()
         if late:
             await asyncio.wait(late)
@@ -130,7 +131,7 @@ class Supervisor:
                 continue
             logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
             if not worker.has_served:
-                # A kill, by hand or for want of memory, does not show that no worker can start.
+                # A kill, by hand or for lack of memory, does not prove that no worker can start.
                 killed = worker.ended.result() == -signal.SIGKILL
                 if not killed and not any(each.has_served for each in self._workers):
                     self._stop(end, signal.SIGTERM, worker.ended.result() or 1)
@@ -146,10 +147,10 @@ class Supervisor:
         while True:
             await hang_up.wait()
             hang_up.clear()
-            logger.info("SIGHUP: the workers are replaced one by one")
+            logger.info("SIGHUP: replacing the workers one by one")
             for slot in range(len(self._workers)):
                 if not await self._replace(slot):
-                    logger.error("a new worker does not start: the others stay as they are")
+                    logger.error("a new worker did not start: the others keep running")
                     break
             else:
                 logger.info("the workers are replaced")
@@ -172,7 +173,7 @@ class Supervisor:
 
 
 class _Worker:
-    """A worker process, and three futures: it serves, another one has taken its slot, it has ended with an exit code.
+    """A worker process, with three futures: it serves, it is replaced, it has ended with an exit code.
 
     Raises OSError if the system lacks the resources for it.
     """
@@ -185,8 +186,8 @@ class _Worker:
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
         self._process = _spawn.Process(target=_work, args=(config, listener, its_end), daemon=True)
-        # Signals of a terminal stay blocked until the worker, which inherits the mask, can ignore them. The tracker
-        # starts before that, since its start, otherwise a part of the first worker's, unblocks SIGINT.
+        # Signals of a terminal stay blocked until the worker, which inherits the mask, can ignore them. Start the
+        # resource tracker first: starting it unblocks SIGINT.
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
         try:
@@ -211,7 +212,7 @@ class _Worker:
         self._process.kill()
 
     def _receive_report(self) -> None:
-        """Note that the worker serves: it reports its GRACE_SECONDS then."""
+        """Receive the worker's GRACE_SECONDS, which it sends once it serves."""
         self._loop.remove_reader(self._pipe.fileno())
         with suppress(EOFError, OSError):
             self.grace_seconds = float(self._pipe.recv_bytes())

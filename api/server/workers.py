@@ -1,7 +1,7 @@
 """The application as a worker makes it, and the environment that `serve` prepares for its workers.
 
-Workers are new processes. They read the settings when they start, so that SIGHUP brings changed ones into effect. What
-`serve` decided for all of them, once, they find in variables of the environment, which only this module sets and reads.
+Workers are new processes. They read the settings when they start, so SIGHUP applies changed ones. What `serve` decided
+once for all workers is in environment variables that only this module sets and reads.
 """
 
 import gc
@@ -39,7 +39,7 @@ def prepare_environment(
 
 
 def worker_settings() -> Settings:
-    """Return the settings as they are now, except for what `serve` decided. Another server has decided nothing."""
+    """Return the current settings, except for what `serve` decided. Under another server nothing is decided."""
     settings = load_settings()
     if os.environ.get(_LOOPBACK) and not settings.authentication_configured:
         # Only this machine can connect, so authentication may be off.

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from api.database.fetch import PooledDatabase
 from api.errors import DatabaseUnavailableError, StoppingError, problem_of
-from api.http.operation import Answer, Content, Operation
+from api.http.operation import Content, Operation, ResponseDoc
 from api.http.resource import Resource
 from api.http.response import JSONBody
 
@@ -21,24 +21,24 @@ _TIMEOUT_SECONDS = 0.8
 """The timeout of the query of /ready. Kubernetes waits for a second by default (`timeoutSeconds`)."""
 
 
-def _answer(status: str, description: str) -> Answer:
-    return Answer(description, [Content({"const": {"status": status}}, {"status": status})])
+def _status_doc(status: str, description: str) -> ResponseDoc:
+    return ResponseDoc(description, [Content({"const": {"status": status}}, {"status": status})])
 
 
 _HEALTH = Operation(
     summary="Is the process up?",
     description="Never queries the database, which may be suspended.",
-    answers={200: _answer("healthy", "The process is up.")},
+    responses={200: _status_doc("healthy", "The process is up.")},
     uses_database=False,
     tag="service",
 )
 _READY = Operation(
     summary="Is the server ready for requests?",
-    description="Not ready while the server stops or the database is unreachable: if the last statement was not "
-    "answered, the probe sends one. It never wakes a database that is merely suspended, unless "
+    description="Not ready while the server stops or the database is unreachable: if the last statement got no "
+    "response, the probe sends one. It never wakes a database that is merely suspended, unless "
     "READINESS_PROBE_SECONDS is set.",
-    answers={200: _answer("ready", "The server is ready.")},
-    refusals=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
+    responses={200: _status_doc("ready", "The server is ready.")},
+    problems=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
     uses_database=False,
     tag="service",
 )
@@ -76,7 +76,7 @@ class Probes:
             raise StoppingError
         # A server that is not ready receives no requests, so only a query can show that the database is back. It does
         # not wake a suspended compute needlessly: the request that failed needed it awake too.
-        if (self._is_due() or not self._database.answers) and not await self._database_answers():
+        if (self._is_due() or not self._database.answers) and not await self._database_responds():
             raise DatabaseUnavailableError
         return JSONBody(b'{"status":"ready"}')
 
@@ -87,7 +87,7 @@ class Probes:
         succeeded = self._last is not None and self._last.done() and self._last.result()
         return not succeeded or asyncio.get_running_loop().time() - self._sent >= self._interval
 
-    async def _database_answers(self) -> bool:
+    async def _database_responds(self) -> bool:
         if self._last is None or self._last.done():
             loop = asyncio.get_running_loop()
             self._sent = loop.time()

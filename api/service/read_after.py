@@ -15,12 +15,12 @@ from api.http.response import send_problem
 
 _POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
-# The responses to a write that depend on the database. A refusal does too: what it saw may not be replayed yet.
+# The responses to a write that depend on rows. So do 404, 409 and 412: the replica may not have their rows yet.
 _FROM_DATABASE = frozenset({200, 201, 204, 404, 409, 412})
 
 
 def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
-    """Return the routes of `primary`; those that `reads` has too answer GET and HEAD on the replica."""
+    """Return the routes of `primary`; the replica serves GET and HEAD of those that are in `reads` too."""
     on_replica = {route.path: route.app for route in reads if isinstance(route, Route)}
     return [
         Route(route.path, _Replicated(route.app, on_replica[route.path], replica))
@@ -46,7 +46,7 @@ class _Replicated:
         self._replica = replica
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["method"] not in ("GET", "HEAD"):
             await self._primary(scope, receive, partial(self._send_position, send))
             return

@@ -2,7 +2,7 @@
 
 prometheus_client has a mode for several processes too. An observation costs 2.5 µs there, as much as all that we do for
 a request, and the files of workers that have ended stay for ever. Here a new worker takes over the rows of one that has
-ended, and counts on. So no sum ever falls, which Prometheus would take for a restart.
+ended, and continues them. So no sum ever falls, which Prometheus would take for a restart.
 """
 
 import errno
@@ -53,8 +53,8 @@ class Counters:
     def row(self, *key: str) -> Row:
         """Return the VALUES doubles under a key, all 0 if it is new. Writing one takes a tenth of a microsecond.
 
-        There is room for about a thousand keys, so no part of one may be a client's invention. Keys beyond that are
-        counted nowhere.
+        There is room for about a thousand keys, so no part of one may come from a client. Keys beyond that are not
+        counted.
         """
         slot = self._slots.get(key)
         if slot is None:

@@ -48,7 +48,7 @@ DURATION = Family(
 )
 PROBLEMS = Family(
     "users_api_problems",
-    "Refusals, by the last part of the problem's type. overloaded: shed, since too many were waiting.",
+    "Problems, by the last part of their type. overloaded: shed, since too many requests were waiting.",
     ("kind",),
 )
 STATEMENT = Family(
@@ -60,7 +60,7 @@ STATEMENT = Family(
 BATCH_SIZE = Family("users_api_batch_size", "Requests that share a statement.", ("url", "statement"), REQUESTS)
 BATCH_WAIT = Family(
     "users_api_batch_wait_seconds",
-    "How long the first request of a statement waits until that is sent.",
+    "Time from the arrival of a statement's first request until the statement is sent.",
     ("url", "statement"),
     SECONDS,
 )
@@ -90,10 +90,10 @@ def make_registry(read: Callable[[], Iterator[tuple[bool, Rows]]]) -> CollectorR
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """Return the metrics in the format of Prometheus that an Accept header asks for, and its media type."""
+    """Return the metrics in the format of Prometheus that an Accept header requests, and its media type."""
     try:
         encode, media_type = choose_encoder(accept)
-    except TypeError:  # prometheus_client compares the requested version as a number, even if it is none.
+    except TypeError:  # prometheus_client compares the requested version as a number, even if it is not one.
         encode, media_type = choose_encoder("")
     return encode(registry), media_type
 

@@ -1,4 +1,4 @@
-"""The format of the log, of libraries too: lines for people on a terminal, else JSON, one object a line."""
+"""The format of the log, including that of libraries: lines for people on a terminal, else one JSON object per line."""
 
 import logging
 import os

@@ -31,7 +31,7 @@ from api.telemetry.families import (
 
 _SAMPLE_SECONDS = 1.0
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-# Refusals that an alert is for. They exist from the start: a counter that appears with its first event has no rate.
+# Problems with an alert. Their counters exist from the start: one that appears with its first event has no rate.
 _WATCHED = ("overloaded", "unavailable", "outcome-unknown", "locked")
 
 
@@ -46,7 +46,7 @@ class Metrics:
         self.row = self._counters.row
         for key in self._counters.taken_over:
             if key[0] in FAMILIES and FAMILIES[key[0]].is_gauge:
-                # The value is that of a process that has ended; this one may never set it, having no such pool.
+                # The value is that of a process that has ended. This one may have no such pool, and never set it.
                 self.row(*key)[0] = UNKNOWN
         for kind in _WATCHED:
             self.row(PROBLEMS.name, kind)
@@ -54,18 +54,18 @@ class Metrics:
     def request_row(self, endpoint: Any, method: str, status: int, path: str | None) -> Row:
         """Return the row of such requests, a histogram over SECONDS. `path` is the route's template."""
         route = "unrouted" if path is None else path.rstrip("/") or "/"
-        named = method if method in _METHODS else "_OTHER"  # as OpenTelemetry has it
+        named = method if method in _METHODS else "_OTHER"  # as in OpenTelemetry
         row = self.row(DURATION.name, route, named, str(status))
-        if named == method:  # Clients can invent methods without end, under a server that lets them through.
+        if named == method:  # Other servers may pass on any number of invented methods.
             self.requests[endpoint, method, status] = row
         return row
 
     def problem(self, kind: str) -> None:
-        """Count a refusal."""
+        """Count a problem."""
         self.row(PROBLEMS.name, kind)[0] += 1
 
     def watch(self, gauges: Callable[[], Mapping[Key, float]]) -> None:
-        """Have every sample include the values that a function returns, by the gauge's name and labels."""
+        """Include in every sample the values that a function returns, by the gauge's name and labels."""
         self._watched.append(gauges)
 
     def sample(self) -> None:
@@ -152,7 +152,7 @@ class DatabaseMetrics:
         self._failed[0] += 1
 
     def watch(self, state: Callable[[], Mapping[str, float]]) -> None:
-        """Have every sample include the state of the pool, by the names of users_api_pool_… without that prefix."""
+        """Include in every sample the state of the pool, by the names of users_api_pool_… without that prefix."""
         self._metrics.watch(lambda: {(f"users_api_pool_{name}", self._url): value for name, value in state().items()})
 
 

@@ -54,11 +54,11 @@ class _TimedContext(RequestContext):
 
 
 class Telemetry:
-    """The outermost ASGI middleware. It costs a request about 2 µs; only settings enable anything dearer.
+    """The outermost ASGI middleware. It costs a request about 2 µs; anything more expensive is off by default.
 
     A request keeps the id that its client sent in X-Request-Id, else it gets a new one; the response names it. Requests
-    of at least `slow_request_seconds` are logged, with `access_log` all of them. With `server_timing` a response says
-    where its time went.
+    of at least `slow_request_seconds` are logged, with `access_log` all of them. With `server_timing` responses
+    have a Server-Timing header.
     """
 
     def __init__(
@@ -97,19 +97,19 @@ class Telemetry:
         serving.set((request,))
         try:
             await self.app(scope, receive, request.send)
-        except Exception:  # A defect of ours: the server logs it and sends a 500.
+        except Exception:  # A bug: the server logs it and sends a 500.
             request.status = 500
             raise
         finally:
             self._end(request, scope)
 
     def _end(self, request: RequestContext, scope: Scope) -> None:
-        """Count a request, log it where a setting asks for that, and end its span."""
+        """Count a request, log it if a setting requires that, and end its span."""
         seconds = perf_counter() - request.started
-        # A replica's problem does not count where the primary answered after it.
+        # Do not count a replica's problem if the primary then served the request.
         if request.problem is not None and request.status >= 400:
             self._metrics.problem(request.problem)
-        # A failure stays a failure: clients that give up waiting for it must not hide it.
+        # Keep a 5xx even if the client disconnected: a client timeout must not hide it.
         if request.status < 500 and DISCONNECTED in scope.get("state", ()):
             request.status = CLIENT_LEFT
         row = self._rows.get((scope.get("endpoint"), scope["method"], request.status))
@@ -139,7 +139,7 @@ def _path(scope: Scope) -> str | None:
 
 
 def _describe(request: RequestContext, scope: Scope, seconds: float) -> dict[str, Any]:
-    """Return the fields that the log has of a request; times in seconds."""
+    """Return the log fields of a request; times are in seconds."""
     described: dict[str, Any] = {"method": scope["method"], "status": request.status}
     if path := _path(scope):
         described["path"] = path

@@ -1,4 +1,4 @@
-"""Tracing, where the standard OTEL_* variables ask for it: its packages are imported only then."""
+"""Tracing, if the standard OTEL_* variables enable it: its packages are imported only then."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ _ENABLING = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 def tracing_from_environment() -> "Tracing | None":
-    """Return the tracing that the OTEL_* variables ask for. None, after a warning, if it cannot be had."""
+    """Return the tracing that the OTEL_* variables enable, None if they do not. Logs a warning if it cannot start."""
     enabling = [name for name in _ENABLING if os.environ.get(name)]
     is_disabled = (
         os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"

@@ -28,7 +28,7 @@ _CLOSE_SECONDS = 2.0
 _HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 _HEADERS_FORM = "write name=value, with commas between, and percent-encode the values"
 
-# They log what they cannot parse: headers of any client, and the values of _HEADERS, which are credentials mostly.
+# They log what they cannot parse: headers of any client, and the values of _HEADERS, which are mostly credentials.
 for _name in ("opentelemetry.baggage", "opentelemetry.propagators", "opentelemetry.trace", "opentelemetry.util.re"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
@@ -139,7 +139,7 @@ def _make_exporter(name: str) -> SpanExporter:
 
 
 def _check_headers() -> None:
-    """Name the variable with a header for the collector that cannot be sent, and keep its value out of the log.
+    """Warn of a header for the collector that cannot be read: name its variable, and keep its value out of the log.
 
     Raises ValueError if a header contains a line break.
     """

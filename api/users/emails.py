@@ -47,7 +47,7 @@ def _validate(address: str) -> str:
             normalized = f"{lowered if lowered in _ANY_CASE else local}@{domain.lower()}"
         if not normalized.endswith(_SPECIAL_USE):
             return normalized
-    # All that `EmailStr` does. email-validator limits the result to 254 octets, so max_length needs no check.
+    # The same as `EmailStr`. email-validator limits the result to 254 octets, so max_length needs no check.
     return validate_email(address)[1]
 
 

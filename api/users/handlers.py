@@ -34,7 +34,7 @@ _MAX_ID_DIGITS = len(str(MAX_ID))
 
 
 class _UserConvertor(StringConvertor):
-    """The path parameter of a user: any segment except the names of the other resources there."""
+    """The path parameter of a user: any segment except `import` and `export`, which are other resources."""
 
     regex = "(?!(?:import|export)$)[^/]+"
 
@@ -84,7 +84,7 @@ class Users:
         key = read_key(request)
         sent = await read_body(request, UserCreate)
         if key is not None:
-            return _kept_response(await create_once(self._insert_once, request, key, sent))
+            return _stored_response(await create_once(self._insert_once, request, key, sent))
         user = await self._insert(queries.NewUser(sent.email, sent.name))
         if user is None:
             raise email_taken()
@@ -153,14 +153,14 @@ def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:
     return write.id
 
 
-def _kept_response(answer: Record) -> Response:
+def _stored_response(row: Record) -> Response:
     """Return the response to a creation with an Idempotency-Key, first or replayed."""
-    if answer["user_id"] is None:
-        headers = {"Idempotency-Replayed": "true"} if answer["is_replayed"] else None
-        return Response(answer["body"], 409, headers, "application/problem+json")
-    replayed = ((b"idempotency-replayed", b"true"),) if answer["is_replayed"] else ()
+    if row["user_id"] is None:
+        headers = {"Idempotency-Replayed": "true"} if row["is_replayed"] else None
+        return Response(row["body"], 409, headers, "application/problem+json")
+    replayed = ((b"idempotency-replayed", b"true"),) if row["is_replayed"] else ()
     # A user is created with version 1, even if it has changed since.
-    return JSONBody(answer["body"].encode(), 201, ((b"etag", etag(1)), _location(answer["user_id"]), *replayed))
+    return JSONBody(row["body"].encode(), 201, ((b"etag", etag(1)), _location(row["user_id"]), *replayed))
 
 
 def _link(next_query: bytes | None) -> tuple[tuple[bytes, bytes], ...]:

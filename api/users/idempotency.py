@@ -1,6 +1,6 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a creation that is sent again gets the first response.
 
-Stored are the 201, and the 409 of an address that was taken. A request that was refused before its statement, or whose
+The 201 is stored, and the 409 of an address that was taken. A request that was refused before its statement, or whose
 statement failed, has no stored response: if it is sent again, it is processed again.
 """
 
@@ -52,19 +52,19 @@ async def create_once(insert: Batcher[KeyedUser, Record], request: Request, key:
     # Of the parsed values, not of the bytes: the same JSON in another order is the same request.
     fingerprint = hashlib.sha256(orjson.dumps([sent.email, sent.name])).hexdigest()
     # Rendered beforehand, since the statement stores it if the address is taken.
-    refusal = bytes(to_response(email_taken()).body).decode()
-    creation = KeyedUser(caller(request.scope), key, fingerprint, refusal, sent.email, sent.name)
+    conflict = bytes(to_response(email_taken()).body).decode()
+    creation = KeyedUser(caller(request.scope), key, fingerprint, conflict, sent.email, sent.name)
     while True:
         try:
-            answer = await insert(creation)
+            row = await insert(creation)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "idempotency_keys_pkey":
                 raise
             # Another session has committed a response for this key meanwhile: the next statement sees it.
         else:
-            if answer["is_reused"]:
+            if row["is_reused"]:
                 raise key_reused()
-            return answer
+            return row
 
 
 def _unprocessable(message: str, kind: str, error_type: str) -> Problem:

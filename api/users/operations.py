@@ -1,7 +1,7 @@
 """The OpenAPI operations of the users resource."""
 
 from api.http.conditions import version_mismatch
-from api.http.operation import Answer, Content, Operation, invalid_example
+from api.http.operation import Content, Operation, ResponseDoc, invalid_example
 from api.http.request import body_too_large, not_json
 from api.users.idempotency import key_reused
 from api.users.problems import email_taken, user_not_found
@@ -25,22 +25,22 @@ LIST_USERS = Operation(
     "different orders exclude each other.",
     query=ListQuery,
     headers=["Read-After"],
-    answers={200: Answer("A page.", [Content(list[User], [_ADA])], headers=["Link"])},
-    refusals=[invalid_example(ListQuery, "query", {"limit": 5000, "q": ""})],
+    responses={200: ResponseDoc("A page.", [Content(list[User], [_ADA])], headers=["Link"])},
+    problems=[invalid_example(ListQuery, "query", {"limit": 5000, "q": ""})],
 )
 CREATE_USER = Operation(
     summary="Create a user",
     headers=["Idempotency-Key"],
     body=[Content(UserCreate, {"email": "ada@example.com", "name": "Ada"})],
-    answers={
-        201: Answer(
+    responses={
+        201: ResponseDoc(
             "The new user.",
             _ONE_USER,
             headers=["ETag", "Location", "Idempotency-Replayed", "Read-After"],
             links=["get_user", "update_user", "delete_user"],
         )
     },
-    refusals=[
+    problems=[
         email_taken(),
         body_too_large(),
         not_json(),
@@ -52,11 +52,11 @@ GET_USER = Operation(
     summary="Read a user",
     path=UserPath,
     headers=["If-Match", "If-None-Match", "Read-After"],
-    answers={
-        200: Answer("The user.", _ONE_USER, headers=["ETag"]),
-        304: Answer("If-None-Match names the current ETag.", headers=["ETag"]),
+    responses={
+        200: ResponseDoc("The user.", _ONE_USER, headers=["ETag"]),
+        304: ResponseDoc("If-None-Match names the current ETag.", headers=["ETag"]),
     },
-    refusals=[user_not_found(), version_mismatch()],
+    problems=[user_not_found(), version_mismatch()],
 )
 UPDATE_USER = Operation(
     summary="Change a user",
@@ -64,8 +64,8 @@ UPDATE_USER = Operation(
     path=UserPath,
     headers=["If-Match"],
     body=[Content(UserUpdate, {"name": "Ada Lovelace"})],
-    answers={200: Answer("The changed user.", _ONE_USER, headers=["ETag", "Read-After"])},
-    refusals=[
+    responses={200: ResponseDoc("The changed user.", _ONE_USER, headers=["ETag", "Read-After"])},
+    problems=[
         user_not_found(),
         email_taken(),
         version_mismatch(),
@@ -78,6 +78,6 @@ DELETE_USER = Operation(
     summary="Delete a user",
     path=UserPath,
     headers=["If-Match"],
-    answers={204: Answer("The user is deleted.", headers=["Read-After"])},
-    refusals=[user_not_found(), version_mismatch()],
+    responses={204: ResponseDoc("The user is deleted.", headers=["Read-After"])},
+    problems=[user_not_found(), version_mismatch()],
 )

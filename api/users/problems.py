@@ -1,4 +1,7 @@
-"""The problems of users, and the constraint that maps to one."""
+"""The problems of users, and the constraint that maps to one.
+
+PATCH violates the constraint. POST, keyed creations and imports find a taken address by a missing row: queries.py.
+"""
 
 from api.errors import Problem, register_constraint
 

@@ -8,7 +8,7 @@ numbers travel as one text, `{1,2,3}`, which both sides parse faster than an arr
 
 The first array is in a sub-select, which hides its length from the planner. Otherwise PostgreSQL would plan each
 execution anew: a generic plan, made for ten elements, seems more expensive than one made for the actual length.
-Planning takes up to four times as long as the PATCH or DELETE itself. Only imports, of 1,000 rows, are worth it.
+Planning takes up to four times as long as the PATCH or DELETE itself. Only imports, of 1,000 rows, are worth planning.
 
 Every column is cast to the type declared here. A transaction pooler keeps a statement prepared on its own connections.
 There it fails for ever once a migration changes its result types ("cached plan must not change result type").
@@ -83,12 +83,12 @@ class NewUser(NamedTuple):
 
 
 class KeyedUser(NamedTuple):
-    """A user to create once for a caller's key; `refusal` is the response if the address is taken."""
+    """A user to create once for a caller's key; `conflict` is the body of the 409 if the address is taken."""
 
     caller: str
     key: str
     fingerprint: str
-    refusal: str
+    conflict: str
     email: str
     name: str | None
 

@@ -66,7 +66,7 @@ ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
 class User(BaseModel):
-    """A user. Every endpoint returns the same bytes for it. PostgreSQL makes them; this model describes them."""
+    """A user. Every endpoint returns the same bytes for it. PostgreSQL renders them; this model describes them."""
 
     model_config = ConfigDict(extra="forbid")
 

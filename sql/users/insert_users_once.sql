@@ -1,16 +1,16 @@
--- Creates users as insert_users.sql does, once for each idempotency key of a caller: the answer is stored for 24 hours
--- and replayed. For each n a row: the user (null if its address is taken), the body of the answer ($4 if the address is
+-- Creates users as insert_users.sql does, once for each idempotency key of a caller: the response is stored for 24 hours
+-- and replayed. For each n a row: the user (null if its address is taken), the body of the response ($4 if the address is
 -- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3).
 --
 -- A concurrent session that uses the same key is waited for, by the address or by the key. Then idempotency_keys_pkey
--- is violated, which undoes this statement as a whole: run again, it sees the other's answer. $7 bounds the wait.
+-- is violated, which undoes this statement as a whole: run again, it sees the other's response. $7 bounds the wait.
 with lock_timeout as materialized (
     select set_config('lock_timeout', $7, true)
 ), asked as (
     select *
     from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        with ordinality as asked (caller, key, fingerprint, refusal, email, name, n)
-), answered as (
+        with ordinality as asked (caller, key, fingerprint, conflict, email, name, n)
+), stored as (
     select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused
     from asked
     join idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
@@ -40,7 +40,7 @@ with lock_timeout as materialized (
 ), fresh as (
     select *
     from asked
-    where not exists (select from answered where answered.n = asked.n)
+    where not exists (select from stored where stored.n = asked.n)
 ), created as (
     insert into users (email, name)
     select fresh.email, fresh.name
@@ -49,14 +49,14 @@ with lock_timeout as materialized (
     returning id, body, email
 ), recorded as (
     insert into idempotency_keys (caller, key, fingerprint, user_id, body)
-    select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.refusal)
+    select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.conflict)
     from fresh
     left join created on created.email = fresh.email
     -- Refers to "expired", so that an expired key is deleted before it is inserted again.
     where (select count(*) from expired) >= 0
     returning caller, key, user_id, body
 )
-select n, user_id::bigint, body::text, true as is_replayed, is_reused from answered
+select n, user_id::bigint, body::text, true as is_replayed, is_reused from stored
 union all
 select fresh.n, recorded.user_id::bigint, recorded.body::text, false, false
 from recorded

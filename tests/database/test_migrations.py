@@ -301,7 +301,7 @@ def test_broken_sql_names_the_file_and_leaves_nothing_behind(here: Migrations, e
     with pytest.raises(MigrationError) as raised:
         here.migrate()
     assert str(raised.value).startswith(f'{file}: relation "nowhere" does not exist\n')
-    assert "mend the cause" in str(raised.value)
+    assert "fix the cause" in str(raised.value)
     assert here.states() == {"0001.one": "applied", "0002.two": "pending", "0003.three": "pending"}
     assert "one" in tables(empty_database)
     assert not {"two", "three"} & tables(empty_database)

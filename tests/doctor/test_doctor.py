@@ -447,8 +447,8 @@ def test_a_sleeping_compute_is_waited_for(rig: Rig, neon: NeonDatabase) -> None:
     assert report.reds == []
     assert rig.pending == 0
     assert rig.counts.wakes == 1
-    assert "it seems to have been asleep (logging in took" in report["DATABASE_URL", "server"].detail
-    assert "asleep" not in report["DIRECT_URL", "server"].detail
+    assert "the compute seems to have been suspended (logging in took" in report["DATABASE_URL", "server"].detail
+    assert "suspended" not in report["DIRECT_URL", "server"].detail
 
 
 def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
@@ -461,7 +461,7 @@ def test_a_server_that_has_just_started_was_asleep(database: str) -> None:
         finally:
             await session.close()
 
-    assert "it was asleep, and woke up for this (started" in asyncio.run(check())
+    assert "the compute was suspended and started" in asyncio.run(check())
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_workers_do_not_outlive_their_supervisor(start: Callable[..., Served]) -
 
 
 def test_a_worker_that_hangs_does_not_keep_the_others(start: Callable[..., Served]) -> None:
-    hung = start("--workers", "2", ends_with=1, says="does not end: it is killed", GRACE_SECONDS="1")
+    hung = start("--workers", "2", ends_with=1, says="exceeded GRACE_SECONDS: killing it", GRACE_SECONDS="1")
     with hung as (_, process):
         wait_until(lambda: len(workers(process)) == 2)
         psutil.Process(workers(process).pop()).suspend()

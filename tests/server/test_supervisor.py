@@ -55,7 +55,7 @@ def test_a_supervisor_that_has_no_room_for_its_workers_says_so() -> None:
         "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))"
     )
     assert ended.returncode == 1
-    assert "a worker cannot be started: [Errno 24] Too many open files" in ended.stderr
+    assert "cannot start a worker ([Errno 24] Too many open files)" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -79,7 +79,7 @@ def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable
         limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
         supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
         psutil.Process(killed).kill()
-        wait_until(said(log, "a worker cannot be started: ", 2))  # It is tried again.
+        wait_until(said(log, "cannot start a worker (", 2))  # It is tried again.
         process.send_signal(signal.SIGHUP)
         wait_until(said(log, "a new worker does not start"))
         assert workers(process) == {other}

@@ -35,7 +35,7 @@ CHUNK_ROWS = 1000
 class Bulk:
     """The handlers of import and export on one database, at most `max_requests` at once.
 
-    An import borrows a connection of the pool for one chunk at a time. An export opens a connection of its own: it
+    An import acquires a connection of the pool for one chunk at a time. An export opens a connection of its own: it
     needs one for as long as its client reads. A client or PostgreSQL that is silent for `idle_seconds` ends either.
     """
 

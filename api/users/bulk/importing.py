@@ -18,8 +18,8 @@ from api.users.bulk.parsing import Parser, Refusal, Row
 from api.users.bulk.problems import client_silent
 from api.users.bulk.writing import WriteRows
 
-# Parsing yields to other requests after so many bytes, which mostly take 0.2 ms. Users that take longer, such as those
-# with international addresses, yield after so much time.
+# Parsing yields to other requests after this many bytes (about 0.2 ms), or after this much time for slow rows, such as
+# those with international addresses.
 _YIELD_BYTES = 4 * 1024
 _YIELD_SECONDS = 0.001
 _FLUSH_SECONDS = 1.0
@@ -43,7 +43,7 @@ class Counts:
 
 
 class Import:
-    """One import. `write` writes up to `chunk_rows` rows; `report` receives each line of the answer.
+    """One import. `write` writes up to `chunk_rows` rows; `report` receives each line of the report.
 
     A refusal is `{"line": …, "problem": {…}}`. At most once a second follows `{"progress": {…}}` with the current
     `counts`, which the import updates.
@@ -89,7 +89,7 @@ class Import:
                 # The chunk in flight is cancelled: it is written as a whole or not at all.
                 self._writing.cancel()
                 (end,) = await asyncio.gather(self._writing, return_exceptions=True)
-                # After a disconnect there is no client to tell, and the log would report a failure that is none.
+                # After a disconnect no client is left to inform, and the log would report a false failure.
                 is_connected = not isinstance(error, ClientDisconnect)
                 if is_connected and isinstance(end, OutcomeUnknownError) and end is not error:
                     raise end from error
@@ -97,7 +97,7 @@ class Import:
         self.counts.lines = self._parser.line
 
     def summarise(self, error: Exception | None = None, *, unreported: int = 0) -> dict[str, Any]:
-        """Return the last line of the answer: `error` ended the import, `unreported` refusals were not listed."""
+        """Return the last line of the report: `error` ended the import, `unreported` refusals were not listed."""
         seconds = round(time.monotonic() - self._started, 3)
         summary: dict[str, Any] = {"complete": error is None, **asdict(self.counts), "seconds": seconds}
         if unreported:

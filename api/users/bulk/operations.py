@@ -1,7 +1,7 @@
 """The OpenAPI operations of import and export."""
 
 from api.errors import StoppingError, problem_of
-from api.http.operation import Answer, Content, Operation, invalid_example
+from api.http.operation import Content, Operation, ResponseDoc, invalid_example
 from api.users.bulk.formats import not_acceptable, not_importable
 from api.users.bulk.parsing import no_columns
 from api.users.bulk.problems import client_silent, import_stopped, too_many_at_once
@@ -22,8 +22,8 @@ IMPORT_USERS = Operation(
         Content({"type": "string"}, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
         Content({"type": "string"}, "email,name\nada@example.com,Ada\n", _CSV),
     ],
-    answers={
-        200: Answer(
+    responses={
+        200: ResponseDoc(
             "A line of JSON for each refused line (`line`, `problem`), sometimes the `progress`, and at the end a "
             f"`summary`. Refusals beyond {MAX_REFUSALS:,}, or beyond {MAX_REFUSAL_BYTES >> 20} MiB of these lines, are "
             "only counted: in `refused` with the others, and in `unreported`, which is absent otherwise. With "
@@ -41,7 +41,7 @@ IMPORT_USERS = Operation(
             ],
         )
     },
-    refusals=[
+    problems=[
         client_silent(25),
         not_importable(),
         no_columns("email is missing"),
@@ -55,13 +55,13 @@ EXPORT_USERS = Operation(
     description="Every user in the order of their ids, from one snapshot taken at the time of the request. If the "
     "connection ends before the end of the body (RFC 9112, section 7.1), the export is incomplete.",
     query=ExportQuery,
-    answers={
-        200: Answer(
+    responses={
+        200: ResponseDoc(
             "One line per user.",
             [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
         )
     },
-    refusals=[
+    problems=[
         not_acceptable(),
         invalid_example(ExportQuery, "query", {"format": "xml"}),
         too_many_at_once(),

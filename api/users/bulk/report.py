@@ -1,4 +1,4 @@
-"""The answer to an import: a bounded queue of JSON lines between the import and the response."""
+"""The report of an import: a bounded queue of JSON lines between the import and its response."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ _PIECE_BYTES = 64 * 1024
 
 
 class Report:
-    """The lines of an import's answer that the client has not read yet, in memory.
+    """The lines that the client of an import has not read yet, in memory.
 
     `write` never waits. A client may send its whole file before it reads anything, as httpx does: if the import waited
-    for it, the two would wait for each other. What waits is bounded instead: MAX_REFUSAL_BYTES of refusals, one line
+    for it, the two would wait for each other. Instead the queue is bounded: MAX_REFUSAL_BYTES of refusals, one line
     of progress, and the summary.
     """
 
@@ -38,7 +38,7 @@ class Report:
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line: `Import` describes them. The summary is always added.
 
-        A refusal is only counted once the list is full. Progress is left out while an earlier line of it waits.
+        A refusal is only counted once the list is full. Progress is left out while an earlier line of it is queued.
         """
         if "progress" in line:
             if self._has_progress:

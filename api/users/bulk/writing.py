@@ -17,7 +17,7 @@ from api.users.problems import email_taken
 from api.users.schemas import OnConflict
 
 _COPY_SECONDS = 60.0
-# Errors that a single row can cause. Any other error would meet the next rows as well, and ends the import.
+# Errors that a single row can cause. Any other error would affect the next rows as well, and ends the import.
 _ROW_ERRORS = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.DataError,
