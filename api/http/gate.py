@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import DeadlineExceededError, OverloadedError, Problem, StoppingError, problem_of
+from api.http.request import invalid_header
 
 Result = TypeVar("Result")
 
@@ -55,12 +56,7 @@ def gate_problems() -> list[Problem]:
 
 def _malformed_timeout() -> Problem:
     # A malformed deadline is refused, not ignored: its client relies on it.
-    error = {
-        "loc": ["header", "request-timeout"],
-        "msg": "must be a number of seconds above 0, such as 2.5",
-        "type": "request_timeout",
-    }
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=[error])
+    return invalid_header("request-timeout", "must be a number of seconds above 0, such as 2.5", "request_timeout")
 
 
 def _read_seconds(value: bytes) -> float:

@@ -1,6 +1,6 @@
 """Reading a request: its headers, its JSON body, and its query string."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
@@ -70,4 +70,13 @@ def unprocessable(error: ValidationError, source: str) -> Problem:
         {"loc": [source, *each["loc"]], "msg": each["msg"].removeprefix("Value error, "), "type": each["type"]}
         for each in error.errors(include_url=False, include_context=False, include_input=False)
     ]
+    return _invalid(errors)
+
+
+def invalid_header(name: str, msg: str, type: str) -> Problem:
+    """The problem of a header that fails validation: its name in lower case, what it must be, and the error's type."""
+    return _invalid([{"loc": ["header", name], "msg": msg, "type": type}])
+
+
+def _invalid(errors: list[dict[str, Any]]) -> Problem:
     return Problem(422, "The request is not valid; see errors", "invalid", errors=errors)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.database.replica import BEYOND, Replica
 from api.errors import Problem
-from api.http.request import read_header
+from api.http.request import invalid_header, read_header
 from api.http.response import send_problem
 
 _POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
@@ -84,9 +84,4 @@ class _Replicated:
 
 
 def _malformed() -> Problem:
-    error = {
-        "loc": ["header", "read-after"],
-        "msg": "must be what the answer to a write said, such as 0/16B3748",
-        "type": "read_after",
-    }
-    return Problem(422, "The request is not valid; see errors", "invalid", errors=[error])
+    return invalid_header("read-after", "must be what the answer to a write said, such as 0/16B3748", "read_after")

@@ -31,24 +31,26 @@ class Report:
         self._refusals = 0
         self._refusal_bytes = 0
         self._waiting = bytearray()
-        self._has_progress = False
+        self._progress = b""  # the last line of it, while it is unread
         self._is_ended = False
         self._is_readable = asyncio.Event()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line: `Import` describes them. The summary is always added.
 
-        A refusal is only counted once the list is full. Progress is left out while an earlier line of it is queued.
+        A refusal is only counted once the list is full. Progress replaces an unread line of it.
         """
-        if "progress" in line:
-            if self._has_progress:
-                return
-            self._has_progress = True
         data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         if "problem" in line and not self._list(len(data)):
             self.unreported += 1
             return
-        self._waiting += data
+        if "progress" in line:
+            self._progress = data
+        elif "summary" in line:
+            self._waiting += self._progress + data
+            self._progress = b""
+        else:
+            self._waiting += data
         self._is_readable.set()
 
     def end(self) -> None:
@@ -63,12 +65,13 @@ class Report:
     async def read(self) -> bytes:
         """Wait for a line or the end; return the next bytes, at most 64 KiB, and b"" at the end."""
         await self._is_readable.wait()
+        if not self._waiting:
+            self._waiting += self._progress
+            self._progress = b""
         piece = bytes(self._waiting[:_PIECE_BYTES])
         del self._waiting[:_PIECE_BYTES]
-        if not self._waiting:
-            self._has_progress = False
-            if not self._is_ended:
-                self._is_readable.clear()
+        if not (self._waiting or self._progress or self._is_ended):
+            self._is_readable.clear()
         return piece
 
     def _list(self, size: int) -> bool:

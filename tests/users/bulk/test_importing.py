@@ -43,7 +43,8 @@ async def test_an_answer_that_is_not_read_keeps_one_line_of_progress() -> None:
     for lines in range(100):
         report.write({"progress": {"lines": lines}})
     report.write({"line": 2, "problem": {}})
-    assert await report.read() == b'{"line":1,"problem":{}}\n{"progress":{"lines":0}}\n{"line":2,"problem":{}}\n'
+    assert await report.read() == b'{"line":1,"problem":{}}\n{"line":2,"problem":{}}\n'
+    assert await report.read() == b'{"progress":{"lines":99}}\n'
     report.write({"progress": {"lines": 100}})
     report.write({"summary": {}})
     report.end()
