@@ -85,7 +85,7 @@ _TABLE = (
     _permanent("XX000", "not found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
     _permanent("XX000", "not allowed to connect", "add this machine's address to IP Allow in Neon's console"),
     _permanent("XX000", "blocked network", "this network is blocked in Neon's console"),
-    _permanent("XX000", "connection is insecure", "Neon takes TLS only: write sslmode=require in the URL"),
+    _permanent("XX000", "connection is insecure", "Neon accepts TLS only: write sslmode=require in the URL"),
     _permanent("XX000", "endpoint id is not specified", "use the host name as Neon's console shows it"),
     _transient("XX000", "couldn't connect to compute node"),
     _transient("XX000", "control plane request failed"),
