@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tracing | None" = None) -> ASGIApp:
     """Return the application. Nothing is opened before its lifespan starts.
 
-    Without `metrics` the application counts for itself alone; without `tracing` it makes no traces. Raises
+    Without `metrics` the application counts only its own requests; without `tracing` it makes no traces. Raises
     SettingsError if authentication is not configured and AUTH is not off.
     """
     if not settings.authentication_configured and settings.auth != "off":

@@ -40,7 +40,7 @@ class Problem(Exception):
 
 
 class DatabaseUnavailableError(Exception):
-    """No connection, or no answer to a read, in time. Nothing was changed.
+    """No connection, or no reply to a read, in time. Nothing was changed.
 
     Raised from the error of PostgreSQL or the network. The message, for the log, is a remedy for the operator.
     """

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 def is_loopback(host: str) -> bool:
     """Return whether every address of `host`, a name or an address, is a loopback address.
 
-    The empty name stands for every address, as it does for a server that listens.
+    The empty name means every address, as for a server that listens.
     """
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

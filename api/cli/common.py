@@ -48,7 +48,7 @@ def settings_with_database() -> tuple[Settings, bool]:
 def direct_settings() -> Settings:
     """Return the settings with DIRECT_URL for every connection, after migrating an embedded database.
 
-    Raises SettingsError if DIRECT_URL leads through a pooler.
+    Raises SettingsError if DIRECT_URL is that of a pooler.
     """
     settings, is_embedded = settings_with_database()
     if is_embedded:

@@ -136,7 +136,7 @@ class Batcher(Generic[Item, Result]):
         if task is None:
             raise asyncio.CancelledError  # still in the queue, and never sent
         if all(call.future.done() for call in calls):
-            # No other caller is left, so the statement is cancelled too. Its end tells whether it was sent.
+            # No other caller is left, so the statement is cancelled too. Its outcome shows whether it was sent.
             outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
             calls[index] = calls[index]._replace(future=outcome)
             task.cancel()
@@ -235,7 +235,7 @@ class Batcher(Generic[Item, Result]):
                 return  # their keys stay busy
         except Exception as error:  # of any kind: the callers wait for it
             _fail(calls, error)
-        except asyncio.CancelledError:  # by _abandon: the task goes on with the next batch
+        except asyncio.CancelledError:  # by _abandon: the task continues with the next batch
             task.uncancel()
             _fail(calls, _NothingChangedError())
         else:

@@ -64,13 +64,13 @@ _TABLE = (
     _permanent(
         ConnectionError, "rejected ssl upgrade", "the server speaks no TLS: sslmode=disable suits private networks"
     ),
-    # DNS says that there is no such name. If it does not answer, the resolver reports EAI_AGAIN.
+    # DNS says that there is no such name. If it does not respond, the resolver reports EAI_AGAIN.
     _permanent(socket.gaierror, f"[errno {socket.EAI_NONAME}]", _NAME),
     _permanent(socket.gaierror, f"[errno {getattr(socket, 'EAI_NODATA', socket.EAI_NONAME)}]", _NAME),
     _transient(socket.gaierror, "", _NAME),
     _transient(ConnectionRefusedError, "", "nothing listens at the URL's host and port"),
     _transient(
-        TimeoutError, "", "no answer in time: check the URL's host and port, firewalls, and locks", refusal=False
+        TimeoutError, "", "no reply in time: check the URL's host and port, firewalls, and locks", refusal=False
     ),
     _permanent(PermissionError, "", "this user may not open the server's socket"),
     _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs requires"),
@@ -85,13 +85,13 @@ _TABLE = (
     _permanent("XX000", "not found", "check the host in the URL: this Neon endpoint does not exist, or no more"),
     _permanent("XX000", "not allowed to connect", "add this machine's address to IP Allow in Neon's console"),
     _permanent("XX000", "blocked network", "this network is blocked in Neon's console"),
-    _permanent("XX000", "connection is insecure", "Neon takes TLS only: write sslmode=require in the URL"),
+    _permanent("XX000", "connection is insecure", "Neon accepts TLS only: write sslmode=require in the URL"),
     _permanent("XX000", "endpoint id is not specified", "use the host name as Neon's console shows it"),
     _transient("XX000", "couldn't connect to compute node"),
     _transient("XX000", "control plane request failed"),
     _transient("XX000", "failed to acquire permit", _BUDGET),
     _transient("XX000", "too many connections", _BUDGET),
-    # PgBouncer, which uses one SQLSTATE for nearly everything, and passes on what PostgreSQL told it at login. A client
+    # PgBouncer, which uses one SQLSTATE for nearly everything, and passes on PostgreSQL's errors at login. A client
     # that was linked to a server gets another text when that is lost ("server conn crashed?").
     _permanent("08P01", "password authentication failed", _CREDENTIALS),
     _permanent("08P01", "wrong password type", "the pooler's user list does not fit PostgreSQL's password_encryption"),
@@ -156,7 +156,7 @@ def classify(error: BaseException) -> Fault:
 def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> tuple[Next, Fault]:
     """Return the step after a statement that ended in `error`, and the fault.
 
-    `sent`: asyncpg had asked the server to execute it. `closed`: the connection is closed. A write is sent again only
+    `sent`: asyncpg had sent the request to execute it. `closed`: the connection is closed. A write is sent again only
     if it provably never ran: it was not sent, or the error is one that only a rejected connection gets. An error that
     leaves the connection open is definite: nothing was changed.
     """
@@ -165,7 +165,7 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
         return (Next.RAISE, _UNKNOWN) if known is None or known.refusal else (Next.UNAVAILABLE, known)
     fault = classify(error)
     if not sent and not closed and not isinstance(error, OSError):
-        return Next.RAISE, fault  # The connection is sound: asyncpg rejects how it is used, which is a bug.
+        return Next.RAISE, fault  # The connection still works: asyncpg rejects how it is used, which is a bug.
     if isinstance(error, TimeoutError) and not writes:
         return Next.TIMEOUT, fault
     if not sent or fault.refusal:

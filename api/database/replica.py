@@ -24,7 +24,7 @@ logger = logging.getLogger("api.database")
 _SELECT_POSITION = declare("wal/select_position.sql", [], {"position": "int8"})
 
 BEYOND = b"FFFFFFFF/FFFFFFFF"
-"""A position that no log reaches. It stands for an unknown position, so the primary serves the read."""
+"""A position that no log reaches, for an unknown position: the primary serves the read."""
 
 _SKIP_SECONDS = 1.0
 _POLL_SECONDS = 0.005

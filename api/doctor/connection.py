@@ -35,7 +35,7 @@ class ConnectionChecks:
         self.pooled: bool | None = None  # set by find_pooling
 
     async def close(self) -> None:
-        """Close the connections: gracefully, or after a second if the server does not answer."""
+        """Close the connections: gracefully, or after a second if the server does not respond."""
         closing = [connection.close(timeout=1) for connection in self._connections]
         await asyncio.gather(*closing, return_exceptions=True)
 
@@ -215,7 +215,7 @@ class ConnectionChecks:
         if ids := by_state["edited"]:
             return red(f"edited after it was applied: {', '.join(ids)}", "restore the file, and write a new migration")
         if ids := by_state["pending"]:
-            return red(f"pending: {', '.join(ids)}", "run users-api migrate")
+            return red(f"pending: {', '.join(ids)}", "run `users-api migrate`")
         if ids := by_state["missing"]:
             return yellow(f"applied, with no file here: {', '.join(ids)}", "deploy the release that has it, or newer")
         return green(f"{len(rows)} applied, none pending")

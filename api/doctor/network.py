@@ -69,7 +69,7 @@ class HostChecks:
         except socket.gaierror as error:
             remedy = "copy the host from Neon's console again"
             if error.errno == socket.EAI_AGAIN:
-                remedy = "no name server answers: fix this machine's DNS and try again"
+                remedy = "no name server responds: fix this machine's DNS and try again"
             return red(f"{self._host}: {error.strerror}", remedy)
         self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         return green(f"{self._host}: {', '.join(self._addresses)}")

@@ -32,7 +32,7 @@ _DROPPED = {
     "statement_cache_size": "STATEMENT_CACHE_SIZE sets it",
     **dict.fromkeys(("passfile", "service"), "no file adds to this URL"),
     **dict.fromkeys(("ssl", "sslaccept"), "sslmode decides about TLS"),
-    **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), "Neon takes no client certificates"),
+    **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), "Neon supports no client certificates"),
 }
 
 

@@ -60,11 +60,11 @@ class HTTPProtocol(CountingProtocol):
         self._timer = self.loop.call_later(self.period, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer, and tell the request in flight that its client has disconnected."""
+        """Stop the timer, and mark the request in flight as disconnected."""
         if self._timer is not None:
             self._timer.cancel()
         if self._running is not None and not self._running.response_complete:
-            # uvicorn tells only the newest request, which is another one if requests queue.
+            # uvicorn marks only the newest request, which is another one if requests queue.
             self._running.disconnected = True
             self._running.scope["state"][DISCONNECTED] = True
             self._running.message_event.set()

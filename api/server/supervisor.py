@@ -100,7 +100,7 @@ class Supervisor:
             end.set_result((sig, code))
 
     def _stop_on_failure(self, end: _End, task: asyncio.Task[None]) -> None:
-        """Stop everything if a task fails: a slot would stay empty, or SIGHUP without effect, unnoticed."""
+        """Stop everything if a task fails: otherwise a slot stays empty, or SIGHUP has no effect, unnoticed."""
         if not task.cancelled() and (error := task.exception()):
             logger.critical("the supervisor has failed: the workers stop", exc_info=error)
             self._stop(end, signal.SIGTERM, 1)
@@ -129,7 +129,7 @@ class Supervisor:
             await asyncio.wait([worker.ended, worker.replaced], return_when=asyncio.FIRST_COMPLETED)
             if self._workers[slot] is not worker:
                 continue
-            logger.error("worker %d ended by itself, with exit code %d", worker.pid, worker.ended.result())
+            logger.error("worker %d exited unexpectedly, with exit code %d", worker.pid, worker.ended.result())
             if not worker.has_served:
                 # A kill, by hand or for lack of memory, does not prove that no worker can start.
                 killed = worker.ended.result() == -signal.SIGKILL

@@ -46,7 +46,7 @@ def worker_settings() -> Settings:
         settings = settings.model_copy(update={"auth": "off"})
     served = os.environ.get(_METRICS_PORT)
     if served is not None and served != str(settings.metrics_port or ""):
-        logger.warning("METRICS_PORT has changed, which takes a restart: it stays %s until then", served or "unset")
+        logger.warning("a change of METRICS_PORT needs a restart: it stays %s until then", served or "unset")
         settings = settings.model_copy(update={"metrics_port": int(served) if served else None})
     return settings
 

@@ -30,7 +30,7 @@ def shared_directory() -> Iterator[Path | None]:
         _remove_leftovers(Path(parent))
         directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
-        logger.warning("each worker counts for itself alone: %s", error)
+        logger.warning("/metrics has only the counters of one worker: %s", error)
         yield None
         return
     with directory as name:
@@ -43,7 +43,7 @@ def open_metrics(directory: Path | None) -> Metrics:
         try:
             return Metrics(directory)
         except OSError as error:
-            logger.warning("this worker counts for itself alone: %s", error)
+            logger.warning("/metrics of this worker has only its own counters: %s", error)
     return Metrics()
 
 

@@ -42,7 +42,7 @@ class Tracing:
 
     def begin(self, request: RequestContext, scope: Scope) -> None:
         """Begin the span of a request, in its client's trace if it sent one."""
-        # Baggage is left out, whatever OTEL_PROPAGATORS says: it costs time, and nothing here uses it.
+        # Baggage is left out, whatever OTEL_PROPAGATORS is: it costs time, and nothing here uses it.
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name != b"baggage"
         }

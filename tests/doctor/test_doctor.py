@@ -317,7 +317,7 @@ def test_migrations(neon: NeonDatabase) -> None:
     report = doctor(neon.settings())
     assert report.reds == [("DIRECT_URL", "migrations")]
     assert report["DIRECT_URL", "migrations"].detail == f"pending: {', '.join(MIGRATIONS)}"
-    assert report["DIRECT_URL", "migrations"].remedy == "run users-api migrate"
+    assert report["DIRECT_URL", "migrations"].remedy == "run `users-api migrate`"
     assert report["DIRECT_URL", "statements"].status == "skipped"
 
 

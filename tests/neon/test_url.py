@@ -167,7 +167,7 @@ def test_sslmode(url: str, sslmode: str, note: str) -> None:
         ("connection_limit=5", "connection_limit: dropped, POOL_MAX_SIZE"),
         ("pool_timeout=5", "pool_timeout: dropped, ACQUIRE_TIMEOUT_SECONDS"),
         ("schema=public", "schema: dropped, the role's search_path"),
-        ("sslcert=/x&sslkey=/y", "sslkey: dropped, Neon takes no client certificates"),
+        ("sslcert=/x&sslkey=/y", "sslkey: dropped, Neon supports no client certificates"),
         ("passfile=/x", "passfile: dropped, no file adds"),
         ("colour=blue", "colour: dropped, not a key that this application knows"),
         (f"{SECRET}%21%0A=1", "a key that is not a name: dropped"),

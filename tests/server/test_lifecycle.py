@@ -125,7 +125,7 @@ def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]
 
 
 def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> None:
-    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+    with start("--workers", "2", says="exited unexpectedly, with exit code -9") as (url, process):
         wait_until(lambda: len(workers(process)) == 2)
         for _ in range(2):
             killed, other = workers(process)
@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_comes_back(start: Callable[..., Served]) -> Non
 
 
 def test_workers_that_are_killed_before_they_serve_come_back(start: Callable[..., Served]) -> None:
-    with start("--workers", "2", says="ended by itself, with exit code -9") as (url, process):
+    with start("--workers", "2", says="exited unexpectedly, with exit code -9") as (url, process):
         killed: set[int] = set()
         while len(killed) < 6:  # those that served, and at least two generations that had no time to
             for worker in workers(process) - killed:

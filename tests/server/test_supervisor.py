@@ -46,7 +46,7 @@ def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
         "supervisor = Supervisor(Config('api.no_such_module:app', port=0, workers=2), grace_seconds=5)"
     )
     assert ended.returncode == STARTUP_FAILURE
-    assert "ended by itself, with exit code 3" in ended.stderr
+    assert "exited unexpectedly, with exit code 3" in ended.stderr
 
 
 def test_a_supervisor_that_has_no_room_for_its_workers_says_so() -> None:
@@ -134,7 +134,7 @@ def test_a_worker_that_starts_leaves_to_the_supervisor_what_a_terminal_sends(
             wait_until(said(log, "Application startup complete", 2 + count))
             psutil.Process(new).send_signal(sig)
             assert workers(process) == {new, other}
-    assert log.read_text().count("ended by itself") == 2  # those that were killed
+    assert log.read_text().count("exited unexpectedly") == 2  # those that were killed
     assert "Traceback" not in log.read_text()
 
 
@@ -162,7 +162,7 @@ def test_new_workers_have_the_settings_that_are_there_now(
         assert httpx.get(f"{url}{USERS}").status_code == 401
         assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 200
         assert httpx.get(f"{url}/metrics", headers=bearer).status_code == 200  # No METRICS_PORT serves it instead.
-        assert log.read_text().count("METRICS_PORT has changed, which takes a restart: it stays unset") == 2
+        assert log.read_text().count("a change of METRICS_PORT needs a restart: it stays unset") == 2
         started = log.read_text().count("Started server process")
         replace("LOG_LEVEL=warning\nDRAIN_SECONDS=0\n", 2)
         assert httpx.get(f"{url}{USERS}").status_code == 200
@@ -188,7 +188,7 @@ def test_the_metrics_stay_on_the_port_where_they_are_served(
         wait_until(said(log, '"the workers are replaced"'))
         assert httpx.get(f"{url}/metrics").status_code == 404
         assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
-        assert said(log, f"METRICS_PORT has changed, which takes a restart: it stays {port}", 2)()
+        assert said(log, f"a change of METRICS_PORT needs a restart: it stays {port}", 2)()
 
 
 def test_a_new_worker_has_its_own_grace(start: Callable[..., Served], directory: Path, database: str) -> None:

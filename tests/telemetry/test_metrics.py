@@ -385,7 +385,7 @@ def test_a_worker_without_room_on_the_disk_serves_all_the_same(
 
     monkeypatch.setattr(os, "pwrite", fill)
     open_metrics(tmp_path).problem("x")
-    assert "counts for itself alone: [Errno 28]" in caplog.text
+    assert "has only its own counters: [Errno 28]" in caplog.text
 
 
 def test_what_servers_that_were_killed_have_left_goes_with_the_next_one(

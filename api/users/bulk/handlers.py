@@ -125,7 +125,7 @@ class Bulk:
             failure = import_stopped()
         except Exception as error:
             failure = error
-        # Once lines were processed, every failure ends in a summary: it says up to which line users were written.
+        # Once lines were processed, every failure ends in a summary, which has the last line that was written.
         if failure is not None and not work.counts.lines:
             raise failure
         report.write(work.summarise(failure, unreported=report.unreported))
@@ -179,7 +179,7 @@ async def _cancel_import_at_shutdown(wait: Callable[[], Awaitable[Result]], impo
     try:
         return await wait()
     except asyncio.CancelledError:
-        # Only shutdown cancels a request. The import then ends with a summary that tells the client.
+        # Only shutdown cancels a request. The import then ends with a summary for the client.
         importing.cancel()
         return await wait()
 

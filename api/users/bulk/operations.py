@@ -15,7 +15,7 @@ _ADA_CSV = "id,email,name,created_at,updated_at\n5,ada@example.com,Ada,…,…\n
 IMPORT_USERS = Operation(
     summary="Import users",
     description="A file of any length, one user per line, each validated as in a single creation. A line that cannot be"
-    " imported is refused, and the import goes on. Users are written in chunks of at most 1,000, each as a whole or "
+    " imported is refused, and the import continues. Users are written in chunks of at most 1,000, each as a whole or "
     "not at all.",
     query=ImportQuery,
     body=[

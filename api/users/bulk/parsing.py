@@ -1,6 +1,6 @@
 """Incremental parsers of NDJSON and CSV: pieces of any size in, rows to import out, each validated as POST does.
 
-An invalid line is refused, and parsing goes on. The parsers keep at most one line of the input or, if a quoted CSV
+An invalid line is refused, and parsing continues. The parsers keep at most one line of the input or, if a quoted CSV
 field spans several lines, MAX_RECORD_BYTES.
 """
 
