@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL: a second attempt beside one that is stuck, the back-off, and asyncpg's pool."""
+"""Connecting to PostgreSQL: a second attempt beside one that is stuck, and the back-off."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from api.database.options import DatabaseOptions
 logger = logging.getLogger("api.database")
 
 # Longer than a compute usually takes to wake, and shorter than clients like to wait.
-_STUCK_SECONDS = 1.0
+STUCK_SECONDS = 1.0
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
 
@@ -31,7 +31,7 @@ async def connect(
     attempts = [asyncio.create_task(attempt())]
     chosen: asyncio.Task[asyncpg.Connection] | None = None
     try:
-        await asyncio.wait(attempts, timeout=_STUCK_SECONDS)
+        await asyncio.wait(attempts, timeout=STUCK_SECONDS)
         if not attempts[0].done() and may_repeat():
             logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
             attempts.append(asyncio.create_task(attempt()))
@@ -63,34 +63,12 @@ def delay(failures: int) -> float:
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
 
 
-async def create_pool(
-    options: DatabaseOptions,
-    min_size: int,
-    *,
-    connect: Callable[..., Coroutine[Any, Any, asyncpg.Connection]],
-    init: Callable[[asyncpg.Connection], Coroutine[Any, Any, None]],
-) -> asyncpg.Pool:
-    """Create asyncpg's pool, which opens its connections by `connect` and calls `init` for each."""
-    arguments = options.url.asyncpg_arguments()
-    # Less than the deadline, so that an attempt that gets stuck leaves time for another.
-    longest = options.acquire_timeout * 2 / 3
-    arguments["timeout"] = min(arguments.get("timeout", longest), longest)
-    return await asyncpg.create_pool(
+async def open_connection(options: DatabaseOptions) -> asyncpg.Connection:
+    """Open a connection for the pool, within `connect_timeout`. Raises one of DATABASE_ERRORS."""
+    arguments = options.url.asyncpg_arguments() | {"timeout": options.connect_timeout}
+    return await asyncpg.connect(
         **arguments,
-        connect=connect,
-        min_size=min_size,
-        max_size=options.pool_max_size,
-        max_inactive_connection_lifetime=options.pool_idle_seconds,
         statement_cache_size=options.statement_cache_size,
         # Bounds the cancellation of a statement too: a stuck connection would never acknowledge it.
         command_timeout=options.statement_timeout,
-        init=init,
-        reset=_keep_session,
     )
-
-
-async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Replace asyncpg's reset query, which costs a round trip for every release.
-
-    It would undo session state, and no statement leaves any: a transaction pooler would lose it anyway.
-    """

@@ -7,7 +7,6 @@ caps asyncpg below its next minor release: raise the cap together with a passing
 from typing import Any, Protocol, cast
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 
 class ExecutionCounter(Protocol):
@@ -16,14 +15,6 @@ class ExecutionCounter(Protocol):
     @property
     def queries_count(self) -> int:
         """Goes up by one right after Execute is sent, and not for the preparation of a statement."""
-
-
-def connection_of(borrowed: PoolConnectionProxy) -> asyncpg.Connection | None:
-    """Return the connection behind a pool's proxy; None if it ended before it was handed over.
-
-    `PoolConnectionProxy._con` (asyncpg/pool.py). The proxy has no way to the counter below, and wraps every call.
-    """
-    return borrowed._con  # type: ignore[attr-defined, no-any-return]
 
 
 def counter_of(connection: asyncpg.Connection) -> ExecutionCounter:

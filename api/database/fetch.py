@@ -12,7 +12,7 @@ import asyncpg
 
 from api.context import serving
 from api.database import connecting
-from api.database.driver import connection_of, counter_of
+from api.database.driver import counter_of
 from api.database.faults import DATABASE_ERRORS, Fault, Next, classify, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
@@ -76,7 +76,7 @@ class PooledDatabase:
         self._statement_timeout = options.statement_timeout
         # Shorter than the statement's own time: a lock timeout is a definite answer, a cancelled write is not.
         self.lock_timeout = 0.8 * options.statement_timeout
-        self._pool = Pool(options, self._metrics)
+        self._pool = Pool(options, self._metrics, partial(connecting.open_connection, options))
         self._loop: asyncio.AbstractEventLoop  # set by open(): asking asyncio costs each statement 0.1 µs
 
     @property
@@ -85,9 +85,9 @@ class PooledDatabase:
         return self._pool.opened
 
     async def open(self) -> None:
-        """Make the pool. Does not wait for the database, which may be asleep or down: the first statements do."""
+        """Open the pool. Does not wait for the database, which may be asleep or down: the first statements do."""
         self._loop = asyncio.get_running_loop()
-        await self._pool.open()
+        self._pool.open()
 
     async def close(self) -> None:
         """Close the pool: statements in flight may finish, for as long as one statement may take."""
@@ -142,8 +142,6 @@ class PooledDatabase:
             result = await self._attempt(statement, arguments, deadline)
             if isinstance(result, list):
                 return result
-            if result is None:
-                continue
             resends += result.resend
             if resends == _MOST_RESENDS or self._loop.time() >= deadline:
                 self.answers = False
@@ -155,26 +153,20 @@ class PooledDatabase:
 
     async def _attempt(
         self, statement: Statement, arguments: tuple[Any, ...], deadline: float
-    ) -> list[asyncpg.Record] | _Retry | None:
-        """Send a statement over one connection. Return its rows, or why it may be sent again.
-
-        None: the connection had ended before it was handed over. Raises what `fetch` raises.
-        """
+    ) -> list[asyncpg.Record] | _Retry:
+        """Send a statement over one connection. Return its rows, or why it may be sent again; raise as `fetch` does."""
         served = serving.get()
         asked = perf_counter()
         try:
-            borrowed = await self._pool.borrow(deadline)
+            connection = await self._pool.acquire(deadline)
         except BaseException as error:
-            self._not_borrowed(error, perf_counter() - asked)
+            self._not_acquired(error, perf_counter() - asked)
             raise
         begun = perf_counter()
-        connection = connection_of(borrowed)
-        if connection is None:
-            self._pool.give_back(borrowed, answered=False, first=True)
-            return None
         counter = counter_of(connection)
         executed = counter.queries_count
         outcome = "failed"
+        refusal = None
         try:
             rows: list[asyncpg.Record] = await connection.fetch(
                 statement.sql, *arguments, timeout=self._statement_timeout
@@ -185,7 +177,12 @@ class PooledDatabase:
             raise
         except DATABASE_ERRORS as error:
             sent = counter.queries_count != executed
-            step, fault = self._decide(error, statement, connection.is_closed(), sent, first=not executed)
+            closed = connection.is_closed()
+            step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
+            if closed and (fault.refusal or not executed):
+                refusal = error
+            if step not in _RETRIES:
+                self.answers = step is Next.RAISE
             if step is Next.RAISE:
                 outcome = "refused"
                 raise
@@ -197,30 +194,19 @@ class PooledDatabase:
             outcome = "ok"
             return rows
         finally:
-            self._pool.give_back(borrowed, outcome != "failed", not executed)
+            self._pool.release(connection, answered=outcome != "failed", refusal=refusal)
             seconds = perf_counter() - begun
             self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)
             if self._tracing is not None:
                 self._tracing.statement(statement.name, outcome, seconds, served)
 
-    def _not_borrowed(self, error: BaseException, waited: float) -> None:
+    def _not_acquired(self, error: BaseException, waited: float) -> None:
         """Record that no connection was had within `waited` seconds."""
         for request in serving.get():
             request.queue += waited
         if isinstance(error, DatabaseUnavailableError):
             # Without a cause every connection was busy, which says nothing about the database.
             self.answers = self.answers and error.__cause__ is None
-
-    def _decide(
-        self, error: Exception, statement: Statement, closed: bool, sent: bool, first: bool
-    ) -> tuple[Next, Fault]:
-        """Decide what follows a failed attempt. `first`: the connection had executed no statement before."""
-        step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
-        if closed and (fault.refusal or first):
-            self._pool.failed(error)
-        if step not in _RETRIES:
-            self.answers = step is Next.RAISE
-        return step, fault
 
 
 def _failure(step: Next, fault: Fault) -> Exception:

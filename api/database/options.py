@@ -13,6 +13,7 @@ class DatabaseOptions:
     name: str
     url: DatabaseURL
     acquire_timeout: float
+    connect_timeout: float
     statement_timeout: float
     statement_cache_size: int
     pool_min_size: int
@@ -40,6 +41,8 @@ def _options(settings: Settings, name: str, url: DatabaseURL, acquire_timeout: f
         name=name,
         url=url,
         acquire_timeout=acquire_timeout,
+        # Shorter than a request waits, so that an attempt that gets stuck leaves time for another.
+        connect_timeout=min(url.connect_timeout or acquire_timeout, acquire_timeout * 2 / 3),
         statement_timeout=settings.statement_timeout_seconds,
         statement_cache_size=settings.statement_cache_size,
         pool_min_size=settings.pool_min_size,

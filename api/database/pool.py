@@ -1,252 +1,275 @@
-"""The connection pool: hands connections from statement to statement, and shares one back-off while it has none."""
+"""The connection pool: acquire within a deadline, connect on no request's account, back off in an outage.
+
+Invariants, each held by the state machine of the pool's tests:
+
+1. At most `pool_max_size` connections are open or being opened.
+2. Every `acquire` ends by its deadline, plus one tick of the event loop.
+3. An open connection is lent, idle, or being checked. Losing one frees its place at once.
+4. An attempt to connect belongs to no request. It has a timeout of its own and outlives the request that caused it. Its
+   connection goes to the first waiter that has time left, else it lies idle.
+5. While a statement waits and a place is free, an attempt is under way, or a timer will start one.
+6. In an outage, attempts start one by one, each after a growing pause. The first statement that is answered on a new
+   connection ends the outage: a pooler lets clients in while it cannot reach PostgreSQL.
+7. No connection lies idle while a statement waits.
+"""
 
 import asyncio
 import logging
-import math
-from collections import deque
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
-from api.database import connecting, faults
+from api.database.connecting import STUCK_SECONDS
+from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
-from api.errors import DatabaseUnavailableError, describe
+from api.database.outage import Outage
+from api.errors import describe
 from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
+_CHECK_SECONDS = 2.0
+"""The longest check of a connection whose statement has no answer, PostgreSQL's cancelling of that included."""
+_BUSY = "every connection was busy: see POOL_MAX_SIZE and ACQUIRE_TIMEOUT_SECONDS"
+
 
 class Pool:
-    """One asyncpg pool, and the queue of statements that wait for one of its connections.
+    """Connections to one PostgreSQL, which `connect` opens."""
 
-    During an outage that is transient all of them wait in order of arrival, while one attempt after the other is made
-    for them, with exponential back-off. A permanent fault fails all of them at once.
-    """
-
-    def __init__(self, options: DatabaseOptions, metrics: DatabaseMetrics) -> None:
+    def __init__(
+        self,
+        options: DatabaseOptions,
+        metrics: DatabaseMetrics,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+    ) -> None:
         self._options = options
         self._metrics = metrics
-        self.opened = 0  # connections so far
-        # Connections that the pool may still lend, open or not. Taking one before acquire() means it never waits.
-        self._free = options.pool_max_size
-        self._waiters: deque[asyncio.Future[PoolConnectionProxy | None]] = deque()
-        self._returning: set[asyncio.Task[None]] = set()
-        # Set by open(): a pool belongs to an event loop. Kept, since asking asyncio for it costs each statement 0.1 µs.
-        self._loop: asyncio.AbstractEventLoop
-        self._pool: asyncpg.Pool
-        # An outage: the attempts that failed in a row, the last one's error, the time of the first, and the timer that
-        # runs until the next attempt.
-        self._failures = 0
-        self._failure: Exception | None = None
-        self._since = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._hopeless = False
+        self._connect = connect
+        self.opened = 0
+        """Connections opened so far."""
+        self._open: set[asyncpg.Connection] = set()
+        self._unproven: set[asyncpg.Connection] = set()  # they have answered no statement yet
+        self._idle: dict[asyncpg.Connection, float] = {}  # since when; the one used last comes last
+        self._waiters: dict[asyncio.Future[asyncpg.Connection], float] = {}  # deadlines, in order of arrival
+        self._attempts: dict[asyncio.Task[None], bool] = {}  # oldest first; True: stuck, another is made beside it
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outage = Outage(options.name, self._grow)
+        self._reaper: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._closed = asyncio.Event()  # set when a connection is closed
 
-    async def open(self) -> None:
-        """Make the pool. Does not wait for the database, which may be asleep or down: the first statements do."""
-        self._loop = asyncio.get_running_loop()
-        try:
-            self._pool = await self._create_pool(self._options.pool_min_size)
-        except faults.DATABASE_ERRORS as error:
-            logger.warning(
-                "%s: the database does not answer yet, so POOL_MIN_SIZE=%d connections are opened on demand: %s",
-                self._options.name,
-                self._options.pool_min_size,
-                describe(error),
-            )
-            self._pool = await self._create_pool(0)
+    def open(self) -> None:
+        """Begin to fill the pool up to `pool_min_size`. Nothing waits for the database, which may be asleep."""
         self._metrics.watch(self._state)
-
-    def _state(self) -> dict[str, float]:
-        most = self._options.pool_max_size
-        waiting = sum(not waiter.done() for waiter in self._waiters)
-        return {
-            "max_connections": most,
-            "connections": self._pool.get_size(),
-            "in_use": most - self._free,
-            "waiting": waiting,
-        }
-
-    async def _create_pool(self, min_size: int) -> asyncpg.Pool:
-        return await connecting.create_pool(self._options, min_size, connect=self._connect, init=self._count)
-
-    async def _connect(self, *arguments: Any, **options: Any) -> asyncpg.Connection:
-        """Connect; if that gets stuck, try twice at once, within POOL_MAX_SIZE connections in all."""
-        has_second = False
-
-        def take_second() -> bool:
-            nonlocal has_second
-            has_second = self._free > 0
-            self._free -= has_second
-            return has_second
-
-        try:
-            attempt = partial(asyncpg.connect, *arguments, **options)
-            return await connecting.connect(self._options.name, attempt, take_second)
-        finally:
-            if has_second:
-                self._free_one()
-
-    async def _count(self, connection: asyncpg.Connection) -> None:
-        self.opened += 1
-        self._metrics.opened()
+        self._grow()
 
     async def close(self) -> None:
-        """Close the pool: statements in flight may finish, for as long as one statement may take."""
-        if self._timer is not None:
-            self._timer.cancel()
-        # The server has given up the requests that still need a connection: fail them instead of retrying.
-        self._hopeless = True
-        try:
-            async with asyncio.timeout(self._options.statement_timeout):
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
-
-    async def borrow(self, deadline: float) -> PoolConnectionProxy:
-        """Acquire a connection: one from the asyncpg pool if it may lend one, else the next that a statement releases.
-
-        While statements wait, a released connection goes straight to the next of them. asyncpg's acquire(timeout=) and
-        release() each start a task, which costs more than the rest of a small statement.
-
-        `deadline` is a time of the event loop. Raises DatabaseUnavailableError if it passes, or on a permanent fault.
-        """
-        ahead = False
-        if self._free and not self._failures:
-            self._free -= 1
-            try:
-                # Never waits for another connection; connecting has a timeout of its own, below the deadline.
-                return await self._pool.acquire()
-            except BaseException as error:
-                self._acquire_failed(error, math.inf)
-            ahead = True
-        while (connection := await self._wait(deadline, ahead)) is None:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    return await self._pool.acquire()
-            except BaseException as error:
-                self._acquire_failed(error, deadline)
-            ahead = True
-        return connection
-
-    def give_back(self, connection: PoolConnectionProxy, answered: bool, first: bool) -> None:
-        """Hand a connection to the next statement, or release it to the asyncpg pool.
-
-        `answered`: its statement had an answer; without one asyncpg checks the connection. `first`: that statement was
-        the connection's first.
-        """
-        if not (answered and self._hand_over(connection)):
-            # Not awaited: the request need not wait until the pool has its connection back.
-            task = self._loop.create_task(self._release(connection))
-            self._returning.add(task)
-            task.add_done_callback(self._returning.discard)
-        if first and answered and self._failures:
-            self._end_outage()
-
-    def failed(self, error: Exception) -> None:
-        """Record that a connection could not be opened, or broke before it served a statement."""
-        if not self._failures:
-            self._since = self._loop.time()
-            logger.warning("%s: no new connection: %s", self._options.name, describe(error))
-        self._failures += 1
-        self._metrics.failed_to_open()
-        self._failure = error.with_traceback(None)
-        if self._timer is None:
-            self._timer = self._loop.call_later(connecting.delay(self._failures), self._try_again)
-        # An open connection can still serve all waiting statements, one after the other.
-        if not faults.classify(error).transient and not self._pool.get_size():
-            self._hopeless = True
-            while self._waiters:
-                self._refuse(self._waiters.popleft())
-
-    def _end_outage(self) -> None:
-        # Called for new connections only: an older one that answers does not show that the server has room for more.
-        seconds = self._loop.time() - self._since
-        logger.info("%s: connected again, after %d failures in %.1f s", self._options.name, self._failures, seconds)
-        self._failures = 0
-        self._failure = None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._try_again()
-
-    def _try_again(self) -> None:
-        self._timer = None
-        self._hopeless = False
-        self._admit()
-
-    def _admit(self) -> None:
-        """Let waiting statements acquire what is free. In an outage only one may try, unless a connection is idle."""
-        while self._free and self._waiters and not self._failures:
-            self._free -= self._hand_over(None)
-        if self._free and self._waiters and (self._timer is None or self._pool.get_idle_size()):
-            if self._timer is None:
-                self._timer = self._loop.call_later(connecting.delay(self._failures), self._try_again)
-            self._free -= self._hand_over(None)
-
-    def _acquire_failed(self, error: BaseException, deadline: float) -> None:
-        """Record that acquire() failed. Raises `error` again unless the database is what failed."""
-        if isinstance(error, faults.DATABASE_ERRORS) and self._loop.time() < deadline:
-            self.failed(error)
-        self._free_one()
-        if not isinstance(error, faults.DATABASE_ERRORS):
-            raise error
-
-    async def _wait(self, deadline: float, ahead: bool) -> PoolConnectionProxy | None:
-        """Wait until a statement hands over its connection; None: acquire one from the asyncpg pool instead."""
-        waiter: asyncio.Future[PoolConnectionProxy | None] = self._loop.create_future()
-        if self._hopeless:
+        """Close the pool. Connections in use finish first, for as long as one statement may take."""
+        self._closing = True
+        self._outage.stop()
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for waiter in list(self._waiters):
             self._refuse(waiter)
-        elif ahead:
-            self._waiters.appendleft(waiter)
+        for task in self._tasks:
+            task.cancel()
+        for connection in list(self._idle):
+            self._start(_close(connection))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._options.statement_timeout):
+                while self._open:
+                    self._closed.clear()
+                    await self._closed.wait()
+        for connection in list(self._open):
+            connection.terminate()
+
+    async def acquire(self, deadline: float) -> asyncpg.Connection:
+        """Return the connection that was used last, else the next one that is opened or released.
+
+        `deadline` is a time of the event loop. Raises DatabaseUnavailableError.
+        """
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if not connection.is_closed():
+                return connection
+            connection.terminate()  # asyncpg calls its termination listeners, if it has not yet
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[asyncpg.Connection] = loop.create_future()
+        self._waiters[waiter] = deadline
+        if self._closing or (self._outage.is_lasting and not self._open) or loop.time() >= deadline:
+            self._refuse(waiter)
         else:
-            self._waiters.append(waiter)
-        if self._free:
-            self._admit()
-        timer = self._loop.call_at(deadline, self._refuse, waiter)
+            self._grow()
+        timer = loop.call_at(deadline, self._refuse, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # Handed over in the same tick in which the caller was cancelled: pass it on.
-                handed = waiter.result()
-                if handed is None:
-                    self._free_one()
-                elif not self._hand_over(handed):
-                    await self._release(handed)
+                self._hand_on(waiter.result())  # handed over in the very tick of the cancellation
             raise
         finally:
             timer.cancel()
+            self._waiters.pop(waiter, None)
 
-    def _refuse(self, waiter: asyncio.Future[PoolConnectionProxy | None]) -> None:
+    def release(self, connection: asyncpg.Connection, *, answered: bool, refusal: Exception | None = None) -> None:
+        """Take a connection back. `answered`: its statement has an answer; `refusal`: why the server let none in."""
+        is_first = connection in self._unproven
+        self._unproven.discard(connection)
+        if refusal is not None:
+            self._note_failure(refusal)
+        if connection.is_closed():
+            connection.terminate()
+        elif answered:
+            if is_first:
+                # An answer on an older one proves nothing: those that are open may be all that the server has room for.
+                self._outage.end()
+            self._hand_on(connection)
+        else:
+            self._start(self._check(connection))
+
+    def _note_failure(self, error: Exception) -> None:
+        self._metrics.failed_to_open()
+        if self._closing:
+            return
+        self._outage.note(error)
+        if self._outage.is_lasting and not self._open:
+            for waiter in list(self._waiters):
+                self._refuse(waiter)
+
+    def _state(self) -> dict[str, float]:
+        return {
+            "max_connections": self._options.pool_max_size,
+            "connections": len(self._open),
+            "in_use": len(self._open) - len(self._idle) + len(self._attempts),
+            "waiting": len(self._waiters),
+        }
+
+    def _grow(self) -> None:
+        """Start the attempts to connect that are wanted and allowed."""
+        if self._closing or self._outage.is_pausing:
+            return
+        stuck = [task for task, is_stuck in self._attempts.items() if is_stuck]
+        waiting, fresh = len(self._waiters), len(self._attempts) - len(stuck)
+        if self._outage.is_on:
+            wanted = min(waiting, 1) - fresh
+        else:
+            wanted = max(waiting - fresh, self._options.pool_min_size - len(self._open) - len(self._attempts))
+        room = self._options.pool_max_size - len(self._open) - len(self._attempts)
+        # Without room, new attempts take the place of those that are stuck. While no connection is open the oldest one
+        # goes on: a compute that wakes may take long to answer.
+        for task in stuck[0 if self._open else 1 :][: max(wanted - room, 0)]:
+            task.cancel()
+        for _ in range(min(wanted, room)):
+            self._attempts[self._start(self._attempt())] = False
+
+    async def _attempt(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        stuck = asyncio.get_running_loop().call_later(STUCK_SECONDS, self._note_stuck, task)
+        try:
+            async with asyncio.timeout(self._options.connect_timeout):
+                connection = await self._connect()
+        except DATABASE_ERRORS as error:
+            del self._attempts[task]
+            self._note_failure(error)
+        except asyncio.CancelledError:  # given up: see below, and close
+            del self._attempts[task]
+        else:
+            del self._attempts[task]
+            self._admit(connection)
+        finally:
+            stuck.cancel()
+        self._grow()
+
+    def _admit(self, connection: asyncpg.Connection) -> None:
+        """Take a new connection in, and give up the attempts that are stuck while this one succeeded."""
+        self.opened += 1
+        self._metrics.opened()
+        self._open.add(connection)
+        self._unproven.add(connection)
+        connection.add_termination_listener(self._forget)
+        for task, is_stuck in self._attempts.items():
+            if is_stuck:
+                task.cancel()
+        self._hand_on(connection)
+
+    def _note_stuck(self, task: asyncio.Task[None]) -> None:
+        """Make another attempt beside one that takes long, if a statement waits."""
+        self._attempts[task] = True
+        if self._waiters:
+            logger.info("%s: no answer to an attempt to connect: another is made beside it", self._options.name)
+            self._grow()
+
+    def _hand_on(self, connection: asyncpg.Connection) -> None:
+        """Give a connection to the first waiter that has time left, else let it lie idle."""
+        loop = asyncio.get_running_loop()
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            deadline = self._waiters.pop(waiter)
+            if deadline <= loop.time():
+                self._refuse(waiter)
+            elif not waiter.done():
+                waiter.set_result(connection)
+                return
+        if self._closing:
+            self._start(_close(connection))
+            return
+        self._idle[connection] = loop.time()
+        if self._reaper is None:
+            self._reaper = loop.call_later(self._options.pool_idle_seconds, self._reap)
+
+    def _reap(self) -> None:
+        """Close the connections that have lain idle for too long, down to `pool_min_size`."""
+        loop = asyncio.get_running_loop()
+        self._reaper = None
+        for connection, since in list(self._idle.items()):
+            rest = since + self._options.pool_idle_seconds - loop.time()
+            if rest > 0 or len(self._open) <= self._options.pool_min_size:
+                self._reaper = loop.call_later(max(rest, 1.0), self._reap)
+                return
+            self._unproven.discard(connection)
+            self._forget(connection)
+            connection.terminate()
+
+    def _forget(self, connection: Any) -> None:
+        """Free the place of a connection that is closed; asyncpg calls this too."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+        self._closed.set()
+        if connection in self._unproven:
+            self._unproven.discard(connection)
+            self._note_failure(ConnectionResetError("a new connection was closed before it was used"))
+        self._grow()
+
+    async def _check(self, connection: asyncpg.Connection) -> None:
+        """Keep a connection whose statement has no answer, if it answers another once PostgreSQL has cancelled that."""
+        try:
+            await connection.execute("select 1", timeout=_CHECK_SECONDS)
+        except (*DATABASE_ERRORS, asyncio.CancelledError) as error:
+            logger.info("a connection could not be kept: %s", describe(error))
+            connection.terminate()
+        else:
+            self._hand_on(connection)
+
+    def _refuse(self, waiter: asyncio.Future[asyncpg.Connection]) -> None:
+        self._waiters.pop(waiter, None)
         if waiter.done():
             return
-        if self._failure is None:
-            error = DatabaseUnavailableError("every connection was busy: see POOL_MAX_SIZE and ACQUIRE_TIMEOUT_SECONDS")
-        else:
-            error = DatabaseUnavailableError(faults.classify(self._failure).remedy)
-            error.__cause__ = self._failure
-        waiter.set_exception(error)
+        if any(self._attempts.values()) and not self._outage.is_on:
+            self._outage.note(TimeoutError("no answer to an attempt to connect"))
+        waiter.set_exception(self._outage.explain("this process is stopping" if self._closing else _BUSY))
 
-    def _hand_over(self, connection: PoolConnectionProxy | None) -> bool:
-        """Give the first waiting statement a connection, or with None the right to acquire one. False: none waits."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return True
-        return False
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in a task of its own, which belongs to no request."""
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _release(self, connection: PoolConnectionProxy) -> None:
-        try:
-            await self._pool.release(connection)
-        except faults.DATABASE_ERRORS as error:
-            # asyncpg has closed it, and opens another when one is needed.
-            logger.info("a connection was dropped: %s", describe(error))
-        finally:
-            self._free_one()
 
-    def _free_one(self) -> None:
-        self._free += 1
-        self._admit()
+async def _close(connection: asyncpg.Connection) -> None:
+    with suppress(*DATABASE_ERRORS):  # asyncpg then closes it without a farewell
+        await connection.close(timeout=_CHECK_SECONDS)

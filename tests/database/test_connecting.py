@@ -42,7 +42,7 @@ async def test_whoever_is_cancelled_in_whichever_tick_leaves_no_connection_open(
 
 
 async def test_nothing_is_left_of_the_attempt_that_came_second(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "_STUCK_SECONDS", 0)
+    monkeypatch.setattr(connecting, "STUCK_SECONDS", 0)
     before = asyncio.all_tasks()
     made: list[asyncpg.Connection] = []
     first = await connecting.connect("DATABASE_URL", attempts(database, made))

@@ -10,21 +10,10 @@ import pytest
 import uvloop
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
-from api.database.driver import connection_of, counter_of
+from api.database.driver import counter_of
 from api.database.yoyo_backend import Backend
 from api.neon.tls import expect_host
 from api.neon.url import parse_url
-
-
-async def test_the_connection_of_a_pool_is_found_behind_its_proxy(database: str) -> None:
-    async with asyncpg.create_pool(**parse_url(database).asyncpg_arguments(), min_size=0) as pool:
-        borrowed = await pool.acquire()
-        connection = connection_of(borrowed)
-        assert type(connection) is asyncpg.Connection
-        assert await connection.fetchval("select 1") == await borrowed.fetchval("select 1")
-        connection.terminate()
-        await pool.release(borrowed)
-        assert connection_of(borrowed) is None
 
 
 @pytest.mark.parametrize("cache_size", [100, 0])
