@@ -179,8 +179,7 @@ class PooledDatabase:
             sent = counter.queries_count != executed
             closed = connection.is_closed()
             step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
-            if closed and (fault.refusal or not executed):
-                refusal = error
+            refusal = error if closed and (fault.refusal or not executed) else None
             if step not in _RETRIES:
                 self.answers = step is Next.RAISE
             if step is Next.RAISE:
