@@ -178,7 +178,7 @@ def test_workers_stay_where_no_new_one_starts(start: Callable[..., Served], dire
         before = workers(process)
         (directory / ".env").write_text("POOL_MAX_SIZE=0\n")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "a new worker does not start" in log.read_text())
+        wait_until(lambda: "a new worker did not start" in log.read_text())
         assert workers(process) == before
         assert httpx.get(f"{url}{USERS}").status_code == 200
     assert "users-api: POOL_MAX_SIZE: " in log.read_text()

@@ -81,7 +81,7 @@ def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable
         psutil.Process(killed).kill()
         wait_until(said(log, "cannot start a worker (", 2))  # It is tried again.
         process.send_signal(signal.SIGHUP)
-        wait_until(said(log, "a new worker does not start"))
+        wait_until(said(log, "a new worker did not start"))
         assert workers(process) == {other}
         supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
         wait_until(lambda: len(workers(process)) == 2)
