@@ -137,7 +137,7 @@ def check(history: Iterable[Operation]) -> list[Violation]:
     return violations
 
 
-# --- Identities -----------------------------------------------------------------------------------------------------
+# Identities
 
 
 class _User(NamedTuple):
@@ -221,7 +221,7 @@ def _by_address(operations: Sequence[Operation], users: Mapping[int, _User]) -> 
     return cells
 
 
-# --- One address ------------------------------------------------------------------------------------------------------
+# One address
 
 
 class _Holder(NamedTuple):
@@ -437,7 +437,7 @@ def _lowest_clear_bit(bits: int) -> int:
     return (~bits & (bits + 1)).bit_length() - 1
 
 
-# --- The report -------------------------------------------------------------------------------------------------------
+# The report
 
 _SHOWN = 40
 
@@ -503,7 +503,7 @@ def _by_invocation(operation: Operation) -> float:
     return operation.invoked
 
 
-# --- The recorder -----------------------------------------------------------------------------------------------------
+# The recorder
 
 
 class Answer(NamedTuple):

@@ -37,7 +37,7 @@ from tests.support.rig.injections import STATEMENT_POINTS
 from tests.support.serving import serve, settings_for
 from tests.support.workload import USERS_LEFT, Workload, final_reads
 
-# --- The checker, on histories written by hand ------------------------------------------------------------------------
+# The checker, on histories written by hand
 
 A = "ada@example.com"
 
@@ -220,7 +220,7 @@ def test_a_history_must_write_each_name_once() -> None:
         check([created(0, 1), patched(2, 3, 2, "n1")])
 
 
-# --- The checker against an exhaustive search -------------------------------------------------------------------------
+# The checker against an exhaustive search
 
 
 class Model:
@@ -349,7 +349,7 @@ def test_the_checker_agrees_with_an_exhaustive_search(seed: int) -> None:
     assert min(verdicts[True], verdicts[False]) >= 10
 
 
-# --- The application --------------------------------------------------------------------------------------------------
+# The application
 
 
 async def run(
@@ -468,7 +468,7 @@ async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: Ne
     assert {each.problem for each in recorder.operations if each.status >= 500} <= {"outcome-unknown"}
 
 
-# --- The application with bugs --------------------------------------------------------------------------------------
+# The application with bugs
 
 
 class Bug:
