@@ -20,12 +20,12 @@ DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, async
 class Fault(NamedTuple):
     """A failure of the database.
 
-    `transient`: waiting may help. `refusal`: the connection was rejected, so a statement that ended in this never ran.
+    `transient`: waiting may help. `rejection`: the connection was rejected, so a statement that ended in this never ran.
     `remedy`: the operator's action if it lasts, for the log.
     """
 
     transient: bool
-    refusal: bool = False
+    rejection: bool = False
     remedy: str = ""
 
 
@@ -37,12 +37,12 @@ class _Rule(NamedTuple):
     fault: Fault
 
 
-def _transient(kind: type[Exception] | str, text: str = "", remedy: str = "", *, refusal: bool = True) -> _Rule:
-    return _Rule(kind, text, Fault(transient=True, refusal=refusal, remedy=remedy))
+def _transient(kind: type[Exception] | str, text: str = "", remedy: str = "", *, rejection: bool = True) -> _Rule:
+    return _Rule(kind, text, Fault(transient=True, rejection=rejection, remedy=remedy))
 
 
-def _permanent(kind: type[Exception] | str, text: str, remedy: str, *, refusal: bool = True) -> _Rule:
-    return _Rule(kind, text, Fault(transient=False, refusal=refusal, remedy=remedy))
+def _permanent(kind: type[Exception] | str, text: str, remedy: str, *, rejection: bool = True) -> _Rule:
+    return _Rule(kind, text, Fault(transient=False, rejection=rejection, remedy=remedy))
 
 
 _BUDGET = "replicas x workers x POOL_MAX_SIZE are more connections than the server, the pooler or the role may have"
@@ -70,7 +70,7 @@ _TABLE = (
     _transient(socket.gaierror, "", _NAME),
     _transient(ConnectionRefusedError, "", "nothing listens at the URL's host and port"),
     _transient(
-        TimeoutError, "", "no reply in time: check the URL's host and port, firewalls, and locks", refusal=False
+        TimeoutError, "", "no reply in time: check the URL's host and port, firewalls, and locks", rejection=False
     ),
     _permanent(PermissionError, "", "this user may not open the server's socket"),
     _transient(asyncpg.TargetServerAttributeNotMatched, "", "no host of the URL is what target_session_attrs requires"),
@@ -117,19 +117,19 @@ _TABLE = (
     _permanent("55000", "not currently accepting connections", "ALTER DATABASE ... ALLOW_CONNECTIONS true"),
     _transient("53300", "", _BUDGET),
     _transient("57P03", "", "the server is starting, stopping or recovering"),
-    _transient("57P01", refusal=False),
-    _transient("57P02", refusal=False),
-    _permanent("57P04", "", "the database was dropped", refusal=False),
-    _transient("57P05", refusal=False),
+    _transient("57P01", rejection=False),
+    _transient("57P02", rejection=False),
+    _permanent("57P04", "", "the database was dropped", rejection=False),
+    _transient("57P05", rejection=False),
     # The statement was refused, and the connection still works: nothing was changed.
-    _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", refusal=False),
-    _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", refusal=False),
-    _transient("53200", "", "the server has no memory left", refusal=False),
+    _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", rejection=False),
+    _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", rejection=False),
+    _transient("53200", "", "the server has no memory left", rejection=False),
     _permanent(
-        "25006", "", "the URL leads to a read-only server: DATABASE_URL must lead to the primary", refusal=False
+        "25006", "", "the URL leads to a read-only server: DATABASE_URL must lead to the primary", rejection=False
     ),
-    _permanent("26000", "", _POOLER_STATEMENTS, refusal=False),
-    _permanent("42P05", "", _POOLER_STATEMENTS, refusal=False),
+    _permanent("26000", "", _POOLER_STATEMENTS, rejection=False),
+    _permanent("42P05", "", _POOLER_STATEMENTS, rejection=False),
 )
 
 # An unknown failure to connect counts as transient. A wrong guess then delays an error; as permanent, it would fail
@@ -162,13 +162,13 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
     """
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         known = _find(error)
-        return (Next.RAISE, _UNKNOWN) if known is None or known.refusal else (Next.UNAVAILABLE, known)
+        return (Next.RAISE, _UNKNOWN) if known is None or known.rejection else (Next.UNAVAILABLE, known)
     fault = classify(error)
     if not sent and not closed and not isinstance(error, OSError):
         return Next.RAISE, fault  # The connection still works: asyncpg rejects how it is used, which is a bug.
     if isinstance(error, TimeoutError) and not writes:
         return Next.TIMEOUT, fault
-    if not sent or fault.refusal:
+    if not sent or fault.rejection:
         # A statement that timed out before it was sent waited for a lock or in the pooler's queue.
         may_retry = fault.transient and not isinstance(error, TimeoutError)
         return (Next.RETRY if may_retry else Next.UNAVAILABLE), fault

@@ -166,7 +166,7 @@ class PooledDatabase:
         counter = counter_of(connection)
         executed = counter.queries_count
         outcome = "failed"
-        refusal = None
+        failure = None
         try:
             rows: list[asyncpg.Record] = await connection.fetch(
                 statement.sql, *arguments, timeout=self._statement_timeout
@@ -179,7 +179,7 @@ class PooledDatabase:
             sent = counter.queries_count != executed
             closed = connection.is_closed()
             step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
-            refusal = error if closed and (fault.refusal or not executed) else None
+            failure = error if closed and (fault.rejection or not executed) else None
             if step not in _RETRIES:
                 self.answers = step is Next.RAISE
             if step is Next.RAISE:
@@ -193,7 +193,7 @@ class PooledDatabase:
             outcome = "ok"
             return rows
         finally:
-            self._pool.release(connection, answered=outcome != "failed", refusal=refusal)
+            self._pool.release(connection, answered=outcome != "failed", failure=failure)
             seconds = perf_counter() - begun
             self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)
             if self._tracing is not None:

@@ -114,12 +114,12 @@ class Pool:
             timer.cancel()
             self._waiters.pop(waiter, None)
 
-    def release(self, connection: asyncpg.Connection, *, answered: bool, refusal: Exception | None = None) -> None:
-        """Take a connection back. `answered`: its statement has an answer; `refusal`: why the server let none in."""
+    def release(self, connection: asyncpg.Connection, *, answered: bool, failure: Exception | None = None) -> None:
+        """Take a connection back. `answered`: its statement has an answer; `failure`: why it is lost."""
         is_first = connection in self._unproven
         self._unproven.discard(connection)
-        if refusal is not None:
-            self._note_failure(refusal)
+        if failure is not None:
+            self._note_failure(failure)
         if connection.is_closed():
             connection.terminate()
         elif answered:

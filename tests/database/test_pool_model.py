@@ -118,16 +118,16 @@ class Caller:
             self.ended = loop.time()
             return
         self.acquired = loop.time()
-        refusal = None
+        failure = None
         try:
             await asyncio.sleep(self._seconds)
             if connection.database.state != "up" and not connection.statements:
                 connection.terminate()
-                refusal = asyncpg.CannotConnectNowError("the pooler cannot reach PostgreSQL")
+                failure = asyncpg.CannotConnectNowError("the pooler cannot reach PostgreSQL")
             connection.statements += 1
         finally:
             self.ended = loop.time()
-            self._pool.release(connection, answered=self._answered and not connection.closed, refusal=refusal)
+            self._pool.release(connection, answered=self._answered and not connection.closed, failure=failure)
 
     @property
     def is_waiting(self) -> bool:
