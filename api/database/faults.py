@@ -20,7 +20,7 @@ DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, async
 class Fault(NamedTuple):
     """A failure of the database.
 
-    `transient`: waiting may help. `rejection`: the connection was rejected, so a statement that ended in this never ran.
+    `transient`: waiting may help. `rejection`: the connection was rejected, so a statement that ended so never ran.
     `remedy`: the operator's action if it lasts, for the log.
     """
 
