@@ -2,21 +2,36 @@
 
 import logging.config
 import signal
+from pkgutil import resolve_name
 
 import click
 
-from api.cli.check_sql import check_sql
-from api.cli.doctor import doctor
-from api.cli.export_users import export_users
-from api.cli.import_users import import_users
-from api.cli.key import key
-from api.cli.migrate import migrate
-from api.cli.openapi import openapi
-from api.cli.serve import serve
 from api.telemetry.logs import LOG_CONFIG
 
+_COMMANDS = {
+    "check-sql": "api.cli.check_sql:check_sql",
+    "doctor": "api.cli.doctor:doctor",
+    "export": "api.cli.export_users:export_users",
+    "import": "api.cli.import_users:import_users",
+    "key": "api.cli.key:key",
+    "migrate": "api.cli.migrate:migrate",
+    "openapi": "api.cli.openapi:openapi",
+    "serve": "api.cli.serve:serve",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """The commands, each imported when it is used: all of them together take a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command: click.Command | None = resolve_name(_COMMANDS[cmd_name]) if cmd_name in _COMMANDS else None
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="users-api")
 def main() -> None:
     """A users API on Neon Postgres: raw SQL, no ORM, one statement a request.
@@ -33,7 +48,3 @@ def main() -> None:
     # SIGTERM acts like Ctrl-C: transactions are rolled back, and the command ends. In a container a command is process
     # 1, to which the kernel delivers SIGTERM only if it is handled.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-for command in (serve, migrate, check_sql, doctor, key, openapi, import_users, export_users):
-    main.add_command(command)
