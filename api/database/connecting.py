@@ -4,16 +4,20 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
 
+from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
+from api.errors import describe
 
 logger = logging.getLogger("api.database")
 
 # Longer than a compute usually takes to wake, and shorter than clients like to wait.
 STUCK_SECONDS = 1.0
+_CHECK_SECONDS = 2.0
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
 
@@ -72,3 +76,23 @@ async def open_connection(options: DatabaseOptions) -> asyncpg.Connection:
         # Bounds the cancellation of a statement too: a stuck connection would never acknowledge it.
         command_timeout=options.statement_timeout,
     )
+
+
+async def is_usable(connection: asyncpg.Connection) -> bool:
+    """Return whether a connection whose statement has no answer answers another, else terminate it.
+
+    asyncpg sends the other once PostgreSQL has acknowledged the cancellation of the first.
+    """
+    try:
+        await connection.execute("select 1", timeout=_CHECK_SECONDS)
+    except (*DATABASE_ERRORS, asyncio.CancelledError) as error:
+        logger.info("a connection was dropped: %s", describe(error))
+        connection.terminate()
+        return False
+    return True
+
+
+async def close_connection(connection: asyncpg.Connection) -> None:
+    """Close a connection that no statement uses, by force if PostgreSQL does not answer."""
+    with suppress(*DATABASE_ERRORS):  # asyncpg has closed it by force
+        await connection.close(timeout=_CHECK_SECONDS)

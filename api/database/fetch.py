@@ -87,7 +87,7 @@ class PooledDatabase:
     async def open(self) -> None:
         """Open the pool. Does not wait for the database, which may be asleep or down: the first statements do."""
         self._loop = asyncio.get_running_loop()
-        self._pool.open()
+        await self._pool.open()
 
     async def close(self) -> None:
         """Close the pool: statements in flight may finish, for as long as one statement may take."""

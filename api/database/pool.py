@@ -22,17 +22,14 @@ from typing import Any
 
 import asyncpg
 
-from api.database.connecting import STUCK_SECONDS
+from api.database.connecting import STUCK_SECONDS, close_connection, is_usable
 from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
 from api.database.outage import Outage
-from api.errors import describe
 from api.telemetry.metrics import DatabaseMetrics
 
 logger = logging.getLogger("api.database")
 
-_CHECK_SECONDS = 2.0
-"""The longest check of a connection whose statement has no answer, PostgreSQL's cancelling of that included."""
 _BUSY = "every connection was busy: see POOL_MAX_SIZE and ACQUIRE_TIMEOUT_SECONDS"
 
 
@@ -40,10 +37,7 @@ class Pool:
     """Connections to one PostgreSQL, which `connect` opens."""
 
     def __init__(
-        self,
-        options: DatabaseOptions,
-        metrics: DatabaseMetrics,
-        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        self, options: DatabaseOptions, metrics: DatabaseMetrics, connect: Callable[[], Awaitable[asyncpg.Connection]]
     ) -> None:
         self._options = options
         self._metrics = metrics
@@ -61,23 +55,23 @@ class Pool:
         self._closing = False
         self._closed = asyncio.Event()  # set when a connection is closed
 
-    def open(self) -> None:
-        """Begin to fill the pool up to `pool_min_size`. Nothing waits for the database, which may be asleep."""
+    async def open(self) -> None:
+        """Open `pool_min_size` connections, if the database answers: it may be asleep or down."""
         self._metrics.watch(self._state)
         self._grow()
+        if self._attempts:
+            await asyncio.wait(list(self._attempts))
 
     async def close(self) -> None:
         """Close the pool. Connections in use finish first, for as long as one statement may take."""
         self._closing = True
         self._outage.stop()
-        if self._reaper is not None:
-            self._reaper.cancel()
         for waiter in list(self._waiters):
             self._refuse(waiter)
         for task in self._tasks:
             task.cancel()
         for connection in list(self._idle):
-            self._start(_close(connection))
+            self._start(close_connection(connection))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.statement_timeout):
                 while self._open:
@@ -169,19 +163,20 @@ class Pool:
         task = asyncio.current_task()
         assert task is not None
         stuck = asyncio.get_running_loop().call_later(STUCK_SECONDS, self._note_stuck, task)
+        connection = error = None
         try:
             async with asyncio.timeout(self._options.connect_timeout):
                 connection = await self._connect()
-        except DATABASE_ERRORS as error:
-            del self._attempts[task]
-            self._note_failure(error)
-        except asyncio.CancelledError:  # given up: see below, and close
-            del self._attempts[task]
-        else:
-            del self._attempts[task]
+        except DATABASE_ERRORS as failure:
+            error = failure
+        except asyncio.CancelledError:
+            pass  # given up: see _grow, _admit and close
+        stuck.cancel()
+        del self._attempts[task]
+        if connection is not None:
             self._admit(connection)
-        finally:
-            stuck.cancel()
+        elif error is not None:
+            self._note_failure(error)
         self._grow()
 
     def _admit(self, connection: asyncpg.Connection) -> None:
@@ -215,7 +210,7 @@ class Pool:
                 waiter.set_result(connection)
                 return
         if self._closing:
-            self._start(_close(connection))
+            self._start(close_connection(connection))
             return
         self._idle[connection] = loop.time()
         if self._reaper is None:
@@ -245,13 +240,7 @@ class Pool:
         self._grow()
 
     async def _check(self, connection: asyncpg.Connection) -> None:
-        """Keep a connection whose statement has no answer, if it answers another once PostgreSQL has cancelled that."""
-        try:
-            await connection.execute("select 1", timeout=_CHECK_SECONDS)
-        except (*DATABASE_ERRORS, asyncio.CancelledError) as error:
-            logger.info("a connection could not be kept: %s", describe(error))
-            connection.terminate()
-        else:
+        if await is_usable(connection):
             self._hand_on(connection)
 
     def _refuse(self, waiter: asyncio.Future[asyncpg.Connection]) -> None:
@@ -268,8 +257,3 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _close(connection: asyncpg.Connection) -> None:
-    with suppress(*DATABASE_ERRORS):  # asyncpg then closes it without a farewell
-        await connection.close(timeout=_CHECK_SECONDS)

@@ -134,7 +134,7 @@ class Caller:
         return self.acquired is None and self.ended is None
 
 
-def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_size: int) -> Pool:
+async def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_size: int) -> Pool:
     options = DatabaseOptions(
         name="URL",
         url=parse_url("postgresql://user@localhost/database"),
@@ -147,7 +147,7 @@ def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_si
         pool_idle_seconds=120.0,
     )
     pool = kind(options, DatabaseMetrics(Metrics(), "URL"), database.connect)
-    pool.open()
+    await pool.open()
     return pool
 
 
@@ -171,7 +171,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.database.latency = latency
 
         async def start() -> None:
-            self.pool = make_pool(self.kind, self.database, min_size=min_size, max_size=MAX_SIZE)
+            self.pool = await make_pool(self.kind, self.database, min_size=min_size, max_size=MAX_SIZE)
 
         self.run(start())
 
@@ -310,7 +310,7 @@ def recover(kind: type[Pool], latency: float, outage: float) -> tuple[float, flo
     async def run() -> tuple[float, float]:
         database = Database()
         database.latency = latency
-        pool = make_pool(kind, database, max_size=10)
+        pool = await make_pool(kind, database, max_size=10)
         callers: list[tuple[float, Caller]] = []
 
         async def load(seconds: float) -> None:
