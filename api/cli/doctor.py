@@ -11,7 +11,7 @@ from dataclasses import asdict
 import click
 import orjson
 
-import api.users.queries  # noqa: F401 - declares the statements that doctor checks
+import api.app  # noqa: F401 - declares the statements that doctor checks
 from api.cli.common import explain_errors, settings_with_database
 from api.doctor import examine
 from api.doctor.findings import Step
