@@ -22,12 +22,8 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
 
 
-async def connect(
-    name: str,
-    attempt: Callable[[], Coroutine[Any, Any, asyncpg.Connection]],
-    may_repeat: Callable[[], bool] = lambda: True,
-) -> asyncpg.Connection:
-    """Return the connection of an attempt, or of a second one if the first is stuck and `may_repeat()` is true.
+async def connect(name: str, attempt: Callable[[], Coroutine[Any, Any, asyncpg.Connection]]) -> asyncpg.Connection:
+    """Return the connection of an attempt, or of a second one if the first is stuck.
 
     The first to succeed counts, and the other is closed. `name` is the URL's variable, for the log. Raises the first
     attempt's error if both fail.
@@ -36,7 +32,7 @@ async def connect(
     chosen: asyncio.Task[asyncpg.Connection] | None = None
     try:
         await asyncio.wait(attempts, timeout=STUCK_SECONDS)
-        if not attempts[0].done() and may_repeat():
+        if not attempts[0].done():
             logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
             attempts.append(asyncio.create_task(attempt()))
         pending = set(attempts)

@@ -57,7 +57,7 @@ class DatabaseURL:
         return make_context(self.sslmode, self.sslrootcert, self.hosts[0][0] if self.hostaddr else None)
 
     def asyncpg_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `asyncpg.connect` and `create_pool`. Raises what `tls_context` raises.
+        """Return keyword arguments for `asyncpg.connect`. Raises what `tls_context` raises.
 
         asyncpg checks each host's certificate against that host's name, and uses no TLS on Unix sockets.
         """

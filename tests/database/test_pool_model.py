@@ -33,7 +33,7 @@ ACQUIRE_SECONDS = 2.0
 
 
 class Connection:
-    """What the pool uses of an asyncpg.Connection."""
+    """The part of an asyncpg.Connection that the pool uses."""
 
     def __init__(self, database: "Database") -> None:
         self.database = database

@@ -1,4 +1,4 @@
-"""What tests of several areas use: servers, commands, databases, the Neon rig, histories."""
+"""Helpers that tests of several areas share: servers, commands, databases, the Neon rig, histories."""
 
 from pathlib import Path
 

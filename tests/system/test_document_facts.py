@@ -48,7 +48,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def section(name: str, heading: str) -> str:
-    """What stands below a heading of a document, up to the next one."""
+    """Return the section of a document below a heading, up to the next one."""
     _, found = re.split(rf"^#+ {re.escape(heading)}$", read(name), flags=re.MULTILINE)
     return re.split(r"^#+ ", found, flags=re.MULTILINE)[0]
 

@@ -28,7 +28,7 @@ WAKE_SECONDS = 0.3
 
 @dataclass
 class Counts:
-    """What passed through the proxy since the last reset."""
+    """Counts of the traffic through the proxy since the last reset."""
 
     connections: int = 0  # TCP connections accepted
     tls_failures: int = 0  # handshakes that one side gave up
