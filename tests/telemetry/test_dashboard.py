@@ -65,6 +65,8 @@ scrape_configs:
     ) as process:
         try:
             with httpx.Client(base_url=f"http://{address}/api/v1", transport=httpx.HTTPTransport(retries=20)) as client:
+                # Prometheus listens before it can be asked.
+                wait_until(lambda: client.get(f"http://{address}/-/ready").is_success)
                 yield client
         finally:
             process.terminate()
