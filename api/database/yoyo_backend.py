@@ -24,6 +24,13 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc] # yoyo has no typ
     # Yoyo tries to create the table on each run and ignores the error, which PostgreSQL would log each time.
     create_lock_table_sql = PostgresqlPsycopgBackend.create_lock_table_sql.replace("TABLE", "TABLE IF NOT EXISTS", 1)
 
+    def init_connection(self, connection: Any) -> None:
+        """Look for names in public first, whatever the role's search_path; yoyo calls this after a rollback too.
+
+        The statements of the server name that schema. Temporary tables, which come first by default, come last.
+        """
+        connection.execute("set search_path to public, pg_temp")
+
     def get_log_data(self, migration: Migration | None = None, operation: str = "apply") -> dict[str, Any]:
         """Return a row for yoyo's log, with the role as the user's name.
 

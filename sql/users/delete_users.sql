@@ -7,7 +7,7 @@ with lock_timeout as materialized (
     select *
     from unnest((select $1::text::bigint[]), $2::text[]) as removals (id, if_match)
 ), deleted as (
-    delete from users
+    delete from public.users
     using lock_timeout, removals
     where users.id = removals.id and (removals.if_match is null or users.version = any(removals.if_match::bigint[]))
     returning users.id, users.version, users.body
@@ -16,5 +16,5 @@ select id::bigint, version::bigint, body::text from deleted
 union all
 select users.id::bigint, users.version::bigint, null
 from removals
-join users on users.id = removals.id
+join public.users on users.id = removals.id
 where removals.if_match is not null and not exists (select from deleted where deleted.id = users.id)

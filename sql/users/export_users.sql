@@ -1,4 +1,4 @@
 -- Every user as JSON, in the order of the list, for COPY, from one snapshot.
 select body::text
-from users
+from public.users
 order by id

@@ -6,7 +6,7 @@ with lock_timeout as materialized (
     select *
     from unnest($1::text[], $2::text[]) with ordinality as new (email, name, n)
 ), created as (
-    insert into users (email, name)
+    insert into public.users (email, name)
     select new.email, new.name
     from lock_timeout, new
     on conflict (lower(email collate pg_c_utf8)) do nothing

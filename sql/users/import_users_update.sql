@@ -4,7 +4,7 @@
 with lock_timeout as materialized (
     select set_config('lock_timeout', $4, true)
 ), written as (
-    insert into users (email, name)
+    insert into public.users (email, name)
     select new.email, new.name
     from lock_timeout, unnest($1::text[], $2::text[]) as new (email, name)
     on conflict (lower(email collate pg_c_utf8)) do update set

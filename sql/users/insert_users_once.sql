@@ -13,18 +13,18 @@ with lock_timeout as materialized (
 ), stored as (
     select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused
     from asked
-    join idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
+    join public.idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
     where kept.created_at > now() - interval '24 hours'
 ), oldest as materialized (
     -- Twice as many as are added, so that the expired ones dwindle. Rows that another session is deleting are skipped.
     select ctid
-    from idempotency_keys
+    from public.idempotency_keys
     where created_at <= now() - interval '24 hours'
     order by created_at
     limit (select 2 * count(*) from asked)
     for update skip locked
 ), expired as (
-    delete from idempotency_keys
+    delete from public.idempotency_keys
     -- By ctid, which is stable since no row is ever updated. By key, a plan for many rows would read the table.
     where ctid = any (array(
         select ctid from oldest
@@ -32,7 +32,7 @@ with lock_timeout as materialized (
         select kept.ctid
         from lock_timeout
         cross join asked
-        join idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
+        join public.idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
         -- Unlike the condition above, this one cannot use the index on created_at: each key is looked up instead.
         where kept.created_at + interval '24 hours' <= now()
     ))
@@ -42,13 +42,13 @@ with lock_timeout as materialized (
     from asked
     where not exists (select from stored where stored.n = asked.n)
 ), created as (
-    insert into users (email, name)
+    insert into public.users (email, name)
     select fresh.email, fresh.name
     from lock_timeout, fresh
     on conflict (lower(email collate pg_c_utf8)) do nothing
     returning id, body, email
 ), recorded as (
-    insert into idempotency_keys (caller, key, fingerprint, user_id, body)
+    insert into public.idempotency_keys (caller, key, fingerprint, user_id, body)
     select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.conflict)
     from fresh
     left join created on created.email = fresh.email

@@ -4,5 +4,5 @@ from unnest((select $1::text::bigint[]), $2::text::bigint[]) with ordinality as 
 cross join lateral (
     select min(id)::bigint as last_id, count(*) as size,
            '[' || coalesce(string_agg(body, ',' order by id desc), '') || ']' as body
-    from (select id, body from users where id <= wanted.largest order by id desc limit wanted.size) as users
+    from (select id, body from public.users where id <= wanted.largest order by id desc limit wanted.size) as users
 ) as page

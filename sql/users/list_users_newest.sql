@@ -7,7 +7,7 @@ select
     '[' || coalesce(string_agg(body, ',' order by created_at desc, id desc), '') || ']' as body
 from (
     select id, created_at, body
-    from users
+    from public.users
     where (created_at, id) < ($1::text::timestamptz, $2::bigint) and created_at > $3::text::timestamptz
     order by created_at desc, id desc
     limit $4::bigint

@@ -7,7 +7,7 @@ select
     '[' || coalesce(string_agg(body, ',' order by created_at, id), '') || ']' as body
 from (
     select id, created_at, body
-    from users
+    from public.users
     where (created_at, id) > ($1::text::timestamptz, $2::bigint) and created_at < $3::text::timestamptz
     order by created_at, id
     limit $4::bigint

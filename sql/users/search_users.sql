@@ -22,7 +22,7 @@ with entries as (
                     and lower(name collate pg_c_utf8) < lower(email collate pg_c_utf8),
                     false
                 ) as is_second
-            from users
+            from public.users
             where (lower(email collate pg_c_utf8), id) > (greatest(prefix, $2), $3::bigint)
                 and lower(email collate pg_c_utf8) < last
             order by lower(email collate pg_c_utf8)
@@ -36,7 +36,7 @@ with entries as (
                 body,
                 lower(email collate pg_c_utf8) >= prefix
                 and lower(email collate pg_c_utf8) <= lower(name collate pg_c_utf8)
-            from users
+            from public.users
             where (lower(name collate pg_c_utf8), id) > (greatest(prefix, $2), $3::bigint)
                 and lower(name collate pg_c_utf8) < last
             order by lower(name collate pg_c_utf8), id

@@ -9,7 +9,7 @@ with lock_timeout as materialized (
     from unnest((select $1::text::bigint[]), $2::text[], $3::text::boolean[], $4::text[], $5::text[])
         as change (id, email, set_name, name, if_match)
 ), updated as (
-    update users set
+    update public.users set
         email = coalesce(change.email, users.email),
         name = case when change.set_name then change.name else users.name end,
         version = users.version + (
@@ -29,5 +29,5 @@ select id::bigint, version::bigint, body::text from updated
 union all
 select users.id::bigint, users.version::bigint, null
 from change
-join users on users.id = change.id
+join public.users on users.id = change.id
 where change.if_match is not null and not exists (select from updated where updated.id = users.id)

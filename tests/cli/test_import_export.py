@@ -158,7 +158,7 @@ def test_an_export_that_fails_leaves_the_old_file(database: str, tmp_path: Path)
         execute(database, "alter table hidden rename to users")
     assert ended.returncode == 1
     assert ended.stderr.startswith(
-        'users-api: the database failed: UndefinedTableError: relation "users" does not exist'
+        'users-api: the database failed: UndefinedTableError: relation "public.users" does not exist'
     )
     assert (file.read_text(), list(tmp_path.iterdir())) == ("old", [file])
 
@@ -234,7 +234,7 @@ def test_what_is_missing_is_said_in_one_line(command: list[str], empty_database:
     assert "sesame" not in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     ended = run(*command, stdin='{"email":"ada@example.com"}', **on(empty_database))
-    assert (ended.returncode, 'relation "users" does not exist' in ended.stderr) == (1, True)
+    assert (ended.returncode, 'relation "public.users" does not exist' in ended.stderr) == (1, True)
 
 
 def test_what_cannot_be_done_is_said_before(database: str, tmp_path: Path) -> None:

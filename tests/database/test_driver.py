@@ -49,7 +49,7 @@ async def test_an_execution_is_counted_when_it_is_sent_and_a_preparation_never(d
 
 
 def test_yoyo_has_what_the_backend_overrides() -> None:
-    for name in ("get_log_data", "mark_one", "unmark_one"):
+    for name in ("init_connection", "get_log_data", "mark_one", "unmark_one"):
         own, inherited = (getattr(each, name) for each in (Backend, PostgresqlPsycopgBackend))
         assert own is not inherited
         assert list(inspect.signature(own).parameters) == list(inspect.signature(inherited).parameters)

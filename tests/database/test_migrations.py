@@ -15,8 +15,9 @@ import pytest
 from api.database import migrations
 from api.database.files import MIGRATIONS_DIRECTORY
 from api.database.migrations import MigrationError, MigrationStatus
+from api.database.yoyo_backend import connect
 from api.neon.url import parse_url
-from tests.support.database import execute, wait_until_waiting
+from tests.support.database import MIGRATIONS, execute, wait_until_waiting
 from tests.support.waiting import wait_until
 
 # Every name in the schema with its definition, but for the tables that record migrations.
@@ -149,6 +150,30 @@ def test_every_constraint_and_index_has_a_name_given_by_hand(database: str) -> N
     names = [name for kind, name, _ in execute(database, CATALOG) if kind in {"constraint", "index"}]
     assert names
     assert [name for name in names if name not in written] == []
+
+
+@pytest.mark.parametrize("search_path", ["''", "trap, public"])
+def test_the_search_path_of_a_role_moves_nothing(empty_database: str, database: str, search_path: str) -> None:
+    """The tables of the service and of yoyo are in public, where the server looks for them."""
+    name = str(execute(empty_database, "select current_database()")[0][0])
+    execute(empty_database, "create schema trap; create table trap.users (); create table trap._yoyo_migration ()")
+    execute(empty_database, f"alter role postgres in database {name} set search_path to {search_path}")
+    url = parse_url(empty_database)
+    assert migrations.migrate(url) == MIGRATIONS
+    assert {each.state for each in migrations.status(url)} == {"applied"}
+    assert migrations.rollback(url) == MIGRATIONS[-1]
+    assert migrations.migrate(url) == MIGRATIONS[-1:]
+    assert tables(empty_database) == tables(database)
+    execute(empty_database, f"alter role postgres in database {name} reset search_path")
+    assert execute(empty_database, CATALOG) == execute(database, CATALOG)
+
+
+def test_a_temporary_table_takes_no_name_of_a_migration(empty_database: str) -> None:
+    with connect(parse_url(empty_database).psycopg_arguments()) as backend:
+        backend.execute("create temporary table users ()")
+        backend.execute((MIGRATIONS_DIRECTORY / f"{MIGRATIONS[0]}.sql").read_text("utf-8"))
+        backend.rollback()  # after which yoyo prepares the connection again
+        assert backend.execute("select 'users'::regclass = 'public.users'::regclass").fetchone() == (True,)
 
 
 def test_status_before_and_after(here: Migrations) -> None:

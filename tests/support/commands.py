@@ -25,7 +25,7 @@ Served = AbstractContextManager[tuple[str, "subprocess.Popen[str]"]]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
     return {**inherited, "DRAIN_SECONDS": "0", **variables}
 
 

@@ -62,6 +62,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
             with suppress(*_ROW_ERRORS), link_errors(writes=True):
                 await connection.copy_records_to_table(
                     "users",
+                    schema_name="public",
                     columns=["email", "name"],
                     records=[(row.email, row.name) for row in rows],
                     timeout=_COPY_SECONDS,
