@@ -376,7 +376,7 @@ def test_the_mix_of_a_soak() -> None:
     assert not set(deleted) & {path for method, path in sent if method != b"DELETE"}
 
 
-@pytest.mark.alone
+@pytest.mark.heavy
 def test_a_soak_holds_its_load(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--rate", "50", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -441,7 +441,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
-@pytest.mark.alone
+@pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("wrk") is None and "CI" not in os.environ, reason="apt-get install wrk")
 def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.run", "--quick", "--rows", "2000", "--connections", "8"]
@@ -454,7 +454,7 @@ def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
         assert min(found["requests"], found["server_us"], found["postgres_us"], found["p50_ms"]) > 0
 
 
-@pytest.mark.alone
+@pytest.mark.heavy
 def test_the_locustfile_runs_without_a_failure_and_sends_its_key(database: str) -> None:
     keys: set[bytes] = set()
     key, entry = make_api_key("locust", read_only=False)

@@ -103,7 +103,7 @@ async def until_logged(process: asyncio.subprocess.Process, text: str) -> None:
         assert line, f"it ended without saying {text!r}"
 
 
-@pytest.mark.alone
+@pytest.mark.heavy
 @pytest.mark.timeout(300)
 async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One server is stopped by SIGTERM and started again, the workers of two others are replaced by SIGHUP, often."""

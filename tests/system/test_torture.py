@@ -21,7 +21,7 @@ from tests.support.database import in_memory
 from tests.support.history import Kind, Operation, Seen, Violation
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 MACHINE = {
     "cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "kernel": "Linux 6", "python": "3.11", "postgresql": "18.0",
