@@ -16,7 +16,7 @@ from api.settings import Settings
 @click.command("check-sql")
 @explain_errors
 def check_sql() -> None:
-    """Prepare every SQL file on the database and compare its types with those that the code declares.
+    """Prepare every SQL file over DATABASE_URL and compare its types with those that the code declares.
 
     Exit code 1 if any differs: the schema is older or newer than the code.
     """
@@ -25,15 +25,17 @@ def check_sql() -> None:
     for mismatch in mismatches:
         click.echo(mismatch, err=True)
     if mismatches:
+        click.echo("run `users-api migrate`; if none is pending, deploy the release that fits this database", err=True)
         sys.exit(1)
     click.echo(f"{len(statements.declared_statements())} statements fit the database")
 
 
 async def _check_sql(settings: Settings) -> list[str]:
     try:
-        connection = await asyncpg.connect(**settings.direct.asyncpg_arguments())
+        # Without the cache a statement is prepared without a name, which leaves nothing on a session of the pooler.
+        connection = await asyncpg.connect(**settings.pooled.asyncpg_arguments(), statement_cache_size=0)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise migrations.MigrationError(f"DIRECT_URL: cannot connect: {describe(error)}") from None
+        raise migrations.MigrationError(f"DATABASE_URL: cannot connect: {describe(error)}") from None
     try:
         return await statements.check_statements(connection)
     finally:

@@ -9,6 +9,7 @@ from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.connection import ConnectionChecks
 from api.doctor.findings import Finding, Step, green, red, skipped, yellow
 from api.doctor.network import HostChecks
+from api.doctor.session import check_statement_timeout, check_time_zone, check_transactions
 from api.errors import describe
 from api.neon.drivers import DatabaseURL
 from api.settings import Settings
@@ -36,10 +37,12 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
             lambda: pooled.check_prepared_statements(settings.statement_cache_size),
             skip=pooled.pooled is None and "needs pooling",
         )
-        await first.take("TimeZone", pooled.check_time_zone)
+        await first.take("TimeZone", lambda: check_time_zone(pooled.first))
+        await first.take("transactions", lambda: check_transactions(pooled.first))
         await first.take(
-            "statement_timeout", lambda: pooled.check_statement_timeout(settings.statement_timeout_seconds)
+            "statement_timeout", lambda: check_statement_timeout(pooled.first, settings.statement_timeout_seconds)
         )
+        await first.take("statements", pooled.check_statements)
         await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings.pool_max_size))
         await first.take("round trip", pooled.check_round_trip)
 
@@ -51,15 +54,10 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
             skip=first.ended_at and f"needs {first.ended_at} of DATABASE_URL",
         )
         await second.take("pooling", lambda: _check_direct(pooled, direct))
-        await second.take("TimeZone", direct.check_time_zone)
-        await second.take("statement_timeout", lambda: direct.check_statement_timeout(None))
-        migrated = await second.take("migrations", direct.check_migrations)
-        await second.take(
-            "statements",
-            direct.check_statements,
-            # A pooler that cannot prepare statements would keep them on connections that it lends to others.
-            skip="needs migrations" if not migrated else direct.pooled is not False and "needs a direct connection",
-        )
+        await second.take("TimeZone", lambda: check_time_zone(direct.first))
+        await second.take("transactions", lambda: check_transactions(direct.first))
+        await second.take("statement_timeout", lambda: check_statement_timeout(direct.first, None))
+        await second.take("migrations", direct.check_migrations)
         await second.take("round trip", direct.check_round_trip)
         return [*first.taken, *second.taken]
     finally:

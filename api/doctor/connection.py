@@ -1,4 +1,4 @@
-"""The checks over a connection: authentication, the server, pooling, prepared statements, settings and migrations.
+"""The checks over a connection: authentication, the server, pooling, prepared statements and migrations.
 
 They use two connections of one URL without asyncpg's statement cache. So they work through a pooler that cannot prepare
 statements, and leave nothing behind on the connections that such a pooler shares between clients.
@@ -40,6 +40,11 @@ class ConnectionChecks:
         await asyncio.gather(*closing, return_exceptions=True)
 
     @property
+    def first(self) -> asyncpg.Connection:
+        """The first of both connections."""
+        return self._connections[0]
+
+    @property
     def lost(self) -> bool:
         """True if a connection has broken."""
         return any(connection.is_closed() for connection in self._connections)
@@ -66,11 +71,11 @@ class ConnectionChecks:
 
     async def check_server(self) -> Finding:
         """Run the first statement: report the server's version, and whether it was suspended."""
-        ((version, age, read_only),) = await self._connections[0].fetch(
+        ((version, age, in_recovery),) = await self.first.fetch(
             """
             select current_setting('server_version'),
                 extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8,
-                current_setting('transaction_read_only')::boolean
+                pg_is_in_recovery()
             """
         )
         detail = f"PostgreSQL {version}"
@@ -82,17 +87,15 @@ class ConnectionChecks:
                 "; the compute seems to have been suspended "
                 f"(logging in took {1000 * first:.0f} ms, then {1000 * second:.0f})"
             )
-        if read_only:
-            return red(
-                f"{detail}, read-only: every write fails", "use the URL of the primary, with a role that may write"
-            )
-        if self._connections[0].get_server_version().major < 17:
+        if in_recovery:
+            return red(f"{detail}, a replica: every write fails", "use the URL of the primary")
+        if self.first.get_server_version().major < 17:
             return red(detail, "move to PostgreSQL 17 or newer, which the migrations need")
         return green(detail)
 
     async def fingerprint(self) -> object:
         """Return a value that no other database has: its server's start, to the microsecond, and its oid."""
-        (row,) = await self._connections[0].fetch(
+        (row,) = await self.first.fetch(
             "select extract(epoch from pg_postmaster_start_time()), oid"
             " from pg_database where datname = current_database()"
         )
@@ -120,7 +123,7 @@ class ConnectionChecks:
         It must not: two clients may use one name for different statements. So a pooler that supports them uses names of
         its own, and prepares a statement again on a backend without it (PgBouncer 1.21: PGBOUNCER_1, and so on).
         """
-        connection = self._connections[0]
+        connection = self.first
         name = f"users_api_doctor_{secrets.token_hex(4)}"
         # In a transaction, which stays on one backend.
         async with connection.transaction():
@@ -145,39 +148,9 @@ class ConnectionChecks:
             "set STATEMENT_CACHE_SIZE=0, or use PgBouncer 1.21 or newer with max_prepared_statements above 0",
         )
 
-    async def check_time_zone(self) -> Finding:
-        """Report the session's TimeZone, on which no response depends."""
-        zone = await self._connections[0].fetchval("select current_setting('TimeZone')")
-        return green(f"{zone} (responses are in UTC anyway)")
-
-    async def check_statement_timeout(self, client_seconds: float | None) -> Finding:
-        """Report the statement_timeout that results from the role's and the database's settings.
-
-        `client_seconds`: requests cancel their own statements after this; None for migrations, which do not.
-        """
-        milliseconds = await self._connections[0].fetchval(
-            "select setting::int from pg_settings where name = 'statement_timeout'"
-        )
-        seconds = milliseconds / 1000
-        if client_seconds is None:
-            if not seconds:
-                return green("none: a long migration is not cut off")
-            return yellow(
-                f"{seconds:g} s: a migration that takes longer is cancelled",
-                "begin long migrations with: set statement_timeout = 0; or give DIRECT_URL a role of its own",
-            )
-        if not seconds:
-            return green(f"none in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
-        if seconds < client_seconds:
-            return yellow(
-                f"{seconds:g} s in PostgreSQL, before requests cancel theirs after {client_seconds:g} s",
-                f"set STATEMENT_TIMEOUT_SECONDS below {seconds:g}, or raise it for the role or database that sets it",
-            )
-        return green(f"{seconds:g} s in PostgreSQL; requests cancel theirs after {client_seconds:g} s")
-
     async def check_connections(self, replicas: int, workers: int, pool_max_size: int) -> Finding:
         """Compare the connections of all pools together with PostgreSQL's limit for this role."""
-        (limits,) = await self._connections[0].fetch(
+        (limits,) = await self.first.fetch(
             """
             select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
                 - coalesce(current_setting('reserved_connections', true)::int, 0), rolconnlimit, datconnlimit
@@ -222,11 +195,13 @@ class ConnectionChecks:
 
     async def check_statements(self) -> Finding:
         """Prepare every SQL file, as `users-api check-sql` does."""
-        mismatches = await statements.check_statements(self._connections[0])
+        mismatches = await statements.check_statements(self.first)
         if mismatches:
             more = f", and {len(mismatches) - 1} more" if mismatches[1:] else ""
             return red(
-                f"{mismatches[0]}{more}", "deploy the release that fits this database; `users-api check-sql` lists all"
+                f"{mismatches[0]}{more}",
+                "run `users-api migrate`; if none is pending, deploy the release that fits this database; "
+                "`users-api check-sql` lists all",
             )
         return green(f"{len(statements.declared_statements())} fit the database")
 
@@ -235,7 +210,7 @@ class ConnectionChecks:
         seconds = []
         for _ in range(_ROUND_TRIPS):
             started = time.perf_counter()
-            await self._connections[0].execute("select 1")
+            await self.first.execute("select 1")
             seconds.append(time.perf_counter() - started)
         p50 = median(seconds)
         detail = f"p50 of {_ROUND_TRIPS}: {1000 * p50:.2f} ms"

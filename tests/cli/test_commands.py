@@ -103,6 +103,7 @@ def test_check_sql(database: str) -> None:
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
     assert "sql/users/insert_users.sql, declared at api/users/queries.py:" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
 
 
 def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from starlette.routing import Route, Router
 
 from api.app import create_app
+from api.doctor import examine
 from api.http.resource import Resource
 from api.neon.url import parse_url
 from api.settings import Settings
@@ -97,6 +98,13 @@ def reads_of_the_primary(client: httpx.Client) -> float:
         and sample.labels["url"] == "DATABASE_URL"
         and sample.labels["statement"].startswith(("users/select", "users/list"))
     )
+
+
+def test_doctor_knows_a_replica(database: str, standby: Standby) -> None:
+    settings = settings_for(standby.url(database))
+    steps = asyncio.run(examine(settings, replicas=1, workers=1, time_limit=20, report=lambda *_: None))
+    (step,) = [step for step in steps if (step.url, step.step) == ("DATABASE_URL", "server")]
+    assert (step.status, step.remedy) == ("red", "use the URL of the primary")
 
 
 def test_reads_go_to_the_replica(settings: Settings, standby: Standby) -> None:

@@ -39,8 +39,9 @@ from tests.support.rig import (
 from tests.support.serving import settings_for
 
 NETWORK = ["name resolution", "TCP", "TLS"]
-POOLED = ["pooling", "prepared statements", "TimeZone", "statement_timeout", "connections", "round trip"]
-DIRECT = ["same database", "pooling", "TimeZone", "statement_timeout", "migrations", "statements", "round trip"]
+SESSION = ["TimeZone", "transactions", "statement_timeout"]
+POOLED = ["pooling", "prepared statements", *SESSION, "statements", "connections", "round trip"]
+DIRECT = ["same database", "pooling", *SESSION, "migrations", "round trip"]
 
 
 class Report:
@@ -113,7 +114,7 @@ def test_all_is_well(rig: Rig, neon: NeonDatabase) -> None:
     assert report["DIRECT_URL", "pooling"].detail == "direct: each connection keeps its own backend"
     assert "2 replicas x 3 workers x POOL_MAX_SIZE 10 = 60" in report["DATABASE_URL", "connections"].detail
     assert report["DIRECT_URL", "migrations"].detail == f"{len(MIGRATIONS)} applied, none pending"
-    assert report["DIRECT_URL", "statements"].detail == f"{len(declared_statements())} fit the database"
+    assert report["DATABASE_URL", "statements"].detail == f"{len(declared_statements())} fit the database"
     assert rig.counts.cancels == 0
 
 
@@ -162,11 +163,41 @@ def test_direct_tls(neon: NeonDatabase) -> None:
     assert doctor(settings).reds == []
 
 
-def test_a_read_only_server(neon: NeonDatabase) -> None:
-    execute(neon.superuser, f"alter database {parse_url(neon.direct).database} set default_transaction_read_only = on")
+PLACES = ["role {role}", "database {database}", "role {role} in database {database}"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "place", "status", "detail"),
+    [
+        ("default_transaction_isolation", "'repeatable read'", PLACES[0], "yellow", "repeatable read: concurrent wri"),
+        ("default_transaction_isolation", "serializable", PLACES[1], "yellow", "serializable: concurrent writes "),
+        ("default_transaction_read_only", "on", PLACES[2], "red", "read-only: every write fails"),
+        ("default_transaction_deferrable", "on", PLACES[0], "yellow", "deferrable: "),
+    ],
+)
+def test_transactions_that_begin_otherwise(
+    neon: NeonDatabase, setting: str, value: str, place: str, status: Status, detail: str
+) -> None:
+    url = parse_url(neon.direct)
+    place = place.format(role=url.user, database=url.database)
+    execute(neon.superuser, f"alter {place} set {setting} = {value}")
+    try:
+        report = doctor(neon.settings())
+    finally:
+        execute(neon.superuser, f"alter {place} reset {setting}")
+    for variable in ("DATABASE_URL", "DIRECT_URL"):
+        step = report[variable, "transactions"]
+        assert (step.status, step.detail[: len(detail)]) == (status, detail)
+        command, _, more = str(step.remedy).partition("; ")
+        assert command.lower() == f"alter {place} reset {setting}"
+        assert more.startswith("open sessions keep it")
+
+
+def test_transactions_that_another_client_of_the_pooler_has_set(neon: NeonDatabase) -> None:
+    execute(neon.pooled, "set default_transaction_read_only = on")
     report = doctor(neon.settings())
-    assert report.reds == [("DATABASE_URL", "server"), ("DIRECT_URL", "server")]
-    assert "primary" in str(report["DATABASE_URL", "server"].remedy)
+    assert report.reds == [("DATABASE_URL", "transactions")]
+    assert "another client set default_transaction_read_only" in str(report["DATABASE_URL", "transactions"].remedy)
 
 
 def test_the_wrong_password_and_an_unknown_role(neon: NeonDatabase) -> None:
@@ -204,7 +235,6 @@ def test_swapped_urls(neon: NeonDatabase) -> None:
     assert report["DATABASE_URL", "pooling"].status == "yellow"
     assert report["DATABASE_URL", "pooling"].detail.startswith("direct: ")
     assert report["DIRECT_URL", "pooling"].remedy == "swap the values of DATABASE_URL and DIRECT_URL"
-    assert report["DIRECT_URL", "statements"].status == "skipped"
 
 
 def test_two_pooled_urls(neon: NeonDatabase) -> None:
@@ -315,18 +345,19 @@ def test_migrations(neon: NeonDatabase) -> None:
     assert report["DIRECT_URL", "migrations"].detail == f"edited after it was applied: {', '.join(MIGRATIONS)}"
     execute(neon.superuser, f"drop schema public cascade; create schema public authorization {owner}")
     report = doctor(neon.settings())
-    assert report.reds == [("DIRECT_URL", "migrations")]
+    assert report.reds == [("DATABASE_URL", "statements"), ("DIRECT_URL", "migrations")]
     assert report["DIRECT_URL", "migrations"].detail == f"pending: {', '.join(MIGRATIONS)}"
     assert report["DIRECT_URL", "migrations"].remedy == "run `users-api migrate`"
-    assert report["DIRECT_URL", "statements"].status == "skipped"
+    assert 'relation "public.users" does not exist' in report["DATABASE_URL", "statements"].detail
+    assert str(report["DATABASE_URL", "statements"].remedy).startswith("run `users-api migrate`; if none is pending")
 
 
 def test_statements_that_do_not_fit(neon: NeonDatabase) -> None:
     execute(neon.superuser, "alter table users rename column name to label")
     report = doctor(neon.settings())
-    assert report.reds == [("DIRECT_URL", "statements")]
-    assert "sql/users/export_users_csv.sql" in report["DIRECT_URL", "statements"].detail
-    assert "check-sql" in str(report["DIRECT_URL", "statements"].remedy)
+    assert report.reds == [("DATABASE_URL", "statements")]
+    assert "sql/users/export_users_csv.sql" in report["DATABASE_URL", "statements"].detail
+    assert "check-sql" in str(report["DATABASE_URL", "statements"].remedy)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_server_that_is_not_who_it_should_be_gets_no_password(rig: Rig, neon: 
     rig.present("wrong name")
     refused = run("check-sql", **neon.environment())
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "DIRECT_URL: cannot connect" in refused.stderr
+    assert "DATABASE_URL: cannot connect" in refused.stderr
     assert not rig.counts.dropped_parameters  # no startup packet came, hence no password either
 
 

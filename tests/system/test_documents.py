@@ -12,6 +12,7 @@ import pytest
 
 import api
 from benchmarks.processes import free_port
+from tests.support.commands import environment
 from tests.support.rig import NeonDatabase, Rig
 
 ROOT = Path(api.__file__).parent.parent
@@ -114,11 +115,11 @@ def test_doctor_prints_what_its_document_shows(rig: Rig, neon: NeonDatabase) -> 
     )
     command, _, shown = block.removeprefix("$ ").partition("\n")
     program = Path(sys.executable).with_name("users-api")
-    environment = {"PATH": os.environ["PATH"], **neon.environment()}
-    subprocess.run([program, "migrate", "rollback", "--yes"], env=environment, check=True, capture_output=True)
+    variables = environment(**neon.environment())
+    subprocess.run([program, "migrate", "rollback", "--yes"], env=variables, check=True, capture_output=True)
     rig.suspend()
     arguments = command.split()[1:]
-    ended = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([program, *arguments], env=variables, capture_output=True, text=True, timeout=60)
 
     def outline(text: str) -> str:
         return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)*", "N", re.sub(r"test_\d+", "neondb", text))).strip()
