@@ -15,6 +15,11 @@ from api.settings import Settings, SettingsError, load_settings
 
 P = ParamSpec("P")
 
+POOLED_DIRECT_URL = (
+    "DIRECT_URL leads through a transaction pooler: set it to the same URL without -pooler, or to PostgreSQL's own "
+    "host and port"
+)
+
 
 def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
     """End a command that fails with one readable message: exit code 2 for wrong settings, 1 for the rest."""
@@ -37,9 +42,12 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def settings_with_database() -> tuple[Settings, bool]:
-    """Return the settings, and True if their database is the embedded one, which is started if no URL is set."""
+    """Return the settings, and True if their database is the embedded one, which is started if no URL is set.
+
+    With one URL alone `Settings.pooled` or `Settings.direct` raises SettingsError, for the command that needs it.
+    """
     settings = load_settings()
-    if settings.database_url is not None:
+    if settings.database_url is not None or settings.direct_url is not None:
         return settings, False
     url = embedded.start()
     return settings.model_copy(update={"database_url": SecretStr(url), "direct_url": SecretStr(url)}), True
@@ -54,5 +62,5 @@ def direct_settings() -> Settings:
     if is_embedded:
         migrations.migrate(settings.direct, report=partial(click.echo, err=True))
     if settings.direct.pooled:
-        raise SettingsError("DIRECT_URL leads through a transaction pooler: set it to the same URL without -pooler")
+        raise SettingsError(POOLED_DIRECT_URL)
     return settings.model_copy(update={"database_url": settings.direct_url})

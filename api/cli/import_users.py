@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, get_args
 import click
 import orjson
 
-from api.cli.common import direct_settings, explain_errors
+from api.cli.common import POOLED_DIRECT_URL, direct_settings, explain_errors
 from api.cli.progress import Progress
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
-from api.settings import Settings
+from api.database.pooling import is_pooled, meet_backends
+from api.settings import Settings, SettingsError
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.writing import copy_rows, write_rows
@@ -91,6 +92,8 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
     try:
         async with AsyncExitStack() as stack:
             connections = [await stack.enter_async_context(database.connect()) for _ in range(_CONNECTIONS)]
+            if is_pooled(*await meet_backends(connections)):
+                raise SettingsError(POOLED_DIRECT_URL)
             for connection in connections:
                 # The session is the import's own. A chunk that cannot get its locks in time is written row by row.
                 await connection.execute(f"set lock_timeout = '{round(database.lock_timeout * 1000)}ms'")

@@ -5,11 +5,10 @@ one applies the file again. So every migration is written to run twice.
 """
 
 import glob
-import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,21 +21,20 @@ from yoyo.exceptions import BadMigration, MigrationConflict
 from yoyo.migrations import Migration, default_migration_table, topological_sort
 
 from api.database.files import MIGRATIONS_DIRECTORY
+from api.database.migration_session import (
+    LOCK_TIMEOUT_SECONDS,
+    MigrationError,
+    Report,
+    connected,
+    connection_arguments,
+    exclusive,
+    explained,
+    explained_connecting,
+)
 from api.database.yoyo_backend import CHECKSUM_TABLE, Backend, checksum, connect
 from api.neon.drivers import DatabaseURL
 
-Report = Callable[[str], None]
-
-# An advisory lock is named by a signed 64-bit number: the first eight bytes of the SHA-256 of "users-api migrations".
-_LOCK_KEY = int.from_bytes(hashlib.sha256(b"users-api migrations").digest()[:8], "big", signed=True)
-_LOCK_POLL_SECONDS = 0.2
-# The URL's own values win. libpq waits for ever by default. The lock's connection is idle while another one works, for
-# longer than some networks keep an idle connection.
-_CONNECTION_DEFAULTS = {"connect_timeout": "15", "keepalives_idle": "30", "application_name": "users-api migrate"}
-
-
-class MigrationError(Exception):
-    """A failed migration: the message names the file, the cause and the remedy, and holds no password and no URL."""
+__all__ = ["MigrationError", "MigrationStatus", "migrate", "rollback", "status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +46,56 @@ class MigrationStatus:
     applied_at: datetime | None  # In UTC; None while pending.
 
 
-def migrate(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report: Report = print) -> list[str]:
+def migrate(
+    url: DatabaseURL,
+    *,
+    directory: Path = MIGRATIONS_DIRECTORY,
+    report: Report = print,
+    lock_timeout: float = LOCK_TIMEOUT_SECONDS,
+) -> list[str]:
     """Apply the pending migrations of `directory` one by one and return their ids; `report` gets lines of progress.
 
-    Waits for any other run to end. Raises MigrationError if one fails; and, before any is applied, if an applied
-    one was edited.
+    Waits up to `lock_timeout` seconds for any other run to end. Raises MigrationError if that does not suffice or if a
+    migration fails; and, before any is applied, if an applied one was edited or the URL is that of a pooler.
     """
     migrations = _read(directory)
-    with _exclusive(url, report) as backend:
-        statuses = _compare(migrations, backend)
+    with _exclusive(url, lock_timeout, report) as (backend, lock):
+        statuses = _compare(migrations, lock)
         for each in statuses:
             if each.state == "missing":
                 report(f"{each.id} was applied and is not in {directory}: is this release older than the database?")
             if each.state == "edited":
                 raise _edited(migrations[each.id], each)
             if each.state == "applied":
-                with _explained("cannot record a checksum"):  # The `yoyo` command records none.
+                with explained("cannot record a checksum"):  # The `yoyo` command records none.
                     backend.record_checksum(migrations[each.id])
         pending = [each.id for each in statuses if each.state == "pending"]
         for id in pending:
             report(f"applying {id}")
             started = time.perf_counter()
-            with _explained(migrations[id].path), redirect_stdout(io.StringIO()):
+            with explained(migrations[id].path, lock), redirect_stdout(io.StringIO()):
                 backend.apply_one(migrations[id])
             report(f"applied in {time.perf_counter() - started:.1f} s")
-        if left := [each.id for each in _compare(migrations, backend) if each.state == "pending"]:
+        if left := [each.id for each in _compare(migrations, lock) if each.state == "pending"]:
             raise MigrationError(f"still not applied, although nothing failed: {', '.join(left)}")
     return pending
 
 
-def rollback(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report: Report = print) -> str | None:
+def rollback(
+    url: DatabaseURL,
+    *,
+    directory: Path = MIGRATIONS_DIRECTORY,
+    report: Report = print,
+    lock_timeout: float = LOCK_TIMEOUT_SECONDS,
+) -> str | None:
     """Undo the migration that was applied last, by its `.rollback.sql` file; return its id, or None if there is none.
 
-    The statements of that file run in their order. Raises MigrationError, also if the migration was edited, has no file
-    or no rollback file.
+    The statements of that file run in their order. Raises MigrationError as migrate does, also if the migration was
+    edited, has no file or no rollback file.
     """
     migrations = _read(directory)
-    with _exclusive(url, report) as backend:
-        applied = [each for each in _compare(migrations, backend) if each.state != "pending"]
+    with _exclusive(url, lock_timeout, report) as (backend, lock):
+        applied = [each for each in _compare(migrations, lock) if each.state != "pending"]
         if not applied:
             return None
         newest = applied[-1]
@@ -98,7 +108,7 @@ def rollback(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY, report
         if not file.is_file():
             raise MigrationError(f"{newest.id} cannot be undone without {file}: write it, or a new migration")
         report(f"rolling back {newest.id}")
-        with _explained(str(file)), redirect_stdout(io.StringIO()):
+        with explained(str(file), lock), redirect_stdout(io.StringIO()):
             backend.rollback_one(migration)
     return newest.id
 
@@ -109,44 +119,21 @@ def status(url: DatabaseURL, *, directory: Path = MIGRATIONS_DIRECTORY) -> list[
     It only reads: it works on a database that was never migrated and with a read-only role. Raises MigrationError.
     """
     migrations = _read(directory)
-    with _connect(url) as backend:
-        return _compare(migrations, backend)
-
-
-def _connect(url: DatabaseURL) -> Backend:
-    """Connect. Raises MigrationError."""
-    arguments = _CONNECTION_DEFAULTS | url.psycopg_arguments()
-    try:
-        return connect(arguments)
-    except psycopg.Error as error:
-        # libpq writes a line for every address that it tried.
-        raise MigrationError(f"cannot connect to the database: {' '.join(str(error).split())}") from error
+    with connected(url) as connection:
+        return _compare(migrations, connection)
 
 
 @contextmanager
-def _exclusive(url: DatabaseURL, report: Report) -> Iterator[Backend]:
-    """Wait for any other run to end and lock out further ones; make the tables that record migrations.
+def _exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterator[tuple[Backend, psycopg.Connection]]:
+    """Lock out other runs and make the tables that record migrations; yield yoyo's connection and the lock's.
 
-    Yoyo's own lock is a committed row, which a killed run leaves behind; an advisory lock ends with its connection. So
-    an advisory lock covers the whole run, and a row that is found under it is stale. Raises MigrationError.
+    Yoyo's own lock is a committed row, which a killed run leaves behind. The session's lock covers the whole run, so a
+    row that is found under it is stale. Raises MigrationError.
     """
-    if url.pooled:
-        raise MigrationError(
-            "migrations need a session, for their lock, and this URL is that of a transaction pooler: "
-            "set DIRECT_URL to the same URL without -pooler in its host"
-        )
     # Progress goes to `report` alone. Yoyo also prints the rows that a migration selects, which redirect_stdout drops.
     logging.getLogger("yoyo").setLevel(logging.ERROR)
-    with _connect(url) as lock, _connect(url) as backend:
-        with _explained("cannot prepare the database for migrations"):
-            waiting = False
-            # Polled: a statement that waits for the lock holds a snapshot, and a `create index concurrently` of the
-            # other run would wait for that snapshot. PostgreSQL does not detect this deadlock.
-            while not lock.execute(f"select pg_try_advisory_lock({_LOCK_KEY})").fetchone()[0]:
-                if not waiting:
-                    report("another migration is running: waiting")
-                waiting = True
-                time.sleep(_LOCK_POLL_SECONDS)
+    with exclusive(url, lock_timeout, report) as lock, _connect(url) as backend:
+        with explained("cannot prepare the database for migrations", lock):
             backend.execute(
                 f"create table if not exists {CHECKSUM_TABLE} (migration_id text, checksum text not null, "
                 f"constraint {CHECKSUM_TABLE}_pkey primary key (migration_id))"
@@ -156,7 +143,12 @@ def _exclusive(url: DatabaseURL, report: Report) -> Iterator[Backend]:
                 report(f"clearing the lock of a run that was killed (process {pid})")
             backend.break_lock()
             backend.ensure_internal_schema_updated()
-        yield backend
+        yield backend, lock
+
+
+def _connect(url: DatabaseURL) -> Backend:
+    with explained_connecting():
+        return connect(connection_arguments(url))
 
 
 def _read(directory: Path) -> dict[str, Migration]:
@@ -176,12 +168,14 @@ def _read(directory: Path) -> dict[str, Migration]:
     return by_id
 
 
-def _compare(migrations: dict[str, Migration], backend: Backend) -> list[MigrationStatus]:
+def _compare(migrations: dict[str, Migration], connection: psycopg.Connection) -> list[MigrationStatus]:
     """Compare the files with what the database has recorded; the order is that of `status`. Raises MigrationError."""
 
     def rows(table: str, columns: str) -> list[tuple[Any, ...]]:
-        exists = backend.execute("select to_regclass(:table) is not null", {"table": table}).fetchone()[0]
-        return list(backend.execute(f"select {columns} from {table} order by 2")) if exists else []  # noqa: S608
+        # With the schema: a pooled session keeps the search_path that another client has set.
+        if connection.execute("select to_regclass(%s)", [f"public.{table}"]).fetchone() == (None,):
+            return []
+        return connection.execute(f"select {columns} from public.{table} order by 2".encode()).fetchall()  # noqa: S608
 
     def state(id: str) -> Literal["applied", "edited", "missing"]:
         if id not in migrations:
@@ -189,7 +183,7 @@ def _compare(migrations: dict[str, Migration], backend: Backend) -> list[Migrati
         current = checksum(migrations[id])
         return "applied" if checksums.get(id, current) == current else "edited"
 
-    with _explained("cannot read which migrations are applied"):
+    with explained("cannot read which migrations are applied"):
         checksums = dict(rows(CHECKSUM_TABLE, "migration_id, checksum"))
         applied = dict(rows(default_migration_table, "migration_id, applied_at_utc"))
     return [
@@ -203,17 +197,3 @@ def _edited(migration: Migration, status: MigrationStatus) -> MigrationError:
         f"{migration.path} was edited after it was applied ({status.applied_at:%Y-%m-%d %H:%M:%S} UTC): "
         "restore it, and write a new migration for the change"
     )
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Raise an error of PostgreSQL or yoyo as a MigrationError with `what` failed, the cause and the remedy."""
-    try:
-        yield
-    except (psycopg.Error, BadMigration) as error:
-        cause: BaseException = error
-        # On a lost connection yoyo's clean-up fails as well: the first error is the cause.
-        while isinstance(cause.__context__, psycopg.Error):
-            cause = cause.__context__
-        remedy = "It is not recorded as done: fix the cause and run it again."
-        raise MigrationError(f"{what}: {str(cause).strip()}\n{remedy}") from error

@@ -7,10 +7,12 @@ release: raise the cap together with a passing run of that test.
 import hashlib
 import socket
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import Migration, default_migration_table
@@ -30,6 +32,11 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc] # yoyo has no typ
         The statements of the server name that schema. Temporary tables, which come first by default, come last.
         """
         connection.execute("set search_path to public, pg_temp")
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection; yoyo opens one for each migration too, with that migration's settings."""
+        leave_nothing(self.connection)
+        self.connection.close()
 
     def get_log_data(self, migration: Migration | None = None, operation: str = "apply") -> dict[str, Any]:
         """Return a row for yoyo's log, with the role as the user's name.
@@ -64,6 +71,12 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc] # yoyo has no typ
             "on conflict (migration_id) do update set checksum = excluded.checksum",
             {"id": migration.id, "checksum": checksum(migration)},
         )
+
+
+def leave_nothing(session: psycopg.Connection) -> None:
+    """Give up the locks and settings of a session before it is closed: a session pooler may reset nothing."""
+    with suppress(psycopg.Error):
+        session.execute("discard all")
 
 
 def connect(arguments: dict[str, str]) -> Backend:

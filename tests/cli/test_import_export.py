@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from api.neon.url import parse_url
 from tests.support.commands import USERS_API, environment, on, on_a_terminal, run
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
@@ -235,6 +236,15 @@ def test_what_is_missing_is_said_in_one_line(command: list[str], empty_database:
     assert "Traceback" not in ended.stderr
     ended = run(*command, stdin='{"email":"ada@example.com"}', **on(empty_database))
     assert (ended.returncode, 'relation "public.users" does not exist' in ended.stderr) == (1, True)
+
+
+def test_an_import_through_a_pooler_by_any_name_is_refused(rig: Rig, neon: NeonDatabase) -> None:
+    """It sets its sessions, which a transaction pooler lends to others."""
+    url = rig.socket_url(parse_url(neon.pooled).database)
+    ended = run("import", "-", stdin='{"email":"ada@example.com"}', DIRECT_URL=url)
+    assert (ended.returncode, "DIRECT_URL leads through a transaction pooler" in ended.stderr) == (2, True)
+    assert execute(url, "select from pg_settings where name = 'lock_timeout' and source = 'session'") == []
+    assert execute(neon.superuser, "select count(*) from users") == [(0,)]
 
 
 def test_what_cannot_be_done_is_said_before(database: str, tmp_path: Path) -> None:

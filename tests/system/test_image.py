@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.database.migrations import _LOCK_KEY
+from api.database.migration_session import LOCK_KEY
 from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.support import ROOT
@@ -210,11 +210,11 @@ def test_its_health_check_fails_where_nothing_answers(image: str) -> None:
 def test_sigterm_ends_a_migration_that_waits(image: str, empty_database: str) -> None:
     """As process 1 it would never see a signal that it does not handle, and run until it is killed."""
     with (
-        locked(empty_database, f"select pg_advisory_lock({_LOCK_KEY})"),
+        locked(empty_database, f"select pg_advisory_lock({LOCK_KEY})"),
         started(image, "migrate", options=on(empty_database)) as container,
     ):
         deadline = time.monotonic() + 60
-        while "another migration is running: waiting" not in log_of(container):
+        while "waiting up to 60 s for the lock of migrations" not in log_of(container):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert stop(container, grace_seconds=30) == 1
@@ -259,11 +259,16 @@ def test_compose_file() -> None:
     # The API is open, so nothing but this machine may reach it.
     published = {port["host_ip"] for service in services.values() for port in service.get("ports", [])}
     assert published == {"127.0.0.1"}
-    for name in ("migrate", "api"):
-        environment = services[name]["environment"]
-        ((pooler, _),) = parse_url(environment["DATABASE_URL"]).hosts
-        ((direct, _),) = parse_url(environment["DIRECT_URL"]).hosts
-        assert (pooler, direct) == ("pgbouncer", "postgres")
-        assert environment["AUTH"] == "off"
-        assert services[name]["read_only"]
+    # Each has the URL that it uses, and no other.
+    environments = {name: services[name]["environment"] for name in ("migrate", "api")}
+    hosts = {
+        name: parse_url(values.pop(variable)).hosts[0][0]
+        for name, values, variable in (
+            ("migrate", environments["migrate"], "DIRECT_URL"),
+            ("api", environments["api"], "DATABASE_URL"),
+        )
+    }
+    assert hosts == {"migrate": "postgres", "api": "pgbouncer"}
+    assert environments == {"migrate": {}, "api": {"AUTH": "off"}}
+    assert all(services[name]["read_only"] for name in environments)
     assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"

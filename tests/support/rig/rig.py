@@ -76,6 +76,11 @@ class Rig(Proxy):
         """Return the URL of a database through PgBouncer, as Neon's console shows it with connection pooling on."""
         return self._url("pooled", database)
 
+    def socket_url(self, database: str) -> str:
+        """Return the URL of a database through PgBouncer's socket, whose name does not say that it is a pooler."""
+        directory = quote(str(self.pgbouncer.socket.parent), safe="/")
+        return f"postgresql://{ROLE}:{quote(PASSWORD, safe='')}@:6432/{database}?host={directory}"
+
     def direct_url(self, database: str) -> str:
         """Return the URL of a database without PgBouncer: for sessions, migrations, advisory locks."""
         return self._url("direct", database)
