@@ -27,10 +27,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: SecretStr | None = Field(
-        default=None, description="Pooled connection URL, as Neon's console shows it (host with `-pooler`)."
+        default=None, description="Pooled connection URL of the server (on Neon: the host with `-pooler`)."
     )
     direct_url: SecretStr | None = Field(
-        default=None, description="Direct connection URL (the same host without `-pooler`): migrations use it."
+        default=None,
+        description="Direct connection URL (on Neon: without `-pooler`): `migrate`, `import` and `export` use it.",
     )
     read_database_url: SecretStr | None = Field(
         default=None,
@@ -173,19 +174,9 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _both_urls_or_none(self) -> Self:
-        if (self.database_url is None) != (self.direct_url is None):
-            missing, present = (
-                ("DATABASE_URL", "DIRECT_URL") if self.database_url is None else ("DIRECT_URL", "DATABASE_URL")
-            )
-            raise ValueError(
-                f"{missing} is not set, but {present} is: set both (Neon's console shows both, "
-                "without a pooler they are the same), or neither to use the embedded development database"
-            )
+    def _the_pool_fits(self) -> Self:
         if self.read_database_url is not None and self.database_url is None:
-            raise ValueError(
-                "DATABASE_URL is not set, but READ_DATABASE_URL is: set DATABASE_URL and DIRECT_URL to its primary"
-            )
+            raise ValueError("DATABASE_URL is not set, but READ_DATABASE_URL is: set DATABASE_URL to its primary")
         if self.pool_min_size > self.pool_max_size:
             raise ValueError(
                 f"POOL_MIN_SIZE is {self.pool_min_size}, above POOL_MAX_SIZE, which is {self.pool_max_size}: "
@@ -220,12 +211,12 @@ class Settings(BaseSettings):
     @property
     def pooled(self) -> DatabaseURL:
         """The parsed DATABASE_URL, for requests. Raises SettingsError if it is not set."""
-        return _parse(self.database_url, "DATABASE_URL")
+        return _parse(self.database_url, "DATABASE_URL", "requests go over it: set it to the pooled URL")
 
     @property
     def direct(self) -> DatabaseURL:
-        """The parsed DIRECT_URL, for migrations. Raises SettingsError if it is not set."""
-        return _parse(self.direct_url, "DIRECT_URL")
+        """The parsed DIRECT_URL, for migrations and the like. Raises SettingsError if it is not set."""
+        return _parse(self.direct_url, "DIRECT_URL", "this command needs a session: set it to the URL without a pooler")
 
     @property
     def replica(self) -> DatabaseURL | None:
@@ -248,9 +239,11 @@ def load_settings() -> Settings:
         raise SettingsError(f".env: {error.strerror}: make it readable for this user or remove it") from None
 
 
-def _parse(url: SecretStr | None, variable: str) -> DatabaseURL:
+def _parse(url: SecretStr | None, variable: str, purpose: str) -> DatabaseURL:
     if url is None:
-        raise SettingsError(f"{variable} is not set: set DATABASE_URL and DIRECT_URL, see .env.example")
+        raise SettingsError(
+            f"{variable} is not set, and {purpose} (Neon's console shows both URLs, without a pooler they are the same)"
+        )
     return parse_url(url.get_secret_value())
 
 

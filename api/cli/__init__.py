@@ -36,8 +36,9 @@ class _Commands(click.Group):
 def main() -> None:
     """A users API on Neon Postgres: raw SQL, no ORM, one statement a request.
 
-    Settings come from the environment or from .env in the working directory; .env.example lists them all. Without
-    DATABASE_URL and DIRECT_URL every command uses the embedded development PostgreSQL in .data/.
+    Settings come from the environment or from .env in the working directory; .env.example lists them all. serve,
+    check-sql and doctor use DATABASE_URL; migrate, import and export use DIRECT_URL. With neither set, every command
+    uses the embedded development PostgreSQL in .data/.
 
     \b
     First steps:

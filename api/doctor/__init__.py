@@ -26,8 +26,10 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
     """Run every step for DATABASE_URL, then for DIRECT_URL; each has `time_limit` seconds for all of its steps.
 
     It only reads, and leaves nothing behind. A failure of the database or the network is a red step, not an exception.
+    Raises SettingsError if DATABASE_URL is not set. Without DIRECT_URL what needs it is skipped.
     """
-    pooled, direct = ConnectionChecks(settings.pooled), ConnectionChecks(settings.direct)
+    pooled = ConnectionChecks(settings.pooled)
+    direct = ConnectionChecks(settings.direct) if settings.direct_url is not None else None
     try:
         first = _Steps("DATABASE_URL", pooled, time_limit, report)
         await first.reach()
@@ -46,22 +48,31 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
         await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings.pool_max_size))
         await first.take("round trip", pooled.check_round_trip)
 
-        second = _Steps("DIRECT_URL", direct, time_limit, report)
-        await second.reach()
-        await second.take(
-            "same database",
-            lambda: _check_same(pooled, direct),
-            skip=first.ended_at and f"needs {first.ended_at} of DATABASE_URL",
-        )
-        await second.take("pooling", lambda: _check_direct(pooled, direct))
-        await second.take("TimeZone", lambda: check_time_zone(direct.first))
-        await second.take("transactions", lambda: check_transactions(direct.first))
-        await second.take("statement_timeout", lambda: check_statement_timeout(direct.first, None))
-        await second.take("migrations", direct.check_migrations)
-        await second.take("round trip", direct.check_round_trip)
+        second = _Steps("DIRECT_URL", direct or pooled, time_limit, report)
+        if direct is None:
+            await second.take("URL", pooled.check_server, skip="not set: `users-api migrate` asks for it")
+        else:
+            await _examine_direct(second, pooled, direct, first.ended_at)
         return [*first.taken, *second.taken]
     finally:
-        await asyncio.gather(pooled.close(), direct.close())
+        await asyncio.gather(*(each.close() for each in (pooled, direct) if each))
+
+
+async def _examine_direct(
+    steps: "_Steps", pooled: ConnectionChecks, direct: ConnectionChecks, pooled_ended_at: str | None
+) -> None:
+    await steps.reach()
+    await steps.take(
+        "same database",
+        lambda: _check_same(pooled, direct),
+        skip=pooled_ended_at and f"needs {pooled_ended_at} of DATABASE_URL",
+    )
+    await steps.take("pooling", lambda: _check_direct(pooled, direct))
+    await steps.take("TimeZone", lambda: check_time_zone(direct.first))
+    await steps.take("transactions", lambda: check_transactions(direct.first))
+    await steps.take("statement_timeout", lambda: check_statement_timeout(direct.first, None))
+    await steps.take("migrations", direct.check_migrations)
+    await steps.take("round trip", direct.check_round_trip)
 
 
 class _Steps:
@@ -138,13 +149,15 @@ async def _read_notes(url: DatabaseURL) -> Finding:
     return green("; ".join(url.notes) or "every part of it is used")
 
 
-async def _check_pooled(pooled: ConnectionChecks, direct: ConnectionChecks) -> Finding:
+async def _check_pooled(pooled: ConnectionChecks, direct: ConnectionChecks | None) -> Finding:
     evidence = await pooled.find_pooling()
     if pooled.pooled:
         return green(f"pooled: {evidence}")
     neon = pooled.url.hosts[0][0].endswith(".neon.tech")
-    if neon or pooled.url.pooled or pooled.url.hosts != direct.url.hosts:
+    if neon or pooled.url.pooled or (direct and pooled.url.hosts != direct.url.hosts):
         return yellow(f"direct: {evidence}", "use the URL of the pooler: Neon's has -pooler in its host")
+    if direct is None:
+        return green(f"direct: {evidence}")
     return green(f"direct: {evidence}; both URLs name one server without a pooler")
 
 

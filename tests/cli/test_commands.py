@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from api.cli import main
 from tests.support import ROOT
 from tests.support.commands import USERS_API, environment, on, run, served
 from tests.support.database import execute
@@ -22,9 +24,9 @@ STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
     [
         ([], ["serve", "migrate", "doctor", "key", "openapi", "import", "export", "First steps", ".env.example"]),
         (["serve"], ["--host", "--port", "--workers", "--reload", "Examples", "8000"]),
-        (["migrate"], ["status", "rollback", "DIRECT_URL"]),
+        (["migrate"], ["status", "rollback", "DIRECT_URL", "--lock-timeout", "Exit code 1", "pooler", "Examples"]),
         (["migrate", "status"], ["pending"]),
-        (["migrate", "rollback"], ["--yes"]),
+        (["migrate", "rollback"], ["--yes", "--lock-timeout"]),
         (["check-sql"], ["Exit code 1"]),
         (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
         (["key"], ["--read-only", "API_KEYS", "Examples"]),
@@ -39,11 +41,31 @@ def test_every_command_teaches(command: list[str], teaches: list[str]) -> None:
     assert all(word in shown.stdout for word in teaches), shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "missing"),
+    [
+        *((command, "DATABASE_URL", "DIRECT_URL") for command in ("migrate", "migrate status", "import -", "export")),
+        *((command, "DIRECT_URL", "DATABASE_URL") for command in ("serve", "check-sql", "doctor")),
+    ],
+)
+def test_a_command_asks_for_the_url_that_it_needs(command: str, given: str, missing: str) -> None:
+    url = "postgresql://ada:sesame@db.example.com/x"
+    ended = CliRunner().invoke(main, command.split(), env={given: url, missing: None})
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert re.fullmatch(f"users-api: {missing} is not set, and .*: set it to .*\n", ended.stderr)
+    assert "sesame" not in ended.stderr
+
+
+def test_each_role_needs_its_own_url_alone(empty_database: str, directory: Path) -> None:
+    assert "0001.create-users" in run("migrate", DIRECT_URL=empty_database).stdout
+    with served(cwd=directory, DATABASE_URL=empty_database) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+
+
 @pytest.mark.parametrize("command", [["serve"], ["migrate"], ["migrate", "status"], ["check-sql"], ["doctor"]])
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"DATABASE_URL": "postgresql://ada:sesame@db.example.com/x"}, "DIRECT_URL is not set"),
         (
             {"DATABASE_URL": "postgresql://ada:sesame@h:x/x", "DIRECT_URL": "postgresql://a@localhost/x"},
             "DATABASE_URL: ",

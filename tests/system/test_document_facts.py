@@ -30,7 +30,8 @@ CONFIGURATION = """\
 Settings come from the environment, or from `.env` in the working directory ([.env.example](../.env.example)); the
 environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2.
 
-Set `DATABASE_URL` and `DIRECT_URL`, or neither. Without them every command uses the embedded PostgreSQL in `.data/`.
+`DATABASE_URL` is for the server, `DIRECT_URL` for the commands that need a session. Without either, every command uses
+the embedded PostgreSQL in `.data/`.
 
 | variable | default | range | meaning |
 |---|---|---|---|

@@ -58,10 +58,20 @@ def test_an_env_file_that_is_not_utf_8_is_named(monkeypatch: pytest.MonkeyPatch,
     assert refusal(monkeypatch).startswith(".env: not UTF-8 at byte ")
 
 
-@pytest.mark.parametrize(("given", "missing"), [("DATABASE_URL", "DIRECT_URL"), ("DIRECT_URL", "DATABASE_URL")])
-def test_one_url_without_the_other(monkeypatch: pytest.MonkeyPatch, given: str, missing: str) -> None:
-    message = refusal(monkeypatch, **{given: DIRECT})
-    assert message.startswith(f"{missing} is not set, but {given} is: set both")
+@pytest.mark.parametrize(
+    ("given", "missing", "used", "unusable"),
+    [("DATABASE_URL", "DIRECT_URL", "pooled", "direct"), ("DIRECT_URL", "DATABASE_URL", "direct", "pooled")],
+)
+def test_one_url_without_the_other_serves_what_needs_that_one(
+    monkeypatch: pytest.MonkeyPatch, given: str, missing: str, used: str, unusable: str
+) -> None:
+    monkeypatch.setenv(given, DIRECT)
+    settings = load_settings()
+    assert getattr(settings, used).user == "ada"
+    with pytest.raises(
+        SettingsError, match=f"^{missing} is not set, and .*: set it to the .*Neon's console shows both"
+    ):
+        getattr(settings, unusable)
 
 
 @pytest.mark.parametrize(
