@@ -21,6 +21,7 @@ from tests.support import leaks
 from tests.support import rig as neon_rig
 from tests.support.database import MakeDatabase, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
+from tests.support.roles import GRANTS_SQL, OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
 
 _names = count(1)
@@ -82,6 +83,8 @@ def postgres() -> Iterator[str]:
         for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
             execute(url, f"alter system set {setting}")
         execute(url, "select pg_reload_conf()")
+        # Every database but those made of template0 begins with what the document grants on the schema.
+        execute(_url_of(url, "template1"), ROLES_SQL)
         yield url
     finally:
         embedded.stop(directory)
@@ -102,9 +105,11 @@ def _new_database(postgres: str, template: str, owner: str = "postgres") -> Iter
 
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
-    """The name of a migrated database without connections, to be cloned."""
+    """The name of a migrated database without connections, to be cloned. Its owner has granted what the others need."""
     execute(postgres, "create database migrated")
-    migrations.migrate(parse_url(_url_of(postgres, "migrated")), report=lambda line: None)
+    owner = as_role(_url_of(postgres, "migrated"), OWNER)
+    migrations.migrate(parse_url(owner), report=lambda line: None)
+    execute(owner, GRANTS_SQL)
     return "migrated"
 
 

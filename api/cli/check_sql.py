@@ -18,19 +18,26 @@ from api.settings import Settings
 def check_sql() -> None:
     """Prepare every SQL file over DATABASE_URL and compare its types with those that the code declares.
 
-    Exit code 1 if any differs: the schema is older or newer than the code.
+    PostgreSQL also says whether the role may run each statement. A privilege that is missing is printed as the GRANT to
+    run. Nothing is executed or changed.
+
+    Exit code 1 if any differs, since the schema is older or newer than the code, or if a privilege is missing; 2 if the
+    settings cannot be used, else 0.
     """
     settings, _ = settings_with_database()
-    mismatches = asyncio.run(_check_sql(settings))
+    mismatches, grants = asyncio.run(_check_sql(settings))
     for mismatch in mismatches:
         click.echo(mismatch, err=True)
-    if mismatches:
+    for grant in grants:
+        click.echo(f"a privilege is missing: run as the owner of the tables: {grant};", err=True)
+    if mismatches and not grants:
         click.echo("run `users-api migrate`; if none is pending, deploy the release that fits this database", err=True)
+    if mismatches or grants:
         sys.exit(1)
     click.echo(f"{len(statements.declared_statements())} statements fit the database")
 
 
-async def _check_sql(settings: Settings) -> list[str]:
+async def _check_sql(settings: Settings) -> statements.Findings:
     try:
         # Without the cache a statement is prepared without a name, which leaves nothing on a session of the pooler.
         connection = await asyncpg.connect(**settings.pooled.asyncpg_arguments(), statement_cache_size=0)

@@ -40,6 +40,9 @@ def doctor(context: click.Context, replicas: int, workers: int, timeout: float, 
     Each step is green, yellow (it works; read the remedy), red, or skipped because an earlier step failed. Exit code 1
     if a step is red, 2 if the settings cannot be used, else 0. It only reads. NO_COLOR turns the colours off.
 
+    Without DIRECT_URL, as where the server runs, migrations are not examined. It needs no privilege beyond those of the
+    server's role: it names the GRANT that the role lacks for a statement, and says what it is not shown.
+
     \b
     --json: {"status": the worst of all, "steps": [{"url": "DATABASE_URL", "step": "TLS", "status": "red",
             "milliseconds": 12.3 or null, "detail": "...", "remedy": "..." or null}, ...]}

@@ -5,10 +5,12 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 
 from api.database.files import ROOT, SQL_DIRECTORY
+from api.database.privileges import explain, find_grants
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Mismatch:
 
     statement: Statement
     reason: str
+    is_denied: bool = False  # the role lacks a privilege
 
     def __str__(self) -> str:
         return f"sql/{self.statement.name}, declared at {self.statement.declared_at}: {self.reason}"
@@ -77,11 +80,16 @@ def undeclared_files() -> list[str]:
 
 
 async def check_statement(connection: asyncpg.Connection, statement: Statement) -> Mismatch | None:
-    """Prepare a statement on a migrated database and compare its types with the declaration: None if equal."""
+    """Prepare a statement on a migrated database and compare its types with the declaration: None if equal.
+
+    PostgreSQL also checks whether the role may run it, which preparing it does not.
+    """
     try:
         prepared = await connection.prepare(statement.sql)
+        await explain(connection, statement.sql)
     except asyncpg.PostgresError as error:
-        return Mismatch(statement, f"PostgreSQL refuses it: {error.args[0]} (SQLSTATE {error.sqlstate})")
+        is_denied = isinstance(error, asyncpg.InsufficientPrivilegeError)
+        return Mismatch(statement, f"PostgreSQL refuses it: {error.args[0]} (SQLSTATE {error.sqlstate})", is_denied)
     parameters = tuple(parameter.name for parameter in prepared.get_parameters())
     if parameters != statement.parameters:
         return Mismatch(statement, f"parameters: expected {_list(statement.parameters)}, found {_list(parameters)}")
@@ -92,11 +100,22 @@ async def check_statement(connection: asyncpg.Connection, statement: Statement) 
     return None
 
 
-async def check_statements(connection: asyncpg.Connection) -> list[str]:
-    """Check every declared statement; return a line for each mismatch, and for each file that is not declared."""
-    checks = [await check_statement(connection, each) for each in declared_statements()]
+class Findings(NamedTuple):
+    """A line for each mismatch and each file that is not declared, and the GRANTs that the role lacks."""
+
+    mismatches: list[str]
+    grants: list[str]
+
+
+async def check_statements(connection: asyncpg.Connection) -> Findings:
+    """Check every declared statement, and every privilege that they need."""
+    declared = declared_statements()
+    mismatches = [found for each in declared if (found := await check_statement(connection, each))]
+    grants = await find_grants(
+        connection, [each.sql for each in declared], [found.statement.sql for found in mismatches if found.is_denied]
+    )
     unused = [f"sql/{name}: no Python module declares it" for name in undeclared_files()]
-    return [str(mismatch) for mismatch in checks if mismatch is not None] + unused
+    return Findings([*map(str, mismatches), *unused], grants)
 
 
 def _list(items: Iterable[str]) -> str:

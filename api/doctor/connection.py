@@ -10,14 +10,14 @@ import time
 from statistics import median
 
 import asyncpg
+from psycopg.errors import InsufficientPrivilege
 
-from api.database import migrations, statements
+from api.database import migrations, pooling, statements
 from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
 from api.neon.drivers import DatabaseURL
 from api.threads import in_daemon_thread
 
-_ROUNDS = 5  # enough to meet a shared backend, in whatever order a pooler assigns them
 _ROUND_TRIPS = 21
 _FAR_SECONDS = 0.02  # more than any round trip within one region
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
@@ -102,19 +102,11 @@ class ConnectionChecks:
         return tuple(row)
 
     async def find_pooling(self) -> str:
-        """Set `pooled` and return the evidence: the backends of PostgreSQL that two connections use.
-
-        A connection to PostgreSQL itself, a proxy or a session pooler keeps one backend of its own. A transaction
-        pooler assigns the same one to both, or another one to the next statement. The process id that PostgreSQL sends
-        at the start of a session proves less: Neon's proxy replaces it on both hosts.
-        """
-        met: tuple[set[int], set[int]] = (set(), set())
-        for _ in range(_ROUNDS):
-            for connection, backends in zip(self._connections, met, strict=True):
-                backends.add(await connection.fetchval("select pg_backend_pid()"))
-        self.pooled = max(map(len, met)) > 1 or not met[0].isdisjoint(met[1])
+        """Set `pooled` and return the evidence: the backends of PostgreSQL that two connections use."""
+        one, other = await pooling.meet_backends(self._connections)
+        self.pooled = pooling.is_pooled(one, other)
         if self.pooled:
-            return f"two connections share {_count(len(met[0] | met[1]), 'backend')}"
+            return f"two connections share {_count(len(one | other), 'backend')}"
         return "each connection keeps its own backend"
 
     async def check_prepared_statements(self, cache_size: int) -> Finding:
@@ -183,6 +175,11 @@ class ConnectionChecks:
         try:
             rows = await in_daemon_thread(migrations.status, self.url)
         except migrations.MigrationError as error:
+            if isinstance(error.__cause__, InsufficientPrivilege):
+                return green(
+                    f"not visible to role {self.url.user}, which needs none of it: "
+                    "the role that migrates sees them with `users-api migrate status`"
+                )
             return red(" ".join(str(error).split()), "run `users-api migrate status` for details")
         by_state = {state: [row.id for row in rows if row.state == state] for state in ("pending", "edited", "missing")}
         if ids := by_state["edited"]:
@@ -194,8 +191,13 @@ class ConnectionChecks:
         return green(f"{len(rows)} applied, none pending")
 
     async def check_statements(self) -> Finding:
-        """Prepare every SQL file, as `users-api check-sql` does."""
-        mismatches = await statements.check_statements(self.first)
+        """Prepare every SQL file and check the role's privileges, as `users-api check-sql` does."""
+        mismatches, grants = await statements.check_statements(self.first)
+        if grants:
+            return red(
+                f"role {self.url.user} lacks {_count(len(grants), 'GRANT')}",
+                f"run as the owner of the tables: {'; '.join(grants)}",
+            )
         if mismatches:
             more = f", and {len(mismatches) - 1} more" if mismatches[1:] else ""
             return red(

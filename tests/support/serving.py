@@ -15,13 +15,19 @@ from starlette.types import Receive, Send
 from api.server.protocol import HTTPProtocol
 from api.settings import Settings
 from tests.support.leaks import scan_answers
+from tests.support.roles import READER, SERVER, as_role
 
 
 def settings_for(url: str, **overrides: object) -> Settings:
-    """Return settings for one database, whatever the environment holds; without credentials, authentication is off."""
+    """Return settings for one database, whatever the environment holds; without credentials, authentication is off.
+
+    The application gets the least privileged roles that docs/neon.md creates, and not the superuser of the tests.
+    """
     if not {"api_keys", "jwt_issuer"} & overrides.keys():
         overrides.setdefault("auth", "off")
-    return Settings(database_url=url, direct_url=url, **overrides)  # type: ignore[arg-type]
+    if isinstance(replica := overrides.get("read_database_url"), str):
+        overrides["read_database_url"] = as_role(replica, READER)
+    return Settings(database_url=as_role(url, SERVER), direct_url=url, **overrides)  # type: ignore[arg-type]
 
 
 class _Server(uvicorn.Server):
