@@ -50,6 +50,10 @@ class OutcomeUnknownError(Exception):
     """A write was sent, but its result never arrived: it may have happened. Raised from the error that cut it off."""
 
 
+class MigrationError(Exception):
+    """A failed migration: the message names the file, the cause and the remedy, and holds no password and no URL."""
+
+
 class OverloadedError(Exception):
     """Too many requests are in flight, or wait for the database: nothing was sent."""
 

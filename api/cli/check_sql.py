@@ -8,8 +8,8 @@ import click
 
 import api.app  # noqa: F401 - declares the statements that check-sql checks
 from api.cli.common import explain_errors, settings_with_database
-from api.database import migrations, statements
-from api.errors import describe
+from api.database import statements
+from api.errors import MigrationError, describe
 from api.settings import Settings
 
 
@@ -42,7 +42,7 @@ async def _check_sql(settings: Settings) -> statements.Findings:
         # Without the cache a statement is prepared without a name, which leaves nothing on a session of the pooler.
         connection = await asyncpg.connect(**settings.pooled.asyncpg_arguments(), statement_cache_size=0)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise migrations.MigrationError(f"DATABASE_URL: cannot connect: {describe(error)}") from None
+        raise MigrationError(f"DATABASE_URL: cannot connect: {describe(error)}") from None
     try:
         return await statements.check_statements(connection)
     finally:

@@ -9,8 +9,8 @@ import asyncpg
 import click
 from pydantic import SecretStr
 
-from api.database import embedded, migrations
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, Problem, describe
+from api.database import embedded
+from api.errors import DatabaseUnavailableError, MigrationError, OutcomeUnknownError, Problem, describe
 from api.settings import Settings, SettingsError, load_settings
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (SettingsError, embedded.EmbeddedUnavailableError) as error:
             click.echo(f"users-api: {error}", err=True)
             sys.exit(2)
-        except (migrations.MigrationError, Problem) as error:
+        except (MigrationError, Problem) as error:
             click.echo(f"users-api: {error}", err=True)
             sys.exit(1)
         except (DatabaseUnavailableError, OutcomeUnknownError, asyncpg.PostgresError) as error:
@@ -60,6 +60,8 @@ def direct_settings() -> Settings:
     """
     settings, is_embedded = settings_with_database()
     if is_embedded:
+        from api.database import migrations
+
         migrations.migrate(settings.direct, report=partial(click.echo, err=True))
     if settings.direct.pooled:
         raise SettingsError(POOLED_DIRECT_URL)

@@ -7,7 +7,6 @@ import click
 
 from api.auth.loopback import is_loopback
 from api.cli.common import explain_errors, settings_with_database
-from api.database import migrations
 from api.server.run import run_server
 from api.server.workers import prepare_environment
 from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError, load_settings
@@ -60,6 +59,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     _check_authentication(load_settings(), host)
     settings, is_embedded = settings_with_database()
     if is_embedded:
+        from api.database import migrations  # with psycopg and yoyo, a third of the time in which a server starts
+
         migrations.migrate(settings.direct, report=click.echo)
     for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
         for note in url.notes if url else ():

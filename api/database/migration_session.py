@@ -11,6 +11,7 @@ from yoyo.exceptions import BadMigration
 
 from api.database.pooling import ASK_BACKEND, ROUNDS, is_pooled
 from api.database.yoyo_backend import leave_nothing
+from api.errors import MigrationError
 from api.neon.drivers import DatabaseURL
 
 Report = Callable[[str], None]
@@ -48,10 +49,6 @@ _HOLDER = _SESSIONS.format(
 )
 # The oldest transactions with a lock on a table: PostgreSQL does not say for which lock a statement waited in vain.
 _BLOCKERS = _SESSIONS.format(sql.SQL("locktype = 'relation' and relation >= 16384 and pid <> pg_backend_pid()"))
-
-
-class MigrationError(Exception):
-    """A failed migration: the message names the file, the cause and the remedy, and holds no password and no URL."""
 
 
 def connection_arguments(url: DatabaseURL) -> dict[str, str]:

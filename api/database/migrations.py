@@ -23,7 +23,6 @@ from yoyo.migrations import Migration, default_migration_table, topological_sort
 from api.database.files import MIGRATIONS_DIRECTORY
 from api.database.migration_session import (
     LOCK_TIMEOUT_SECONDS,
-    MigrationError,
     Report,
     connected,
     connection_arguments,
@@ -32,9 +31,8 @@ from api.database.migration_session import (
     explained_connecting,
 )
 from api.database.yoyo_backend import CHECKSUM_TABLE, Backend, checksum, connect
+from api.errors import MigrationError
 from api.neon.drivers import DatabaseURL
-
-__all__ = ["MigrationError", "MigrationStatus", "migrate", "rollback", "status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +132,7 @@ def _exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterato
     logging.getLogger("yoyo").setLevel(logging.ERROR)
     with exclusive(url, lock_timeout, report) as lock, _connect(url) as backend:
         with explained("cannot prepare the database for migrations", lock):
+            _require_public(lock)
             backend.execute(
                 f"create table if not exists {CHECKSUM_TABLE} (migration_id text, checksum text not null, "
                 f"constraint {CHECKSUM_TABLE}_pkey primary key (migration_id))"
@@ -144,6 +143,19 @@ def _exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterato
             backend.break_lock()
             backend.ensure_internal_schema_updated()
         yield backend, lock
+
+
+def _require_public(connection: psycopg.Connection) -> None:
+    """Raise MigrationError if migrations are recorded in another schema: earlier releases went by the search_path."""
+    for (schema,) in connection.execute(
+        "select schemaname from pg_catalog.pg_tables where tablename = %s and schemaname <> 'public'"
+        " and not exists (select from pg_catalog.pg_tables where tablename = %s and schemaname = 'public')",
+        [CHECKSUM_TABLE, CHECKSUM_TABLE],
+    ).fetchall():
+        raise MigrationError(
+            f"the migrations of this database are recorded in the schema {schema}, and the server looks for its tables "
+            f"in public: move each table of users-api there first, with: alter table {schema}.NAME set schema public"
+        )
 
 
 def _connect(url: DatabaseURL) -> Backend:

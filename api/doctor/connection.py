@@ -15,6 +15,7 @@ from psycopg.errors import InsufficientPrivilege
 from api.database import migrations, pooling, statements
 from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
+from api.errors import MigrationError
 from api.neon.drivers import DatabaseURL
 from api.threads import in_daemon_thread
 
@@ -174,7 +175,7 @@ class ConnectionChecks:
         """Compare the files with the migrations that the database has recorded, over libpq as `users-api migrate`."""
         try:
             rows = await in_daemon_thread(migrations.status, self.url)
-        except migrations.MigrationError as error:
+        except MigrationError as error:
             if isinstance(error.__cause__, InsufficientPrivilege):
                 return green(
                     f"not visible to role {self.url.user}, which needs none of it: "

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from api.cli import main
 from api.database import migrations
-from api.database.migration_session import LOCK_KEY, MigrationError
+from api.database.migration_session import LOCK_KEY
+from api.errors import MigrationError
 from api.neon.url import parse_url
 from tests.support.database import SESSION_STATE, execute
 from tests.support.rig import PASSWORD, NeonDatabase, Rig

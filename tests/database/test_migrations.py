@@ -14,8 +14,9 @@ import pytest
 
 from api.database import migrations
 from api.database.files import MIGRATIONS_DIRECTORY
-from api.database.migrations import MigrationError, MigrationStatus
-from api.database.yoyo_backend import connect
+from api.database.migrations import MigrationStatus
+from api.database.yoyo_backend import CHECKSUM_TABLE, connect
+from api.errors import MigrationError
 from api.neon.url import parse_url
 from tests.support.database import MIGRATIONS, execute, wait_until_waiting
 from tests.support.waiting import wait_until
@@ -166,6 +167,31 @@ def test_the_search_path_of_a_role_moves_nothing(empty_database: str, database: 
     assert tables(empty_database) == tables(database)
     execute(empty_database, f"alter role postgres in database {name} reset search_path")
     assert execute(empty_database, CATALOG) == execute(database, CATALOG)
+
+
+def test_tables_in_another_schema_are_not_built_anew_in_public(empty_database: str) -> None:
+    """Earlier releases went by the role's search_path."""
+    url = parse_url(empty_database)
+    migrations.migrate(url)
+    execute(empty_database, "create schema ours")
+    for name in (
+        "users",
+        "idempotency_keys",
+        CHECKSUM_TABLE,
+        "_yoyo_migration",
+        "_yoyo_log",
+        "_yoyo_version",
+        "yoyo_lock",
+    ):
+        execute(empty_database, f"alter table {name} set schema ours")
+    with pytest.raises(
+        MigrationError, match=r"recorded in the schema ours, .* alter table ours\.NAME set schema public"
+    ):
+        migrations.migrate(url)
+    assert tables(empty_database) == set()
+    for (moved,) in execute(empty_database, "select tablename from pg_tables where schemaname = 'ours'"):
+        execute(empty_database, f"alter table ours.{moved} set schema public")
+    assert migrations.migrate(url) == []
 
 
 def test_a_temporary_table_takes_no_name_of_a_migration(empty_database: str) -> None:
