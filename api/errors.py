@@ -46,6 +46,10 @@ class DatabaseUnavailableError(Exception):
     """
 
 
+class StatementFailedError(DatabaseUnavailableError):
+    """The database answered a statement with an error that no client can mend, such as a missing table."""
+
+
 class OutcomeUnknownError(Exception):
     """A write was sent, but its result never arrived: it may have happened. Raised from the error that cut it off."""
 
@@ -77,9 +81,14 @@ _RETRY_AFTER = {"Retry-After": "1"}
 
 _LOCKED = Problem(503, "Somebody else holds the user; nothing was changed", "locked", headers=_RETRY_AFTER)
 
+_UNAVAILABLE = Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER)
+
+_REFUSED = Problem(409, "A rule of the database refuses the change; nothing was changed", "refused-by-database")
+
 # Failures of the database and of serving. Any other exception is a bug and becomes an opaque 500.
 _EXCEPTIONS: dict[type[Exception], Problem] = {
-    DatabaseUnavailableError: Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER),
+    DatabaseUnavailableError: _UNAVAILABLE,
+    StatementFailedError: _UNAVAILABLE,
     OutcomeUnknownError: Problem(
         503,
         "The change was sent, but its outcome is unknown: read before retrying",
@@ -88,6 +97,9 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     ),
     OverloadedError: Problem(503, "Too many requests are waiting", "overloaded", headers=_RETRY_AFTER),
     asyncpg.LockNotAvailableError: _LOCKED,
+    # After the retries of fetch.py.
+    asyncpg.TransactionRollbackError: _LOCKED,
+    asyncpg.SerializationError: _LOCKED,
     asyncpg.DeadlockDetectedError: _LOCKED,
     StatementTimeoutError: Problem(504, "The database did not answer in time"),
     DeadlineExceededError: Problem(
@@ -103,7 +115,8 @@ def database_problems(*, writes: bool) -> list[Problem]:
     """Return the problems of any read or write statement. api.http.gate adds its own."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
-    return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
+    problems = [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
+    return [*problems, _REFUSED] if writes else problems
 
 
 def problem_of(error: type[Exception]) -> Problem:
@@ -112,21 +125,17 @@ def problem_of(error: type[Exception]) -> Problem:
 
 
 def internal_error() -> Problem:
-    """The problem of an exception in neither table."""
+    """The problem of an exception that no table has."""
     return Problem(500, "Internal server error; the log has it under this request_id")
 
 
-# Violating an unregistered constraint is also a bug and becomes a 500. The values are functions: a problem that is
-# raised repeatedly would accumulate the tracebacks and frames of every request.
+# The values are functions: a problem that is raised repeatedly would accumulate the tracebacks and frames of every
+# request.
 _CONSTRAINTS: dict[str, Callable[[], Problem]] = {}
-
-# While "reindex concurrently" rebuilds an index, violations are reported under such a name.
-# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
-_REBUILT = re.compile(r"_cc(new|old)\d*$")
 
 
 def register_constraint(name: str, problem: Callable[[], Problem]) -> None:
-    """Map a violation of the constraint `name` to `problem()` instead of a 500."""
+    """Map a violation of the constraint `name` to `problem()`. Other violations are `refused-by-database`."""
     _CONSTRAINTS[name] = problem
 
 
@@ -154,6 +163,8 @@ def to_problem(error: Exception, request_id: str) -> Problem:
         return internal_error()
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
+    elif problem is _REFUSED:
+        logger.info("request %s: %s: %s", request_id, problem.detail, describe(error))
     return problem
 
 
@@ -182,19 +193,54 @@ def _find_problem(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
-        problem = _CONSTRAINTS.get(_REBUILT.sub("", error.constraint_name or ""))
-        return problem() if problem else None
-    return _EXCEPTIONS.get(type(error))
+        registered = _CONSTRAINTS.get(error.constraint_name or "")
+        return registered() if registered else _REFUSED
+    problem = _EXCEPTIONS.get(type(error))
+    # Of what PostgreSQL answers, fetch.py raises only refusals as they are. asyncpg's own errors have no severity: they
+    # are bugs.
+    if problem is None and isinstance(error, asyncpg.PostgresError) and error.severity is not None:
+        return _REFUSED
+    return problem
+
+
+# The classes in which PostgreSQL's own messages, and those of poolers, name objects and never values.
+_NAMES_OBJECTS = ("08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57")
+# Neon's proxy and some poolers use these. PostgreSQL does too, with any text; it also names its function.
+_OF_PROXIES = ("58", "XX")
+_FUNCTION = re.compile(r"^PL/\w+ function ([\w.]+)\(", re.MULTILINE)
+_NAME = re.compile(r"[\w.$]+")
 
 
 def describe(error: BaseException) -> str:
-    """Describe an exception for the log, without PostgreSQL's DETAIL or invalid values: they quote clients' data."""
-    if isinstance(error, asyncpg.DataError):
-        return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
-    if isinstance(error, asyncpg.PostgresError):
-        constraint = f", constraint {error.constraint_name}" if error.constraint_name else ""
-        return f"{type(error).__name__}: {error.args[0]} (SQLSTATE {error.sqlstate}{constraint})"
-    return f"{type(error).__name__}: {error}"
+    """Describe an exception for the log.
+
+    Of an error that a function, a constraint or a type of the operator's can have raised it has no text, which may
+    quote a row: only the SQLSTATE, and the names of the table, the constraint and the function.
+    """
+    if not isinstance(error, asyncpg.PostgresError):
+        return f"{type(error).__name__}: {error}"
+    if error.severity is None and isinstance(error.__cause__, asyncpg.PostgresError):
+        # asyncpg's own error, of a connection that was closed after one of the server's, quotes that.
+        return f"{type(error).__name__}: {describe(error.__cause__)}"
+    function = _FUNCTION.search(error.context or "")
+    names = {
+        "SQLSTATE": error.sqlstate,
+        "table": error.table_name,
+        "constraint": error.constraint_name,
+        "function": function and function[1],
+    }
+    # RAISE can set the first three to anything.
+    known = ", ".join(f"{kind} {name}" for kind, name in names.items() if name and _NAME.fullmatch(name))
+    text = f": {error.args[0]}" if error.args and _is_safe(error) else ""
+    return f"{type(error).__name__}{text} ({known})"
+
+
+def _is_safe(error: asyncpg.PostgresError) -> bool:
+    """Return whether the message comes from a pooler, a proxy, or PostgreSQL itself, and quotes no row."""
+    if error.context:  # a function raised it, or COPY, which quotes its line
+        return False
+    group = (error.sqlstate or "")[:2]
+    return group in _NAMES_OBJECTS or (group in _OF_PROXIES and error.server_source_function is None)
 
 
 def _frames(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import asyncpg
 
 from api.context import RequestContext, serving, share
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, StatementFailedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -225,7 +225,7 @@ class Batcher(Generic[Item, Result]):
         share(calls)
         try:
             results = await self._run([call.item for call in calls])
-        except asyncpg.PostgresError as error:
+        except (asyncpg.PostgresError, StatementFailedError) as error:
             if len(calls) == 1:
                 _fail(calls, error)
             else:

@@ -1,6 +1,7 @@
-"""The faults of the database in one table: which are transient, which are permanent, and the remedy for an operator.
+"""The faults of connections in one table: which are transient, which are permanent, and the remedy for an operator.
 
-`decide_next` says whether a statement may be sent again; fetch.py decides how often.
+`decide_next` says whether a statement may be sent again, by this table or by that of verdicts.py; fetch.py decides how
+often.
 
 The texts come from `disconnect_client` and `kill_pool_logins` in PgBouncer 1.24 (src/objects.c, src/janitor.c,
 src/server.c), and `to_string_client` in Neon's proxy (proxy/src/control_plane, proxy/src/auth, proxy/src/compute).
@@ -8,13 +9,20 @@ src/server.c), and `to_string_client` in Neon's proxy (proxy/src/control_plane, 
 
 import socket
 import ssl
-from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import asyncpg
 
+from api.database.verdicts import Next, verdict_of
+
 # The exceptions of connecting and fetching when the database failed: from the network, PostgreSQL, and asyncpg.
-DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+DATABASE_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.PostgresWarning,  # an error with the SQLSTATE of a warning, which RAISE in a function can give it
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 class Fault(NamedTuple):
@@ -51,10 +59,6 @@ _NAME = "check the host in the URL, and that this machine can resolve names"
 _CERTIFICATE = (
     "the server's certificate cannot be trusted: install the package ca-certificates, name its authority with "
     "sslrootcert=FILE in the URL, and use the host name that the certificate was issued for"
-)
-_POOLER_STATEMENTS = (
-    "the pooler does not keep prepared statements: set STATEMENT_CACHE_SIZE=0, or use PgBouncer 1.21 or later with "
-    "max_prepared_statements above 0"
 )
 
 # The first rule that fits counts.
@@ -104,6 +108,8 @@ _TABLE = (
     _transient(
         "08P01", "query_wait_timeout", "the pooler had no server connection for this statement: default_pool_size"
     ),
+    _permanent("08P01", "server refused ssl", "PostgreSQL speaks no TLS: see server_tls_sslmode of the pooler"),
+    _transient("08P01", "server dns lookup failed", "the pooler cannot resolve the name of PostgreSQL's host"),
     _transient("08P01", "server login", "the pooler cannot log in at PostgreSQL"),
     _transient("08P01", "cannot connect to server", "the pooler cannot reach PostgreSQL"),
     _transient("08P01", "client_login_timeout", "the pooler cannot reach PostgreSQL"),
@@ -121,15 +127,22 @@ _TABLE = (
     _transient("57P02", rejection=False),
     _permanent("57P04", "", "the database was dropped", rejection=False),
     _transient("57P05", rejection=False),
-    # The statement was refused, and the connection still works: nothing was changed.
-    _transient("57014", "", "cancelled by an administrator or a statement_timeout of the role", rejection=False),
-    _permanent("53100", "", "the disk, or the Neon project's storage limit, is full", rejection=False),
-    _transient("53200", "", "the server has no memory left", rejection=False),
-    _permanent(
-        "25006", "", "the URL leads to a read-only server: DATABASE_URL must lead to the primary", rejection=False
-    ),
-    _permanent("26000", "", _POOLER_STATEMENTS, rejection=False),
-    _permanent("42P05", "", _POOLER_STATEMENTS, rejection=False),
+)
+
+# PgBouncer quotes why it could not log in, without the SQLSTATE, and cuts the text after 127 characters
+# (disconnect_server in src/objects.c). The words of PostgreSQL at login, in lower case, and their SQLSTATE; the first
+# that fits counts. Neon's are in the table above.
+_QUOTE = "cached error: "
+_QUOTED = (
+    ("password authentication failed", "28P01"),
+    ("pg_hba.conf", "28000"),
+    ("too many c", "53300"),
+    ("connection slots are reserved", "53300"),
+    ("permission denied for database", "42501"),
+    ("not currently accepting connections", "55000"),
+    ("database system is", "57P03"),
+    ('role "', "28000"),
+    ('database "', "3D000"),
 )
 
 # An unknown failure to connect counts as transient. A wrong guess then delays an error; as permanent, it would fail
@@ -137,20 +150,21 @@ _TABLE = (
 _UNKNOWN = Fault(transient=True)
 
 
-class Next(Enum):
-    """The step after a statement that failed."""
-
-    RAISE = "PostgreSQL refused it, and the error belongs to the request"
-    RETRY = "it never ran: send it again"
-    RESEND = "it may have run, and running it again is harmless"
-    UNAVAILABLE = "it changed nothing, and a retry would not help"
-    TIMEOUT = "a read that takes too long"
-    UNKNOWN = "a write that may have happened"
-
-
 def classify(error: BaseException) -> Fault:
     """Return the fault of a failure to connect, or of a connection that broke."""
-    return _find(_server_message(error)) or _UNKNOWN
+    cause = _server_message(error)
+    if fault := _find(cause):
+        return fault
+    return Fault(transient=True, remedy=verdict_of(cause).remedy) if _is_answer(cause) else _UNKNOWN
+
+
+def as_error(error: Exception) -> Exception:
+    """Return a PostgresWarning as a PostgresError, and any other of DATABASE_ERRORS as it is."""
+    if not isinstance(error, asyncpg.PostgresWarning):
+        return error
+    refusal = asyncpg.PostgresError(*error.args)
+    refusal.__dict__.update(error.__dict__)
+    return refusal
 
 
 def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> tuple[Next, Fault]:
@@ -160,9 +174,11 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
     if it provably never ran: it was not sent, or the error is one that only a rejected connection gets. An error that
     leaves the connection open is definite: nothing was changed.
     """
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        known = _find(error)
-        return (Next.RAISE, _UNKNOWN) if known is None or known.rejection else (Next.UNAVAILABLE, known)
+    if _is_answer(error):
+        step, remedy = verdict_of(error)
+        if not writes and step in (Next.RAISE, Next.UNKNOWN):
+            step = Next.FAILED
+        return step, Fault(transient=step is Next.REPEAT, remedy=remedy)
     fault = classify(error)
     if not sent and not closed and not isinstance(error, OSError):
         return Next.RAISE, fault  # The connection still works: asyncpg rejects how it is used, which is a bug.
@@ -175,6 +191,11 @@ def decide_next(error: Exception, *, sent: bool, writes: bool, closed: bool) -> 
     return (Next.UNKNOWN if writes else Next.RESEND), fault
 
 
+def _is_answer(error: BaseException) -> TypeGuard[asyncpg.PostgresError]:
+    """Return whether the server sent the error. asyncpg raises some of the same classes, which have no severity."""
+    return isinstance(error, asyncpg.PostgresError) and error.severity is not None
+
+
 def _server_message(error: BaseException) -> BaseException:
     """Return the error that the server sent before it disconnected, which asyncpg attaches as the cause of its own."""
     if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
@@ -185,6 +206,15 @@ def _server_message(error: BaseException) -> BaseException:
 def _find(error: BaseException) -> Fault | None:
     state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
     text = str(error.args[0] if state and error.args else error).lower()
+    if state == "08P01" and _QUOTE in text:
+        quoted = text.partition(_QUOTE)[2]
+        code = next((code for part, code in _QUOTED if part in quoted), "XX000")
+        if fault := _match(error, code, quoted):
+            return fault
+    return _match(error, state, text)
+
+
+def _match(error: BaseException, state: str | None, text: str) -> Fault | None:
     for kind, part, fault in _TABLE:
         if (kind == state if isinstance(kind, str) else isinstance(error, kind)) and part in text:
             return fault

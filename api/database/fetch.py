@@ -6,18 +6,25 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import asyncpg
 
 from api.context import serving
-from api.database import connecting
+from api.database import connecting, indexes
 from api.database.driver import counter_of
-from api.database.faults import DATABASE_ERRORS, Fault, Next, classify, decide_next
+from api.database.faults import DATABASE_ERRORS, Fault, as_error, classify, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
 from api.database.statements import Statement
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError, describe
+from api.database.verdicts import Next
+from api.errors import (
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    StatementFailedError,
+    StatementTimeoutError,
+    describe,
+)
 from api.telemetry.metrics import DatabaseMetrics, Metrics
 
 if TYPE_CHECKING:
@@ -25,7 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("api.database")
 
-_RETRIES = (Next.RETRY, Next.RESEND)
+_RETRIES = (Next.RETRY, Next.RESEND, Next.REPEAT)
+_REFUSALS = (Next.RAISE, Next.FAILED, Next.REPEAT)
 _MOST_RESENDS = 5
 """How often a read is sent whose connection breaks each time: the read may be what breaks it."""
 
@@ -43,22 +51,23 @@ class Database(Protocol):
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
 
-        A transient fault is retried, for ACQUIRE_TIMEOUT_SECONDS at most: a statement that never ran is sent again, and
-        a read also if its answer was lost.
+        A transient fault is retried, for ACQUIRE_TIMEOUT_SECONDS at most: a statement that never ran or was rolled back
+        is sent again, and a read also if its answer was lost.
 
-        Raises DatabaseUnavailableError if nothing was changed. If the statement was sent and has no answer, raises
-        OutcomeUnknownError for a write, and StatementTimeoutError for a read that takes too long. Raises
-        asyncpg.PostgresError if PostgreSQL refused it, which leaves nothing behind. If the caller is cancelled, the
-        statement is cancelled on the server; a write that was sent by then raises OutcomeUnknownError.
+        Raises DatabaseUnavailableError if nothing was changed: StatementFailedError if PostgreSQL refused the
+        statement, and asyncpg.PostgresError if it refused the content of a write. If the statement was sent and has no
+        answer, raises OutcomeUnknownError for a write, and StatementTimeoutError for a read that takes too long. If the
+        caller is cancelled, the statement is cancelled on the server; a write that was sent by then raises
+        OutcomeUnknownError.
         """
 
 
 class _Retry(NamedTuple):
-    """The decision to repeat an attempt. `resend`: the statement was sent before, so it may have run."""
+    """The decision to repeat an attempt: RETRY, RESEND or REPEAT."""
 
     error: Exception
     fault: Fault
-    resend: bool
+    step: Next
 
 
 class PooledDatabase:
@@ -74,6 +83,7 @@ class PooledDatabase:
         """True unless the last statement had no answer. A statement under way changes nothing."""
         self._acquire_timeout = options.acquire_timeout
         self._statement_timeout = options.statement_timeout
+        self._index_names: dict[str, str] = {}  # see indexes.identify
         # Shorter than the statement's own time: a lock timeout is a definite answer, a cancelled write is not.
         self.lock_timeout = 0.8 * options.statement_timeout
         self._pool = Pool(options, self._metrics, partial(connecting.open_connection, options))
@@ -137,19 +147,35 @@ class PooledDatabase:
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement; see `Database.fetch`."""
         deadline = self._loop.time() + self._acquire_timeout
-        resends = 0
+        failures = 0
         while True:
-            result = await self._attempt(statement, arguments, deadline)
+            try:
+                result = await self._attempt(statement, arguments, deadline)
+            except asyncpg.UniqueViolationError as error:
+                if await indexes.identify(self.fetch, self._index_names, error) or failures:
+                    raise
+                result = _Retry(error, Fault(transient=True), Next.REPEAT)
             if isinstance(result, list):
                 return result
-            resends += result.resend
-            if resends == _MOST_RESENDS or self._loop.time() >= deadline:
-                self.answers = False
-                raise DatabaseUnavailableError(result.fault.remedy) from result.error
+            pause = 0.0
+            if result.step is not Next.RETRY:  # the pool makes the pauses between connections
+                failures += 1
+                pause = connecting.delay(failures)
+            is_spent = result.step is Next.RESEND and failures >= _MOST_RESENDS
+            if is_spent or self._loop.time() + pause >= deadline:
+                self._give_up(statement, result)
             logger.info("sql/%s is tried again: %s", statement.name, describe(result.error))
             self._metrics.retry()
-            if result.resend:
-                await asyncio.sleep(connecting.delay(resends))
+            if pause:
+                await asyncio.sleep(pause)
+
+    def _give_up(self, statement: Statement, retry: _Retry) -> NoReturn:
+        if retry.step is not Next.REPEAT:
+            self.answers = False
+            raise DatabaseUnavailableError(retry.fault.remedy) from retry.error
+        if not statement.writes:
+            raise StatementFailedError(retry.fault.remedy) from retry.error
+        raise retry.error
 
     async def _attempt(
         self, statement: Statement, arguments: tuple[Any, ...], deadline: float
@@ -175,19 +201,20 @@ class PooledDatabase:
             if statement.writes and counter.queries_count != executed:
                 raise OutcomeUnknownError from error
             raise
-        except DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as raised:
+            cause = as_error(raised)
             sent = counter.queries_count != executed
             closed = connection.is_closed()
-            step, fault = decide_next(error, sent=sent, writes=statement.writes, closed=closed)
-            failure = error if closed and (fault.rejection or not executed) else None
-            if step not in _RETRIES:
-                self.answers = step is Next.RAISE
-            if step is Next.RAISE:
+            step, fault = decide_next(cause, sent=sent, writes=statement.writes, closed=closed)
+            failure = cause if closed and (fault.rejection or not executed) else None
+            if step in _REFUSALS:
                 outcome = "refused"
-                raise
-            if step not in _RETRIES:
-                raise _failure(step, fault) from error
-            return _Retry(error, fault, resend=step is Next.RESEND)
+            if step in _RETRIES:
+                return _Retry(cause, fault, step)
+            self.answers = step is Next.RAISE
+            if step is Next.RAISE:
+                raise cause from cause.__cause__
+            raise _failure(step, fault) from cause
         else:
             self.answers = True
             outcome = "ok"
@@ -213,6 +240,8 @@ def _failure(step: Next, fault: Fault) -> Exception:
         return OutcomeUnknownError()
     if step is Next.TIMEOUT:
         return StatementTimeoutError()
+    if step is Next.FAILED:
+        return StatementFailedError(fault.remedy)
     return DatabaseUnavailableError(fault.remedy)
 
 
@@ -221,10 +250,9 @@ def link_errors(*, writes: bool) -> Iterator[None]:
     """Raise what breaks the connection under a COPY as `Database.fetch` does under a statement."""
     try:
         yield
-    except DATABASE_ERRORS as error:
+    except DATABASE_ERRORS as raised:
+        error = as_error(raised)
         step, fault = decide_next(error, sent=True, writes=writes, closed=True)
-        if step is Next.RAISE:
-            raise
-        if step is Next.UNKNOWN:
-            raise OutcomeUnknownError from error
-        raise DatabaseUnavailableError(fault.remedy) from error
+        if step is Next.RAISE or (step is Next.REPEAT and writes):
+            raise error from error.__cause__
+        raise _failure(step, fault) from error

@@ -17,7 +17,13 @@ import asyncpg
 from api.database.batching import Batcher, Limits
 from api.database.fetch import PooledDatabase
 from api.database.statements import Statement, declare
-from api.errors import DatabaseUnavailableError, OverloadedError, StatementTimeoutError, describe
+from api.errors import (
+    DatabaseUnavailableError,
+    OverloadedError,
+    StatementFailedError,
+    StatementTimeoutError,
+    describe,
+)
 
 logger = logging.getLogger("api.database")
 
@@ -78,11 +84,11 @@ class Replica:
         if not self._is_skipped():
             try:
                 return await self._replica.fetch(statement, *arguments)
+            except StatementFailedError as error:
+                # For example recovery conflicts. The next read may succeed, so the replica stays in use.
+                logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error.__cause__ or error))
             except _NO_REPLY as error:
                 self._skip_for_now(error.__cause__)
-            except asyncpg.PostgresError as error:
-                # For example a recovery conflict. The next read may succeed, so the replica stays in use.
-                logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
         return await self._primary.fetch(statement, *arguments)
 
     async def position(self) -> bytes:
@@ -93,7 +99,7 @@ class Replica:
         try:
             async with asyncio.timeout(self._wait):
                 return b"%X/%X" % divmod(await self._read_primary(None), 2**32)
-        except (TimeoutError, asyncio.CancelledError, OverloadedError, *_NO_REPLY, asyncpg.PostgresError):
+        except (TimeoutError, asyncio.CancelledError, OverloadedError, *_NO_REPLY):
             return BEYOND  # The write was committed, so it must not fail.
 
     async def reaches(self, position: int) -> int | None:
@@ -122,10 +128,10 @@ class Replica:
                 self._is_behind = True
             else:
                 self._skip_for_now(error)
+        except (OverloadedError, StatementFailedError) as error:
+            logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error.__cause__ or error))
         except _NO_REPLY as error:
             self._skip_for_now(error.__cause__)
-        except (OverloadedError, asyncpg.PostgresError) as error:
-            logger.info("READ_DATABASE_URL: the primary answers instead: %s", describe(error))
         return None
 
     def _is_skipped(self) -> bool:
@@ -146,7 +152,7 @@ class Replica:
     async def _try(self) -> None:
         try:
             await self._replica.fetch(_SELECT_POSITION)
-        except (*_NO_REPLY, asyncpg.PostgresError) as error:
+        except _NO_REPLY as error:
             self._skip_for_now(error.__cause__ or error)
         else:
             self._skipped_until = 0.0

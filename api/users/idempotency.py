@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from api.auth.guard import caller
 from api.database.batching import Batcher
+from api.database.indexes import register_index
 from api.errors import Problem, to_response
 from api.http.request import read_header
 from api.users.problems import email_taken
@@ -23,6 +24,8 @@ from api.users.schemas import UserCreate
 # The draft requires a quoted string (RFC 9651, section 3.3.3); most clients leave out the quotes.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 _MAX_BYTES = 255
+
+register_index("idempotency_keys_pkey", "public.idempotency_keys (caller, key)")
 
 
 def invalid_key() -> Problem:

@@ -3,6 +3,7 @@
 PATCH violates the constraint. POST, keyed creations and imports find a taken address by a missing row: queries.py.
 """
 
+from api.database.indexes import register_index
 from api.errors import Problem, register_constraint
 
 
@@ -17,3 +18,4 @@ def user_not_found() -> Problem:
 
 
 register_constraint("users_email_key", email_taken)
+register_index("users_email_key", "public.users (lower(email COLLATE pg_c_utf8))")

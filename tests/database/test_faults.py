@@ -17,9 +17,10 @@ import pytest
 
 from api.app import create_app
 from api.database.connecting import delay
-from api.database.faults import Next, classify, decide_next
+from api.database.faults import classify, decide_next
+from api.database.verdicts import Next
 from api.neon.url import parse_url
-from tests.support.database import SLOW_WRITES, execute, locked, wait_until_waiting
+from tests.support.database import KILL_ALL, SLOW_WRITES, execute, locked, wait_until_waiting
 from tests.support.rig import (
     NEON_PERMANENT,
     NEON_TRANSIENT,
@@ -68,7 +69,16 @@ CACHED_PASSWORD = Farewell(
     "08P01",
     'server login has been failing, cached error: password authentication failed for user "ada" (server_login_retry)',
 )
+CACHED_DATABASE = Farewell(
+    "08P01", 'server login has been failing, cached error: database "none" does not exist (server_login_retry)'
+)
 SERVER_CRASHED = Farewell("08P01", "server conn crashed?")
+
+
+def quoted(text: str) -> asyncpg.PostgresError:
+    """What PgBouncer says while it cannot log in at PostgreSQL: it quotes the reason without its SQLSTATE."""
+    return said("08P01", f"server login has been failing, cached error: {text} (server_login_retry)")
+
 
 PASSES: list[Exception] = [
     ConnectionRefusedError(111, "Connection refused"),
@@ -88,6 +98,22 @@ PASSES: list[Exception] = [
         for each in (*NEON_TRANSIENT, POOLER_FULL, SERVER_FULL, SHUTDOWN, STARTING, SHUTTING_DOWN, CRASHED)
     ),
     *(said(each.sqlstate, each.message) for each in (QUERY_WAIT_TIMEOUT, CACHED_STARTING, SERVER_CRASHED)),
+    *map(
+        quoted,
+        (
+            *(each.message for each in NEON_TRANSIENT),
+            "the database system is not yet accepting connections",
+            "sorry, too many clients already",
+            'too many connections for role "ada"',
+            'too many connections for database "none"',
+            "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+            "connect failed",
+            "connect timeout",
+            "server DNS lookup failed",
+            "server conn crashed?",
+            "what nobody foresaw",
+        ),
+    ),
 ]
 
 STAYS: list[tuple[Exception, str]] = [
@@ -102,6 +128,18 @@ STAYS: list[tuple[Exception, str]] = [
     (said("08P01", "unsupported startup parameter: options"), "ignore_startup_parameters"),
     (said("08P01", "no such database: none"), "database"),
     (said("08P01", CACHED_PASSWORD.message), "password"),
+    (quoted('database "none" does not exist'), "check the database"),
+    (quoted(quoted('database "none" does not exist').args[0]), "check the database"),
+    (quoted('role "ada" does not exist'), "check the user"),
+    (quoted('role "ada" is not permitted to log in'), "check the user"),
+    (quoted('no pg_hba.conf entry for host "192.0.2.1", user "ada", database "none", no encryption'), "pg_hba.conf"),
+    (quoted('permission denied for database "none"'), "GRANT CONNECT"),
+    (quoted('database "none" is not currently accepting connections'), "ALLOW_CONNECTIONS"),
+    (quoted("server login failed: wrong password type"), "password_encryption"),
+    (quoted("server refused SSL"), "server_tls_sslmode"),
+    (quoted(NEON_PERMANENT[0].message), "enable it"),
+    (quoted(NEON_PERMANENT[1].message), "Billing"),
+    (quoted(NEON_PERMANENT[2].message), "does not exist"),
     (said("XX000", NEON_PERMANENT[0].message), "enable it"),
     (said("XX000", NEON_PERMANENT[1].message), "Billing"),
     (said("XX000", NEON_PERMANENT[2].message), "does not exist"),
@@ -124,7 +162,7 @@ def test_what_stays_has_a_remedy(error: Exception, remedy: str) -> None:
 
 
 # For each failure: what follows a write that was sent, one that was not, and a read that was sent.
-RAISE, RETRY, RESEND = Next.RAISE, Next.RETRY, Next.RESEND
+RAISE, FAILED, REPEAT, RETRY, RESEND = Next.RAISE, Next.FAILED, Next.REPEAT, Next.RETRY, Next.RESEND
 UNAVAILABLE, TIMEOUT, UNKNOWN = Next.UNAVAILABLE, Next.TIMEOUT, Next.UNKNOWN
 STATEMENTS: list[tuple[Exception, Next, Next, Next]] = [
     # The link broke: a write that was sent may have happened.
@@ -146,10 +184,15 @@ STATEMENTS: list[tuple[Exception, Next, Next, Next]] = [
     # No answer in time.
     (TimeoutError(), UNKNOWN, UNAVAILABLE, TIMEOUT),
     # A verdict: nothing was changed, and the connection goes on. Neon's texts in it are PostgreSQL's own then.
-    (said("23505"), RAISE, RAISE, RAISE),
-    (said("42P01"), RAISE, RAISE, RAISE),
-    (said("0A000", "cached plan must not change result type"), RAISE, RAISE, RAISE),
-    (said("XX000", "attribute 3 of relation 5 not found"), RAISE, RAISE, RAISE),
+    (said("23505"), RAISE, RAISE, FAILED),
+    (said("42P01"), FAILED, FAILED, FAILED),
+    (said("0A000", "cached plan must not change result type"), FAILED, FAILED, FAILED),
+    (said("XX000", "attribute 3 of relation 5 not found"), FAILED, FAILED, FAILED),
+    (said("40001"), REPEAT, REPEAT, REPEAT),
+    (said("40P01"), REPEAT, REPEAT, REPEAT),
+    # A function that asks another server, on a link that goes on.
+    (said("08003"), FAILED, FAILED, FAILED),
+    (said("08007"), UNKNOWN, UNKNOWN, FAILED),
     (said("57014"), UNAVAILABLE, UNAVAILABLE, UNAVAILABLE),
     (said("53100", "project size limit (512 MB) has been exceeded"), UNAVAILABLE, UNAVAILABLE, UNAVAILABLE),
     (said("25006"), UNAVAILABLE, UNAVAILABLE, UNAVAILABLE),
@@ -287,6 +330,7 @@ def assert_unavailable_at_once(rig: Rig, client: httpx.Client, remedy: str, capl
         (NEON_PERMANENT[1], "Billing in Neon's console"),
         (NEON_PERMANENT[2], "does not exist"),
         (CACHED_PASSWORD, "check the user and the password"),
+        (CACHED_DATABASE, "check the database in the URL"),
     ],
 )
 def test_what_stays_fails_at_once(
@@ -317,6 +361,36 @@ def test_what_is_wrong_in_the_url_fails_at_once(
     ):
         assert_unavailable_at_once(rig, client, remedy, caplog)
     assert "sesame" not in caplog.text
+
+
+@pytest.fixture
+def short_memory(rig: Rig) -> Iterator[None]:
+    """PgBouncer logs in again a tenth of a second after it failed."""
+    rig.pgbouncer.run("set server_login_retry = '0.1'")
+    yield
+    rig.pgbouncer.run("set server_login_retry = 15")
+
+
+def test_a_database_that_is_gone_behind_the_pooler_fails_at_once(
+    rig: Rig, neon: NeonDatabase, postgres: str, short_memory: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL tells the first request, PgBouncer the next ones. Waiting for 300 s would take too long for a test."""
+    name = parse_url(neon.superuser).database
+    with serving(neon, acquire_timeout_seconds=300) as client:
+        assert client.get(USERS).status_code == 200
+        execute(neon.superuser, KILL_ALL)
+        execute(postgres, f"alter database {name} rename to gone")
+        try:
+            answers = [client.get(USERS)]
+            while "cached error: database" not in caplog.text:
+                answers.append(client.get(USERS))
+        finally:
+            execute(postgres, f"alter database gone rename to {name}")
+        for answer in answers:
+            assert answer.json()["type"] == "urn:problem:users-api:unavailable"
+            (line,) = [line for line in caplog.messages if answer.json()["request_id"] in line]
+            assert line.endswith("check the database in the URL")
+        wait_until(lambda: client.get(USERS).status_code == 200)
 
 
 @pytest.mark.parametrize("certificate", ["expired", "wrong name", "unknown authority", "none"])

@@ -40,7 +40,7 @@ def test_every_statement_fits_the_migrated_database(database: str) -> None:
 
 def test_every_file_is_declared_and_none_twice() -> None:
     assert statements.undeclared_files() == []
-    assert len(NAMES) == 18
+    assert len(NAMES) == 19
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 

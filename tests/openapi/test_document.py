@@ -73,7 +73,7 @@ def test_every_operation_says_what_it_takes_gives_and_refuses(document: dict[str
         (("/api/v1/users", "post"), {201, 409, 413, 415, 422}),
         (("/api/v1/users/{id}", "get"), {200, 304, 404, 412}),
         (("/api/v1/users/{id}", "patch"), {200, 404, 409, 412, 413, 415, 422}),
-        (("/api/v1/users/{id}", "delete"), {204, 404, 412}),
+        (("/api/v1/users/{id}", "delete"), {204, 404, 409, 412}),
     ],
 )
 def test_the_refusals_of_the_contract(document: dict[str, Any], operation: tuple[str, str], statuses: set[int]) -> None:

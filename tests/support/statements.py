@@ -36,6 +36,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
         "users/list_users_before.sql": [numbers, hundreds],
         "users/list_users_skip.sql": [keys * 900, 100],
         "wal/select_position.sql": [],
+        "indexes/select_index.sql": ["public", "users_email_key"],
         "users/list_users_oldest.sql": ["2026-01-01T00:00:00Z", keys * 900, "infinity", 100],
         "users/list_users_newest.sql": ["infinity", keys * 900, "-infinity", 100],
         # Every user matches, by address and by name: the largest search.

@@ -17,14 +17,6 @@ from api.users.problems import email_taken
 from api.users.schemas import OnConflict
 
 _COPY_SECONDS = 60.0
-# Errors that a single row can cause. Any other error would affect the next rows as well, and ends the import.
-_ROW_ERRORS = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.CardinalityViolationError,  # two rows with one key, for which `email_key` returned two
-)
 
 
 @dataclass
@@ -59,7 +51,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
     async def copy_part(connection: asyncpg.Connection, rows: Sequence[Row]) -> Written:
         nonlocal expects_conflicts
         if not expects_conflicts:
-            with suppress(*_ROW_ERRORS), link_errors(writes=True):
+            with suppress(asyncpg.PostgresError), link_errors(writes=True):
                 await connection.copy_records_to_table(
                     "users",
                     schema_name="public",
@@ -103,14 +95,14 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
         try:
             total += await _write_group(database, on_conflict, group)
             is_begun = True
-        except _ROW_ERRORS as error:
-            # The statement changed nothing. Its halves show which row caused the error.
+        except asyncpg.PostgresError as error:
+            # A row was refused, and the statement changed nothing. Its halves show which row it was.
             if len(group) == 1:
                 total.refusals.append(Refusal(group[0].line, to_problem(error, request_id)))
             else:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
-        except (DatabaseUnavailableError, asyncpg.PostgresError, asyncio.CancelledError) as error:
+        except (DatabaseUnavailableError, asyncio.CancelledError) as error:
             # Each of these means that nothing was changed, but only by this statement.
             if is_begun:
                 raise OutcomeUnknownError from error

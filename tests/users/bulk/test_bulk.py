@@ -259,7 +259,7 @@ def test_a_row_that_somebody_holds_is_refused_and_the_rest_is_written(client: ht
 def test_what_the_database_alone_refuses_costs_its_line(client: httpx.Client, database: str) -> None:
     execute(database, "alter table users add constraint no_seven check (email !~ '^7@')")
     try:
-        assert load(client, people(20)) == ([(8, 500)], done(20, 19, refused=1))
+        assert load(client, people(20)) == ([(8, 409)], done(20, 19, refused=1))
     finally:
         execute(database, "alter table users drop constraint no_seven")
 
@@ -296,18 +296,30 @@ def test_those_of_which_no_python_knows_cost_nobody_else_anything(
 
 
 REFUSES = """
-    create function refuse() returns trigger language plpgsql as $$ begin raise 'no %', new.name; end $$;
+    create function refuse() returns trigger language plpgsql as
+    $$ begin raise 'no %', new.name using errcode = '{}'; end $$;
     create trigger refuse before insert on users for each row when (new.name = 'refused') execute function refuse()
 """
 
 
-def test_a_refusal_between_two_statements_does_not_say_that_nothing_was_written(
+@pytest.mark.parametrize("on_conflict", ["error", "skip", "update"])
+def test_what_a_trigger_refuses_costs_its_line(client: httpx.Client, database: str, on_conflict: str) -> None:
+    execute(database, REFUSES.format("P0001"))
+    try:
+        file = [*people(8), {"email": "ada@example.com", "name": "refused"}, {"email": "alan@example.com"}]
+        assert load(client, file, on_conflict=on_conflict) == ([(9, 409)], done(10, 9, refused=1))
+    finally:
+        execute(database, "drop function refuse cascade")
+    assert "ada@example.com" not in names(client)
+
+
+def test_a_failure_between_two_statements_does_not_say_that_nothing_was_written(
     client: httpx.Client, database: str
 ) -> None:
     first, second = {"email": "ada@example.com"}, {"email": "ada@example.com", "name": "refused"}
-    execute(database, REFUSES)
+    execute(database, REFUSES.format("XX000"))
     try:
-        assert_problem(send(client, [second]), 500)
+        assert_problem(send(client, [second]), 503, "unavailable")
         # Two lines of one address are two statements.
         assert_problem(send(client, [first, second]), 503, "outcome-unknown")
     finally:
@@ -677,7 +689,7 @@ def test_head_of_an_export_reads_nothing(client: httpx.Client, database: str) ->
         response = client.head(EXPORT, params={"format": "csv"})
         assert (response.status_code, response.headers["content-type"]) == (200, "text/csv; charset=utf-8")
         # What fails before the first byte has a status of its own.
-        assert_problem(client.get(EXPORT), 500)
+        assert_problem(client.get(EXPORT), 503, "unavailable")
     finally:
         execute(database, "alter table hidden rename to users")
     assert_invalid(client.get(EXPORT, params={"format": "xml"}), ["query", "format"])
