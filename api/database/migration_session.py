@@ -143,7 +143,9 @@ def explained(what: str, lock: psycopg.Connection | None = None) -> Iterator[Non
         # On a lost connection yoyo's clean-up fails as well: the first error is the cause.
         while isinstance(cause.__context__, psycopg.Error):
             cause = cause.__context__
-        lines = [f"{what}: {str(cause).strip()}"]
+        # The detail may quote a row: "Key (lower(email))=(ada@example.com) is duplicated."
+        text, _, _ = str(cause).partition("\nDETAIL:")
+        lines = [f"{what}: {text.strip()}"]
         if lock is not None and isinstance(cause, psycopg.errors.LockNotAvailable):
             for pid, session in lock.execute(_BLOCKERS).fetchall():
                 lines.append(f"It may wait for {session}; to end that session: select pg_terminate_backend({pid})")

@@ -194,6 +194,14 @@ def test_tables_in_another_schema_are_not_built_anew_in_public(empty_database: s
     assert migrations.migrate(url) == []
 
 
+def test_a_migration_that_fails_quotes_no_row(database: str, tmp_path: Path) -> None:
+    execute(database, "insert into users (email, name) values ('ada@example.com', 'x'), ('bob@example.com', 'x')")
+    (tmp_path / "0001.one.sql").write_text("create unique index one on users (name, (position('@' in email)))")
+    with pytest.raises(MigrationError, match='could not create unique index "one"') as raised:
+        migrations.migrate(parse_url(database), directory=tmp_path)
+    assert "(x, 4)" not in str(raised.value)
+
+
 def test_a_temporary_table_takes_no_name_of_a_migration(empty_database: str) -> None:
     with connect(parse_url(empty_database).psycopg_arguments()) as backend:
         backend.execute("create temporary table users ()")
