@@ -1,18 +1,20 @@
 """The private parts of yoyo that the migrations rely on, all in one place; `tests/database/test_driver.py` checks them.
 
-They are in yoyo's backends/base.py and backends/core/postgresql.py. pyproject.toml caps yoyo below its next minor
-release: raise the cap together with a passing run of that test.
+They are in yoyo's backends/base.py, backends/core/postgresql.py and migrations.py. pyproject.toml caps yoyo below its
+next minor release: raise the cap together with a passing run of that test.
 """
 
+import codecs
 import hashlib
 import socket
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psycopg
+import yoyo.migrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import Migration, default_migration_table
@@ -79,14 +81,24 @@ def leave_nothing(session: psycopg.Connection) -> None:
         session.execute("discard all")
 
 
+def _open(path: str, mode: str = "r", encoding: str = "") -> TextIO:
+    return Path(path).open(mode, encoding="utf-8-sig")  # type: ignore[return-value] # yoyo's mode is "r"
+
+
+# Some editors begin a file with a BOM, which is a syntax error in SQL. Yoyo opens migrations, and nothing else, by this
+# name: in its module it now comes before the built-in function.
+yoyo.migrations.open = _open
+
+
 def connect(arguments: dict[str, str]) -> Backend:
     """Connect with libpq's keywords instead of a URL, which an error or a log could show. Raises psycopg.Error."""
     return Backend(DatabaseURI("postgresql+psycopg", *[None] * 5, args=arguments), default_migration_table)
 
 
 def checksum(migration: Migration) -> str:
-    """Return the SHA-256 of the file's lines in hexadecimal: git may have converted their ends.
+    """Return the SHA-256 of the file's lines, without a BOM, in hexadecimal: tools convert line ends, and add a BOM.
 
     The rollback file is left out: it is no part of the schema, and a wrong one may be corrected.
     """
-    return hashlib.sha256(b"\n".join(Path(migration.path).read_bytes().splitlines())).hexdigest()
+    text = Path(migration.path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    return hashlib.sha256(b"\n".join(text.splitlines())).hexdigest()

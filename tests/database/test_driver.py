@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
+import re
 import ssl
 from collections.abc import Callable
 
 import asyncpg
 import pytest
 import uvloop
+import yoyo.migrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
 from api.database.driver import counter_of
@@ -55,6 +57,9 @@ def test_yoyo_has_what_the_backend_overrides() -> None:
         assert list(inspect.signature(own).parameters) == list(inspect.signature(inherited).parameters)
     assert Backend.create_lock_table_sql.startswith("CREATE TABLE IF NOT EXISTS {0.lock_table_quoted}")
     assert Backend.lock_table == "yoyo_lock"
+    # What it opens are migrations: see `_open`.
+    opened = re.findall(r"open\((.+?)\)", inspect.getsource(yoyo.migrations))
+    assert opened == ['path, "r", encoding="UTF-8"', 'self.path, "r"']
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

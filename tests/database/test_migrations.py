@@ -274,6 +274,21 @@ def test_line_ends_are_no_edit_and_neither_is_another_rollback(here: Migrations)
     assert here.migrate() == []
 
 
+@pytest.mark.parametrize("header", ["", "-- transactional: false\n"])
+def test_a_byte_order_mark_is_no_part_of_the_file(here: Migrations, empty_database: str, header: str) -> None:
+    file = here.write("0001.one", f"\ufeff{header}create table one ()", "\ufeffdrop table one")
+    assert here.migrate() == ["0001.one"]
+    with connect(here.url.psycopg_arguments()) as backend:
+        ((recorded,),) = backend.execute("select checksum from _users_api_migration_checksum").fetchall()
+    assert recorded == hashlib.sha256(f"{header}create table one ()".encode()).hexdigest()
+    file.write_text(f"{header}create table one ()")
+    assert here.states() == {"0001.one": "applied"}
+    file.write_text(f"\ufeff{header}create table one ()")
+    assert here.states() == {"0001.one": "applied"}
+    assert here.rollback() == "0001.one"
+    assert "one" not in tables(empty_database)
+
+
 def test_a_missing_checksum_is_recorded(here: Migrations, empty_database: str) -> None:
     file = here.write("0001.one", "create table one ()")
     here.migrate()
