@@ -27,6 +27,7 @@ from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 from api.users.bulk.handlers import Bulk
 from api.users.handlers import Users
+from api.users.idempotency import keep_erasing
 from api.users.queries import select_users
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
     tokens = _tokens(settings)
-    background = [metrics.keep_sampling]
+    background: list[Callable[[], Coroutine[Any, Any, None]]] = [metrics.keep_sampling, partial(keep_erasing, database)]
     if tokens:
         # Startup does not wait for the issuer: a failure to fetch its keys is logged.
         background.append(tokens.keys.keep_fresh)

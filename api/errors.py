@@ -58,6 +58,10 @@ class MigrationError(Exception):
     """A failed migration: the message names the file, the cause and the remedy, and holds no password and no URL."""
 
 
+class RefusedError(Exception):
+    """A rule of the database, such as a trigger or a policy, left the row of a write out without an error."""
+
+
 class OverloadedError(Exception):
     """Too many requests are in flight, or wait for the database: nothing was sent."""
 
@@ -95,6 +99,7 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
         "outcome-unknown",
         headers=_RETRY_AFTER,
     ),
+    RefusedError: _REFUSED,
     OverloadedError: Problem(503, "Too many requests are waiting", "overloaded", headers=_RETRY_AFTER),
     asyncpg.LockNotAvailableError: _LOCKED,
     # After the retries of fetch.py.
@@ -107,7 +112,7 @@ _EXCEPTIONS: dict[type[Exception], Problem] = {
     ),
     StoppingError: Problem(503, "The server is stopping; nothing was changed", "stopping", headers=_RETRY_AFTER),
 }
-_ONLY_WRITES = (OutcomeUnknownError, asyncpg.LockNotAvailableError)
+_ONLY_WRITES = (OutcomeUnknownError, RefusedError, asyncpg.LockNotAvailableError)
 _ONLY_READS = (StatementTimeoutError,)
 
 
@@ -115,8 +120,7 @@ def database_problems(*, writes: bool) -> list[Problem]:
     """Return the problems of any read or write statement. api.http.gate adds its own."""
     others = _ONLY_READS if writes else _ONLY_WRITES
     never = [_EXCEPTIONS[each] for each in (DeadlineExceededError, StoppingError, *others)]
-    problems = [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
-    return [*problems, _REFUSED] if writes else problems
+    return [problem for problem in dict.fromkeys(_EXCEPTIONS.values()) if problem not in never]
 
 
 def problem_of(error: type[Exception]) -> Problem:

@@ -77,7 +77,7 @@ class PooledDatabase:
         self, options: DatabaseOptions, *, metrics: Metrics | None = None, tracing: "Tracing | None" = None
     ) -> None:
         self._options = options
-        self._metrics = DatabaseMetrics(metrics or Metrics(), options.name)
+        self.metrics = self._metrics = DatabaseMetrics(metrics or Metrics(), options.name)
         self._tracing = tracing
         self.answers = True
         """True unless the last statement had no answer. A statement under way changes nothing."""

@@ -139,6 +139,11 @@ class DatabaseMetrics:
         self._statements[statement, outcome] = rows
         return rows
 
+    @property
+    def seconds(self) -> float:
+        """The time of all statements so far: another value means that one was sent meanwhile."""
+        return sum(rows.duration[SUM] for rows in self._statements.values())
+
     def retry(self) -> None:
         """Count a statement that is sent again."""
         self._retries[0] += 1

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from api.database.batching import Batcher, Limits
 from api.database.fetch import Database
+from api.errors import RefusedError
 from api.http.conditions import etag, is_known, read_condition, version_mismatch
 from api.http.gate import Gate
 from api.http.request import read_body, read_query
@@ -53,7 +54,7 @@ class Users:
         self._select = Batcher(partial(queries.select_users, database), batch_limits)
         self._select_by_email = Batcher(partial(queries.select_users_by_email, database), batch_limits)
         self._insert = Batcher(partial(queries.insert_users, database), batch_limits, key=email_key)
-        self._insert_once: Batcher[queries.KeyedUser, Record] = Batcher(
+        self._insert_once: Batcher[queries.KeyedUser, Record | None] = Batcher(
             partial(queries.insert_users_once, database), batch_limits, key=email_key
         )
         self._update: Batcher[queries.UserChange, Record | None] = Batcher(
@@ -87,6 +88,8 @@ class Users:
             return _stored_response(await create_once(self._insert_once, request, key, sent))
         user = await self._insert(queries.NewUser(sent.email, sent.name))
         if user is None:
+            raise RefusedError
+        if user["body"] is None:
             raise email_taken()
         return _user_response(user, 201, _location(user["id"]))
 
@@ -104,12 +107,31 @@ class Users:
         user_id, if_match = _read_id(request), read_condition(request)
         patch = await read_body(request, UserUpdate)
         change = queries.UserChange(user_id, patch.email, "name" in patch.model_fields_set, patch.name, if_match)
-        return _user_response(await _apply(self._update, change))
+        return _user_response(await self._apply(self._update, change))
 
     async def delete_user(self, request: Request) -> Response:
         """DELETE /api/v1/users/{id}."""
-        await _apply(self._delete, queries.UserRemoval(_read_id(request), read_condition(request)))
+        await self._apply(self._delete, queries.UserRemoval(_read_id(request), read_condition(request)))
         return Response(status_code=204)
+
+    async def _apply(self, batcher: Batcher[Write, Record | None], write: Write) -> Record:
+        """Change or delete a user and return its row.
+
+        Raises Problem, 404 if there is none, 412 if If-Match fails; and RefusedError.
+        """
+        while True:
+            user = await batcher(write)
+            if user is None:
+                raise user_not_found()
+            if user["body"] is not None:
+                return user
+            if write.if_match is not None and user["version"] not in write.if_match:
+                raise version_mismatch()
+            # The statement saw a user that it may write, and did not. A read shows why, where another write could run
+            # a trigger twice: the same version means that no other session came in between.
+            now = await self._select(write.id)
+            if now is not None and now["version"] == user["version"]:
+                raise RefusedError
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes of the resource. A slash at the end of the path is accepted and does not redirect."""
@@ -133,20 +155,6 @@ def _read_id(request: Request) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and 0 < int(text) <= MAX_ID):
         raise user_not_found()
     return int(text)
-
-
-async def _apply(batcher: Batcher[Write, Record | None], write: Write) -> Record:
-    """Change or delete a user and return its row. Raises Problem: 404 if there is none, 412 if If-Match fails."""
-    while True:
-        user = await batcher(write)
-        if user is None:
-            raise user_not_found()
-        if user["body"] is not None:
-            return user
-        if user["version"] not in (write.if_match or ()):
-            raise version_mismatch()
-        # The statement saw a version that If-Match names, but another session changed the row before it was locked.
-        # The next statement sees the result: a newer version, or no user.
 
 
 def _id_of(write: queries.UserChange | queries.UserRemoval) -> int:

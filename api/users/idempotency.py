@@ -1,10 +1,12 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a creation that is sent again gets the first response.
 
 The 201 is stored, and the 409 of an address that was taken. A request that was refused before its statement, or whose
-statement failed, has no stored response: if it is sent again, it is processed again.
+statement failed or left the user out, has no stored response: if it is sent again, it is processed again.
 """
 
+import asyncio
 import hashlib
+import logging
 import re
 
 import asyncpg
@@ -14,16 +16,24 @@ from starlette.requests import Request
 
 from api.auth.guard import caller
 from api.database.batching import Batcher
+from api.database.fetch import PooledDatabase
 from api.database.indexes import register_index
-from api.errors import Problem, to_response
+from api.errors import Problem, RefusedError, describe, to_response
 from api.http.request import read_header
-from api.users.problems import email_taken
-from api.users.queries import KeyedUser
+from api.users.problems import EMAIL_KEY, email_taken
+from api.users.queries import DELETE_EXPIRED_KEYS, KeyedUser
 from api.users.schemas import UserCreate
 
 # The draft requires a quoted string (RFC 9651, section 3.3.3); most clients leave out the quotes.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 _MAX_BYTES = 255
+
+# Expired keys are erased while the database is in use, and so awake: soon after a statement, once an hour.
+_ERASE_TICK_SECONDS = 60.0
+_ERASE_PAUSE_SECONDS = 3600.0
+_ERASE_KEYS = 1000  # in one statement, which takes about 10 ms
+
+logger = logging.getLogger("api.database")
 
 register_index("idempotency_keys_pkey", "public.idempotency_keys (caller, key)")
 
@@ -50,8 +60,13 @@ def read_key(request: Request) -> str | None:
     return key.decode()
 
 
-async def create_once(insert: Batcher[KeyedUser, Record], request: Request, key: str, sent: UserCreate) -> Record:
-    """Create a user, or find the stored response; return the row of insert_users_once. Raises Problem: 422."""
+async def create_once(
+    insert: Batcher[KeyedUser, Record | None], request: Request, key: str, sent: UserCreate
+) -> Record:
+    """Create a user, or find the stored response; return the row of insert_users_once.
+
+    Raises Problem, 422, and RefusedError.
+    """
     # Of the parsed values, not of the bytes: the same JSON in another order is the same request.
     fingerprint = hashlib.sha256(orjson.dumps([sent.email, sent.name])).hexdigest()
     # Rendered beforehand, since the statement stores it if the address is taken.
@@ -61,13 +76,42 @@ async def create_once(insert: Batcher[KeyedUser, Record], request: Request, key:
         try:
             row = await insert(creation)
         except asyncpg.UniqueViolationError as error:
-            if error.constraint_name != "idempotency_keys_pkey":
+            if error.constraint_name == EMAIL_KEY:
+                # Taken by another session, perhaps with this key; or as a trigger rewrites it, which no next statement
+                # would see. The next one replays the response of that key, or stores the 409.
+                creation = creation._replace(is_taken=True)
+            elif error.constraint_name != "idempotency_keys_pkey":
                 raise
             # Another session has committed a response for this key meanwhile: the next statement sees it.
         else:
+            if row is None:
+                raise RefusedError
             if row["is_reused"]:
                 raise key_reused()
             return row
+
+
+async def keep_erasing(database: PooledDatabase) -> None:
+    """Erase expired keys once an hour while the database is in use, until cancelled.
+
+    A stored response holds an address, which has to be gone within a day even if no keyed creation follows. Without
+    requests no statement is sent, so a compute that sleeps is not woken. A failure is only logged.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    seen = database.metrics.seconds
+    while True:
+        await asyncio.sleep(_ERASE_TICK_SECONDS)
+        if loop.time() < due or database.metrics.seconds == seen or not database.answers:
+            continue
+        try:
+            deleted = _ERASE_KEYS
+            while deleted == _ERASE_KEYS:
+                deleted = (await database.fetch(DELETE_EXPIRED_KEYS, _ERASE_KEYS))[0]["deleted"]
+        except Exception as error:  # of any kind: the next attempt may succeed
+            logger.warning("expired idempotency keys were not erased: %s", describe(error.__cause__ or error))
+        due = loop.time() + _ERASE_PAUSE_SECONDS
+        seen = database.metrics.seconds
 
 
 def _unprocessable(message: str, kind: str, error_type: str) -> Problem:

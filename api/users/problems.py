@@ -1,10 +1,14 @@
 """The problems of users, and the constraint that maps to one.
 
-PATCH violates the constraint. POST, keyed creations and imports find a taken address by a missing row: queries.py.
+POST, keyed creations and imports find a taken address in their statement. They violate the constraint only if another
+session creates the address meanwhile; so does PATCH always.
 """
 
 from api.database.indexes import register_index
 from api.errors import Problem, register_constraint
+
+EMAIL_KEY = "users_email_key"
+"""The unique index of addresses."""
 
 
 def email_taken() -> Problem:
@@ -17,5 +21,5 @@ def user_not_found() -> Problem:
     return Problem(404, "User not found")
 
 
-register_constraint("users_email_key", email_taken)
-register_index("users_email_key", "public.users (lower(email COLLATE pg_c_utf8))")
+register_constraint(EMAIL_KEY, email_taken)
+register_index(EMAIL_KEY, "public.users (lower(email COLLATE pg_c_utf8))")

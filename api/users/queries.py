@@ -15,7 +15,6 @@ There it fails for ever once a migration changes its result types ("cached plan 
 """
 
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from asyncpg import Record
@@ -30,13 +29,14 @@ _PAGE = {"last_id": "int8", "size": "int8", "body": "text"}
 
 _SELECT_USERS = declare("users/select_users.sql", ["text"], _USER)
 _SELECT_USERS_BY_EMAIL = declare("users/select_users_by_email.sql", ["text[]"], {"n": "int8", **_USER})
-_INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {**_USER, "email": "text"}, writes=True)
+_INSERT_USERS = declare("users/insert_users.sql", ["text[]", "text[]", "text"], {"n": "int8", **_USER}, writes=True)
 _INSERT_USERS_ONCE = declare(
     "users/insert_users_once.sql",
-    [*["text[]"] * 6, "text"],
+    [*["text[]"] * 6, "text", "text"],
     {"n": "int8", "user_id": "int8", "body": "text", "is_replayed": "bool", "is_reused": "bool"},
     writes=True,
 )
+DELETE_EXPIRED_KEYS = declare("users/delete_expired_keys.sql", ["int8"], {"deleted": "int8"}, writes=True)
 _UPDATE_USERS = declare(
     "users/update_users.sql", ["text", "text[]", "text", "text[]", "text[]", "text"], _USER, writes=True
 )
@@ -52,20 +52,16 @@ _SEARCH_USERS = declare(
     ["text", "text", "int8", "int8"],
     {"last_key": "text", "last_id": "int8", "has_more": "bool", "body": "text"},
 )
-_IMPORT_USERS = declare("users/import_users.sql", ["text[]", "text[]", "text"], {"n": "int8"}, writes=True)
+_OUTCOME = {"n": "int8", "outcome": "text"}
+_IMPORT_USERS = declare("users/import_users.sql", ["text[]", "text[]", "text"], _OUTCOME, writes=True)
 _IMPORT_USERS_UPDATE = declare(
-    "users/import_users_update.sql",
-    ["text[]", "text[]", "bool", "text"],
-    {"created": "int8", "updated": "int8"},
-    writes=True,
+    "users/import_users_update.sql", ["text[]", "text[]", "bool", "text"], _OUTCOME, writes=True
 )
 ESTIMATE_USERS = declare("users/estimate_users.sql", [], {"users": "int8"})
 EXPORT_USERS = declare("users/export_users.sql", [], {"body": "text"})
-EXPORT_USERS_CSV = declare(
-    "users/export_users_csv.sql",
-    [],
-    {"id": "int8", **dict.fromkeys(("email", "name", "created_at", "updated_at"), "text")},
-)
+_CSV = {"id": "int8", **dict.fromkeys(("email", "name", "created_at", "updated_at"), "text")}
+EXPORT_USERS_CSV = declare("users/export_users_csv.sql", [], _CSV)
+EXPORT_USERS_CSV_SAFE = declare("users/export_users_csv_safe.sql", [], _CSV)
 
 
 class Page(NamedTuple):
@@ -83,7 +79,7 @@ class NewUser(NamedTuple):
 
 
 class KeyedUser(NamedTuple):
-    """A user to create once for a caller's key; `conflict` is the body of the 409 if the address is taken."""
+    """A user to create once for a caller's key; `conflict` is the body of the 409 if the address is or `is_taken`."""
 
     caller: str
     key: str
@@ -91,6 +87,7 @@ class KeyedUser(NamedTuple):
     conflict: str
     email: str
     name: str | None
+    is_taken: bool = False
 
 
 class UserChange(NamedTuple):
@@ -126,27 +123,31 @@ async def select_users_by_email(database: Database, emails: Sequence[str]) -> li
 
 
 async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Record | None]:
-    """Create users; return the row of each (id, version, body, email), None if its address is taken."""
-    rows = await database.fetch(_INSERT_USERS, *_columns(users), _lock_timeout(database, users))
-    # Of two users with the same address the first is created: popping its row leaves the second None.
-    created = {row["email"]: row for row in rows}
-    return [created.pop(user.email, None) for user in users]
+    """Create users; return the row of each (n, id, version, body), None if a rule of the database refused it.
 
-
-async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> list[Record]:
-    """Create users, or find the stored responses; return a row for each (n, user_id, body, is_replayed, is_reused).
-
-    Raises asyncpg.UniqueViolationError, and creates none, if another session has used one of the keys meanwhile.
+    The row's body is None if the address is taken. Raises asyncpg.UniqueViolationError, and creates none, if one of
+    the addresses is taken while the statement runs, or as a trigger rewrites it.
     """
-    rows = await database.fetch(_INSERT_USERS_ONCE, *_columns(users), _lock_timeout(database, users))
-    return sorted(rows, key=itemgetter("n"))
+    rows = await database.fetch(_INSERT_USERS, *_columns(users), _lock_timeout(database, users))
+    return _in_order(rows, "n", range(1, len(users) + 1))
+
+
+async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> list[Record | None]:
+    """Create users, or find the stored responses; return the row of each (n, user_id, body, is_replayed, is_reused).
+
+    As insert_users; it also raises UniqueViolationError if another session has used one of the keys meanwhile.
+    """
+    *texts, taken = _columns(users)
+    rows = await database.fetch(_INSERT_USERS_ONCE, *texts, _array(taken), _lock_timeout(database, users))
+    return _in_order(rows, "n", range(1, len(users) + 1))
 
 
 async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record | None]:
     """Change users, each at most once per call; return the row of each (id, version, body), None if there is no user.
 
-    The row's body is None if if_match fails. Raises asyncpg.UniqueViolationError, and changes none, if one of the new
-    addresses belongs to another user.
+    The row's body is None if the user kept this version: if_match does not name it, another session changed or deleted
+    the user meanwhile, or a rule of the database refused the change. Raises asyncpg.UniqueViolationError, and changes
+    none, if one of the new addresses belongs to another user.
     """
     rows = await database.fetch(
         _UPDATE_USERS,
@@ -213,19 +214,23 @@ async def search_users(database: Database, text: str, after: Position, limit: in
     return (await database.fetch(_SEARCH_USERS, text, after.key, after.id, limit))[0]
 
 
-async def import_users(database: Database, users: Sequence[NewUser]) -> list[int]:
-    """Create users with distinct addresses; return the indexes in `users` of those whose address is taken."""
+async def import_users(database: Database, users: Sequence[NewUser]) -> dict[int, str]:
+    """Create users with distinct addresses; return what became of the others, by their index in `users`.
+
+    "taken", or "refused" by a rule of the database. Raises asyncpg.UniqueViolationError as insert_users does.
+    """
     rows = await database.fetch(_IMPORT_USERS, *_columns(users), _lock_timeout(database, users))
-    return [row["n"] - 1 for row in rows]
+    return {row["n"] - 1: row["outcome"] for row in rows}
 
 
-async def import_users_update(database: Database, users: Sequence[NewUser], *, set_name: bool) -> tuple[int, int]:
+async def import_users_update(database: Database, users: Sequence[NewUser], *, set_name: bool) -> dict[int, str]:
     """Create users with distinct addresses, or change the existing users; `set_name` changes their names too.
 
-    Returns the numbers of users that were created and changed. The others were equal already.
+    Return what became of those that were not created, by their index in `users`: "updated", "unchanged" or "refused".
+    Raises asyncpg.UniqueViolationError as insert_users.
     """
-    (row,) = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _lock_timeout(database, users))
-    return row["created"], row["updated"]
+    rows = await database.fetch(_IMPORT_USERS_UPDATE, *_columns(users), set_name, _lock_timeout(database, users))
+    return {row["n"] - 1: row["outcome"] for row in rows}
 
 
 def _in_order(rows: Sequence[Record], column: str, wanted: Iterable[int]) -> list[Record | None]:

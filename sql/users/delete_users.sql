@@ -1,5 +1,4 @@
--- Deletes users; returns each with its last version. No row: no such user. A row without body: if_match, an array of
--- versions as text, does not hold the user's version.
+-- Deletes users; returns each with its last version. No row: no such user. A row without body: as in update_users.sql.
 -- $3 bounds the wait for a row that another session has locked.
 with lock_timeout as materialized (
     select set_config('lock_timeout', $3, true)
@@ -17,4 +16,4 @@ union all
 select users.id::bigint, users.version::bigint, null
 from removals
 join public.users on users.id = removals.id
-where removals.if_match is not null and not exists (select from deleted where deleted.id = users.id)
+where removals.id not in (select id from deleted)

@@ -1,15 +1,17 @@
 -- Creates users as insert_users.sql does, once for each idempotency key of a caller: the response is stored for 24 hours
 -- and replayed. For each n a row: the user (null if its address is taken), the body of the response ($4 if the address is
--- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3).
+-- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3). No row for n: a trigger or a policy
+-- of the database left the user out, and nothing is stored. $7 are addresses that are known to be taken.
 --
--- A concurrent session that uses the same key is waited for, by the address or by the key. Then idempotency_keys_pkey
--- is violated, which undoes this statement as a whole: run again, it sees the other's response. $7 bounds the wait.
+-- A concurrent session that uses the same key is waited for, by the address or by the key. Then users_email_key or
+-- idempotency_keys_pkey is violated, which undoes this statement as a whole: run again, it sees the other's response.
+-- $8 bounds the wait.
 with lock_timeout as materialized (
-    select set_config('lock_timeout', $7, true)
+    select set_config('lock_timeout', $8, true)
 ), asked as (
     select *
-    from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        with ordinality as asked (caller, key, fingerprint, conflict, email, name, n)
+    from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text::boolean[])
+        with ordinality as asked (caller, key, fingerprint, conflict, email, name, is_taken, n)
 ), stored as (
     select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused
     from asked
@@ -37,27 +39,31 @@ with lock_timeout as materialized (
         where kept.created_at + interval '24 hours' <= now()
     ))
     returning 1
-), fresh as (
-    select *
-    from asked
+), fresh as materialized (
+    select asked.*, asked.is_taken or (
+        select users.id
+        from public.users
+        where lower(users.email collate pg_c_utf8) = lower(asked.email collate pg_c_utf8)
+            and (select count(*) = 1 from generate_series(users.id, users.id))
+    ) is not null as is_conflict
+    from lock_timeout, asked
     where not exists (select from stored where stored.n = asked.n)
 ), created as (
-    insert into public.users (email, name)
-    select fresh.email, fresh.name
-    from lock_timeout, fresh
-    on conflict (lower(email collate pg_c_utf8)) do nothing
-    returning id, body, email
+    merge into public.users using fresh on false
+    when not matched and not fresh.is_conflict then insert (email, name) values (fresh.email, fresh.name)
+    returning fresh.n, users.id, users.body
+), answers as (
+    select fresh.*, created.id as user_id, coalesce(created.body, fresh.conflict) as body
+    from fresh
+    left join created on created.n = fresh.n
+    where fresh.is_conflict or created.n is not null
 ), recorded as (
     insert into public.idempotency_keys (caller, key, fingerprint, user_id, body)
-    select fresh.caller, fresh.key, fresh.fingerprint, created.id, coalesce(created.body, fresh.conflict)
-    from fresh
-    left join created on created.email = fresh.email
+    select caller, key, fingerprint, user_id, body
+    from answers
     -- Refers to "expired", so that an expired key is deleted before it is inserted again.
     where (select count(*) from expired) >= 0
-    returning caller, key, user_id, body
 )
 select n, user_id::bigint, body::text, true as is_replayed, is_reused from stored
 union all
-select fresh.n, recorded.user_id::bigint, recorded.body::text, false, false
-from recorded
-join fresh on fresh.caller = recorded.caller and fresh.key = recorded.key
+select n, user_id::bigint, body::text, false, false from answers

@@ -1,6 +1,7 @@
 -- Changes users: a null email leaves the address alone (a user always has one); the name changes only if set_name is
 -- true (null clears it). A change without effect keeps version and updated_at.
--- No row: no such user. A row without body: if_match, an array of versions as text, does not hold the user's version.
+-- No row: no such user. A row without body has the version that the user had: it was left alone, because if_match, an
+-- array of versions as text, does not name that version; or another session, a trigger or a policy came in between.
 -- $6 bounds the wait for a row that another session has locked.
 with lock_timeout as materialized (
     select set_config('lock_timeout', $6, true)
@@ -30,4 +31,5 @@ union all
 select users.id::bigint, users.version::bigint, null
 from change
 join public.users on users.id = change.id
-where change.if_match is not null and not exists (select from updated where updated.id = users.id)
+-- Not a join: of the usual change, which happened, no user is looked up again.
+where change.id not in (select id from updated)

@@ -40,7 +40,7 @@ def test_every_statement_fits_the_migrated_database(database: str) -> None:
 
 def test_every_file_is_declared_and_none_twice() -> None:
     assert statements.undeclared_files() == []
-    assert len(NAMES) == 19
+    assert len(NAMES) == 21
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 
@@ -132,6 +132,24 @@ async def test_no_plan_reads_the_table_or_sorts(populated: str, name: str, mode:
         # A few looks at the index for each key, never a scan of more.
         looks = [node["Actual Loops"] * node["Actual Rows"] for node in nodes(plan) if "Index Name" in node]
         assert all(reached <= MOST_LOOKS.get(name, 1) * keys for reached in looks), looks
+
+
+@pytest.mark.parametrize("name", ["insert_users", "insert_users_once"])
+async def test_a_plan_from_when_the_table_was_small_serves_when_it_has_grown(database: str, name: str) -> None:
+    """A session plans a creation once. PostgreSQL reads a table of two pages rather than its index."""
+    execute(database, "insert into users (email) select i || '@example.com' from generate_series(1, 60) i")
+    execute(database, "vacuum analyze users")
+    statement = next(each for each in statements.declared_statements() if each.name == f"users/{name}.sql")
+    connection = await asyncpg.connect(**parse_url(database).asyncpg_arguments())
+    try:
+        await connection.execute("set plan_cache_mode = force_generic_plan")
+        plan = json.loads(await connection.fetchval(f"explain (format json) {statement.sql}", *arguments(statement, 1)))
+    finally:
+        await connection.close()
+    found = [
+        each for each in nodes(plan[0]["Plan"]) if each.get("Relation Name") == "users" and "Scan" in each["Node Type"]
+    ]
+    assert [each.get("Index Name") for each in found] == ["users_email_key"]
 
 
 # Those that requests share, and so run with one key and with many.

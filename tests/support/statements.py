@@ -21,6 +21,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
             ["{}"] * keys,
             [f"new{n}@example.com" for n in ids],
             ["x"] * keys,
+            f"{{{','.join('f' * keys)}}}",
             "1s",
         ],
         "users/update_users.sql": [
@@ -46,5 +47,7 @@ def arguments(statement: Statement, keys: int) -> list[Any]:
         "users/estimate_users.sql": [],
         "users/export_users.sql": [],
         "users/export_users_csv.sql": [],
+        "users/export_users_csv_safe.sql": [],
+        "users/delete_expired_keys.sql": [keys],
     }
     return parameters[statement.name]

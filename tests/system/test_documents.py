@@ -85,6 +85,7 @@ def test_console_blocks_print_what_they_show(name: str, request: pytest.FixtureR
             "DATABASE_URL": url,
             "DIRECT_URL": url,
             "DRAIN_SECONDS": "0",
+            "PYTHONPATH": str(ROOT),  # the commands import what the tests import
         },
         cwd=tmp_path,
         stdout=subprocess.PIPE,

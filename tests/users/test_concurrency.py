@@ -3,9 +3,14 @@
 import asyncio
 from collections import Counter
 
+import asyncpg
 import httpx
 
 from api.app import create_app
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
+from api.users import queries
+from tests.support.database import execute
 from tests.support.serving import serve, settings_for
 
 USERS = "/api/v1/users"
@@ -53,3 +58,21 @@ async def test_one_connection_serves_many_clients(database: str) -> None:
             answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(60)))
             assert {answer.status_code for answer in answers} == {201}
             assert len((await many.get(USERS)).json()) == 60
+
+
+async def test_two_workers_that_create_the_same_users_never_deadlock(database: str) -> None:
+    """Both lock addresses in one order, whatever the plan. The slower one creates none, and sees those of the other."""
+    users = [queries.NewUser(f"{n:03}@example.com", None) for n in range(50)]
+    workers = [PooledDatabase(database_options(settings_for(database))) for _ in range(2)]
+    for worker in workers:
+        await worker.open()
+    for _ in range(10):
+        outcomes = await asyncio.gather(
+            *(queries.insert_users(worker, users) for worker in workers), return_exceptions=True
+        )
+        rows = [each for each in outcomes if isinstance(each, list)]
+        assert {type(each) for each in outcomes} <= {list, asyncpg.UniqueViolationError}
+        assert [each for each in rows if all(row and row["body"] for row in each)]
+        execute(database, "truncate users")
+    for worker in workers:
+        await worker.close()

@@ -1,23 +1,32 @@
 """Idempotency-Key: however often a creation is sent, there is one user and one answer."""
 
 import asyncio
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 from starlette.types import Receive, Scope, Send
 
+import api
 from api.app import create_app
+from api.database.fetch import PooledDatabase
+from api.database.options import database_options
 from api.neon.url import parse_url
-from tests.support.database import execute, wait_until_true, wait_until_waiting
+from api.users import idempotency
+from api.users.queries import select_users
+from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_problem
+from tests.support.waiting import wait_until
 
+OPERATIONS = Path(api.__file__).parent.parent / "docs/operations.md"
 USERS = "/api/v1/users"
 ADA = {"email": "ada@example.com", "name": "Ada"}
 
@@ -280,3 +289,78 @@ def test_an_expired_answer_that_somebody_else_deletes_is_not_waited_for(
     assert create(client, "one").status_code == 201
     elsewhere.rollback()
     assert execute(database, LEFT) == [(f"old{n}",) for n in (10, 9, 6, 5, 4, 3, 2, 1)]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erase expired keys within milliseconds of a statement; once, as the pause is an hour."""
+    monkeypatch.setattr(idempotency, "_ERASE_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(idempotency, "_ERASE_KEYS", 3)
+
+
+ERASED = f"select not exists ({LEFT})"
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("request_", ["POST", "PATCH", "DELETE", "import", "GET"])
+def test_expired_answers_are_erased_after_any_use_of_the_database(database: str, request_: str) -> None:
+    """Also where no creation with a key follows; those that may be replayed stay."""
+    execute(database, f"insert into users (email) values ('ada@example.com'); {OLD}")
+    execute(database, "insert into idempotency_keys values ('', 'kept', '', null, '', now() - interval '23 hours')")
+    with serve(create_app(settings_for(database))) as url, httpx.Client(base_url=url) as client:
+        user = f"{USERS}/1"
+        assert {
+            "POST": lambda: client.post(USERS, json={"email": "grace@example.com"}),
+            "PATCH": lambda: client.patch(user, json={"name": "Ada"}),
+            "DELETE": lambda: client.delete(user),
+            "import": lambda: client.post(
+                f"{USERS}/import", content='{"email":"g@example.com"}', headers={"content-type": "application/x-ndjson"}
+            ),
+            "GET": lambda: client.get(user),
+        }[request_]().is_success
+        wait_until_true(database, ERASED)
+    assert execute(database, "select key from idempotency_keys") == [("kept",)]
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_database_that_is_not_in_use_is_left_alone(database: str) -> None:
+    execute(database, OLD)
+    primary = PooledDatabase(database_options(settings_for(database)))
+    await primary.open()
+    erasing = asyncio.create_task(idempotency.keep_erasing(primary))
+    await asyncio.sleep(0.1)
+    assert primary.opened == 0
+    # Two workers share the work, and neither waits for what another session holds.
+    with locked(database, "select from idempotency_keys where key = 'old5' for update"):
+        await select_users(primary, [1])
+        await asyncio.to_thread(wait_until_true, database, f"select count(*) = 1 from ({LEFT})")
+    # The next time is an hour later.
+    busy = primary.metrics.seconds
+    await asyncio.sleep(0.05)
+    assert primary.metrics.seconds == busy
+    erasing.cancel()
+    await primary.close()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_failure_to_erase_fails_no_request(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(idempotency, "_ERASE_PAUSE_SECONDS", 0.0)
+    execute(database, f"{OLD}; alter table idempotency_keys rename to elsewhere")
+    with serve(create_app(settings_for(database))) as url, httpx.Client(base_url=url) as client:
+        assert client.post(USERS, json=ADA).status_code == 201
+        wait_until(lambda: "expired idempotency keys were not erased" in caplog.text)
+        execute(database, "alter table elsewhere rename to idempotency_keys")
+        assert client.get(USERS).status_code == 200
+        wait_until_true(database, ERASED)
+
+
+def test_a_deleted_user_stays_in_the_answer_until_it_expires(client: httpx.Client, database: str) -> None:
+    """As documented, with the statement that erases it at once."""
+    first = create(client, "one")
+    client.delete(first.headers["location"])
+    assert execute(database, "select body from idempotency_keys") == [(first.text,)]
+    (statement,) = re.findall("delete from public.idempotency_keys where user_id = 42", OPERATIONS.read_text())
+    execute(database, statement.replace("42", str(first.json()["id"])))
+    assert execute(database, "select count(*) from idempotency_keys") == [(0,)]

@@ -1,15 +1,22 @@
 """Write the rows of an import: by COPY, or if addresses are taken, by a statement that returns which ones."""
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import asyncpg
 
 from api.database.fetch import Database, link_errors
-from api.errors import DatabaseUnavailableError, OutcomeUnknownError, to_problem
+from api.errors import (
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    Problem,
+    RefusedError,
+    problem_of,
+    to_problem,
+)
 from api.users import queries
 from api.users.bulk.parsing import Refusal, Row
 from api.users.emails import email_key
@@ -44,7 +51,7 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
     """Return a function that writes rows by COPY, at half the cost, over several connections in parallel.
 
     Rows with the same address use the same connection, so that they are written in the order of the file. If COPY
-    fails because of a row, `write` writes that connection's part of the chunk.
+    fails because of a row, or a rule of the database leaves one out, `write` writes that part of the chunk.
     """
     expects_conflicts = False
 
@@ -52,14 +59,8 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
         nonlocal expects_conflicts
         if not expects_conflicts:
             with suppress(asyncpg.PostgresError), link_errors(writes=True):
-                await connection.copy_records_to_table(
-                    "users",
-                    schema_name="public",
-                    columns=["email", "name"],
-                    records=[(row.email, row.name) for row in rows],
-                    timeout=_COPY_SECONDS,
-                )
-                return Written(created=len(rows))
+                if await _copy(connection, rows):
+                    return Written(created=len(rows))
         written = await write(rows)
         # After one chunk with conflicts the next has some too: COPY would only fail first.
         expects_conflicts = written.created < len(rows)
@@ -82,6 +83,25 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
     return copy
 
 
+async def _copy(connection: asyncpg.Connection, rows: Sequence[Row]) -> bool:
+    """Create the users of all rows, or of none: COPY tells how many rows it has written, but not which."""
+    await connection.execute("begin")
+    try:
+        status = await connection.copy_records_to_table(
+            "users",
+            schema_name="public",
+            columns=["email", "name"],
+            records=[(row.email, row.name) for row in rows],
+            timeout=_COPY_SECONDS,
+        )
+    except asyncpg.PostgresError:
+        await connection.execute("rollback")
+        raise
+    is_complete: bool = status == f"COPY {len(rows)}"
+    await connection.execute("commit" if is_complete else "rollback")
+    return is_complete
+
+
 async def write_rows(database: Database, on_conflict: OnConflict, request_id: str, rows: Sequence[Row]) -> Written:
     """Write rows, by a single statement if possible. Raises the exceptions of `Database.fetch` for all rows together.
 
@@ -89,6 +109,7 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
     """
     total = Written()
     is_begun = False
+    repeated = None
     waiting = deque(_group(rows, by_name=on_conflict == "update"))
     while waiting:
         group = waiting.popleft()
@@ -97,11 +118,16 @@ async def write_rows(database: Database, on_conflict: OnConflict, request_id: st
             is_begun = True
         except asyncpg.PostgresError as error:
             # A row was refused, and the statement changed nothing. Its halves show which row it was.
-            if len(group) == 1:
-                total.refusals.append(Refusal(group[0].line, to_problem(error, request_id)))
-            else:
+            if len(group) > 1:
                 middle = len(group) // 2
                 waiting.extendleft((group[middle:], group[:middle]))
+            elif isinstance(error, asyncpg.UniqueViolationError) and repeated is not group:
+                # Another session has created the address meanwhile: the next statement sees it.
+                repeated = group
+                waiting.appendleft(group)
+            else:
+                problem = to_problem(error, request_id)
+                total += _refused(on_conflict, {group[0].line: problem})
         except (DatabaseUnavailableError, asyncio.CancelledError) as error:
             # Each of these means that nothing was changed, but only by this statement.
             if is_begun:
@@ -127,11 +153,19 @@ def _group(rows: Sequence[Row], *, by_name: bool) -> list[list[Row]]:
 async def _write_group(database: Database, on_conflict: OnConflict, rows: list[Row]) -> Written:
     users = [queries.NewUser(row.email, row.name) for row in rows]
     if on_conflict == "update":
-        created, updated = await queries.import_users_update(database, users, set_name=rows[0].set_name)
-        return Written(created, updated, len(rows) - created - updated)
-    taken = await queries.import_users(database, users)
-    created = len(rows) - len(taken)
-    if on_conflict == "skip":
-        return Written(created, skipped=len(taken))
-    problem = email_taken()
-    return Written(created, refusals=[Refusal(rows[index].line, problem) for index in taken])
+        outcomes = await queries.import_users_update(database, users, set_name=rows[0].set_name)
+    else:
+        outcomes = await queries.import_users(database, users)
+    numbers = Counter(outcomes.values())
+    problems = {"taken": email_taken(), "refused": problem_of(RefusedError)}
+    refused = {rows[index].line: problems[outcome] for index, outcome in outcomes.items() if outcome in problems}
+    written = Written(len(rows) - len(outcomes), numbers["updated"], numbers["unchanged"])
+    return written + _refused(on_conflict, refused)
+
+
+def _refused(on_conflict: OnConflict, problems: Mapping[int, Problem]) -> Written:
+    """Return what became of the lines with these problems."""
+    taken = email_taken().kind
+    is_skipped = on_conflict == "skip"
+    refusals = [Refusal(*each) for each in problems.items() if not (is_skipped and each[1].kind == taken)]
+    return Written(skipped=len(problems) - len(refusals), refusals=refusals)
