@@ -176,9 +176,16 @@ class ImportQuery(BaseModel):
         description="If an address is taken: refuse the line, skip it, or update the user from it. If the line has no "
         "name, the name stays unchanged; null, in CSV an empty name, clears it.",
     )
+    format: Literal["csv-safe"] | None = Field(
+        default=None, description="A body of `text/csv` is an export of this format: its apostrophes are removed again."
+    )
 
 
 class ExportQuery(BaseModel):
     """The query string of GET /api/v1/users/export."""
 
-    format: Literal["ndjson", "csv"] | None = Field(default=None, description="Overrides the header Accept.")
+    format: Literal["ndjson", "csv", "csv-safe"] | None = Field(
+        default=None,
+        description="Overrides the header Accept. `csv-safe` is CSV for spreadsheets: a text that begins as a formula "
+        "may (`=`, `+`, `-`, `@`, a tab or a line break), or with an apostrophe, has an apostrophe before it.",
+    )

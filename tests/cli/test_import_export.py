@@ -72,6 +72,41 @@ def test_there_and_back(database: str, tmp_path: Path) -> None:
     assert users(database) == {email: name or None for email, name in sent.items()}
 
 
+def test_a_file_for_spreadsheets(database: str, tmp_path: Path) -> None:
+    sent = {"=1+1@example.com": "=1+1", "'a@example.com": "'=", "b@example.com": "b"}
+    file = write(tmp_path / "users", [{"email": email, "name": name} for email, name in sent.items()])
+    assert run("import", file, **on(database)).returncode == 0
+    exported = str(tmp_path / "users.csv")
+    assert run("export", exported, "--format", "csv-safe", **on(database)).returncode == 0
+    cells = dict(line.split(",")[1:3] for line in Path(exported).read_text().splitlines()[1:])
+    assert cells == {"'=1+1@example.com": "'=1+1", "''a@example.com": "''=", "b@example.com": "b"}
+    execute(database, "truncate users")
+    assert run("import", exported, "--format", "csv-safe", **on(database)).returncode == 0
+    assert users(database) == sent
+
+
+LEAVE_OUT = """
+    create or replace function leave_out() returns trigger language plpgsql as $$
+        begin if new.email like 'no%' then return null; end if; new.email := lower(new.email); return new; end $$;
+    create trigger leave_out before insert on users for each row execute function leave_out()
+"""
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "update"])
+def test_a_row_that_a_trigger_leaves_out_is_refused(database: str, tmp_path: Path, on_conflict: str) -> None:
+    """COPY only counts the rows that it has written."""
+    rows: list[dict[str, object]] = [*people(50), {"email": "no@example.com"}, {"email": "Ada@example.com"}]
+    execute(database, LEAVE_OUT)
+    try:
+        imported = run("import", write(tmp_path / "u", rows), "--on-conflict", on_conflict, **on(database))
+    finally:
+        execute(database, "drop trigger leave_out on users")
+    (refused,) = map(json.loads, imported.stdout.splitlines())
+    assert (refused["line"], refused["problem"]["type"]) == (51, "urn:problem:users-api:refused-by-database")
+    assert imported.stderr.startswith("51 created, 0 updated, 0 skipped, 1 refused")
+    assert users(database).keys() == {"ada@example.com", *(row["email"] for row in people(50))}
+
+
 def test_pipes(database: str) -> None:
     rows = "email,name\nada@example.com,Ada\n"
     assert run("import", "-", "--format", "csv", stdin=rows, **on(database)).returncode == 0

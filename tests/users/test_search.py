@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.users.cursors import MAX_ID, Position, read_cursor, write_cursor
-from tests.support.database import execute
+from tests.support.database import execute, locked
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_invalid, create
 
@@ -272,3 +272,23 @@ def test_no_cursor_ends_in_a_500(client: httpx.Client, key: str) -> None:
     cursor = write_cursor(Position(key, MAX_ID))
     for query in ({"order": "created_at"}, {"order": "-created_at"}, {"q": "a"}):
         assert client.get(USERS, params={**query, "cursor": cursor}).status_code in (200, 422)
+
+
+@pytest.mark.parametrize("order", ["id", "created_at"])
+def test_a_user_whose_transaction_commits_late_is_behind_the_reader(
+    client: httpx.Client, database: str, order: str
+) -> None:
+    """As documented: ids and times are given before the commit, so a reader has to look back."""
+    with locked(database, "insert into users (email) values ('late@example.com')") as other:
+        seen = create(client, "early@example.com")
+        following = {"id": {"after": seen["id"]}, "created_at": {"created_after": seen["created_at"]}}[order]
+        other.commit()
+    assert client.get(USERS, params=following).json() == []
+    back = datetime.fromisoformat(seen["created_at"]) - timedelta(minutes=2)
+    again = client.get(USERS, params={"created_after": back.isoformat(), "order": "created_at"}).json()
+    assert [user["email"] for user in again] == ["late@example.com", "early@example.com"]
+    # A walk from the beginning shows each user that was there when it began.
+    walk = client.get(USERS, params={"limit": 1})
+    create(client, "new@example.com")
+    rest = client.get(USERS, params={"after": walk.json()[0]["id"]})
+    assert {user["email"] for user in walk.json() + rest.json()} >= {"late@example.com", "early@example.com"}

@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -12,14 +13,15 @@ from api.database.fetch import link_errors
 from api.database.statements import Statement
 from api.errors import DatabaseUnavailableError, Problem
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser
-from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV
+from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV, EXPORT_USERS_CSV_SAFE
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `media_types` are in lower case; an export is sent as the first one."""
+    """One format. `media_types` are in lower case; an export is sent as the first one, in a file `users.{suffix}`."""
 
     name: str
+    suffix: str
     media_types: tuple[str, ...]
     parser: Callable[[], Parser]
     statement: Statement
@@ -28,6 +30,7 @@ class Format:
 
 NDJSON = Format(
     "ndjson",
+    "ndjson",
     ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"),
     NDJSONParser,
     EXPORT_USERS,
@@ -35,8 +38,10 @@ NDJSON = Format(
     # these two characters. No JSON does: control characters are escaped in it (RFC 8259, section 7).
     {"format": "csv", "delimiter": "\x01", "quote": "\x02"},
 )
-CSV = Format("csv", ("text/csv",), CSVParser, EXPORT_USERS_CSV, {"format": "csv", "header": True})
-FORMATS = {format.name: format for format in (NDJSON, CSV)}
+CSV = Format("csv", "csv", ("text/csv",), CSVParser, EXPORT_USERS_CSV, {"format": "csv", "header": True})
+CSV_SAFE = replace(CSV, name="csv-safe", parser=partial(CSVParser, is_guarded=True), statement=EXPORT_USERS_CSV_SAFE)
+"""CSV for spreadsheets, which cannot take a text for a formula. It is chosen by its name, never by its media type."""
+FORMATS = {format.name: format for format in (NDJSON, CSV, CSV_SAFE)}
 
 _CLOSE_SECONDS = 1.0
 _IS_UTF_8 = re.compile(r'charset\s*=\s*("?)(?:utf-8|us-ascii)\1')

@@ -18,7 +18,7 @@ from api.http.request import read_header, read_query
 from api.http.resource import Resource
 from api.http.streaming import Stream
 from api.users.bulk import operations
-from api.users.bulk.formats import FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
+from api.users.bulk.formats import CSV, FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.problems import import_stopped, too_many_at_once
 from api.users.bulk.report import Report
@@ -47,13 +47,13 @@ class Bulk:
     async def import_users(self, request: Request) -> Response:
         """POST /api/v1/users/import: NDJSON with each refused line, the progress, and a summary."""
         query = read_query(request, ImportQuery)
-        parser = choose_by_content(
-            read_header(request, b"content-type"), read_header(request, b"content-encoding")
-        ).parser()
+        format = choose_by_content(read_header(request, b"content-type"), read_header(request, b"content-encoding"))
+        if query.format and format is CSV:
+            format = FORMATS[query.format]
         name = request_id()
         report = Report()
         write = partial(write_rows, self._database, query.on_conflict, name)
-        work = Import(parser, write, report.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
+        work = Import(format.parser(), write, report.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._slot())
             importing = await stack.enter_async_context(_task(self._import(request.receive, work, report)))
@@ -73,7 +73,7 @@ class Bulk:
         """GET /api/v1/users/export: every user, from one snapshot."""
         query = read_query(request, ExportQuery)
         format = FORMATS[query.format] if query.format else choose_by_accept(read_header(request, b"accept"))
-        headers = {"Content-Disposition": f'attachment; filename="users.{format.name}"', "Vary": "Accept"}
+        headers = {"Content-Disposition": f'attachment; filename="users.{format.suffix}"', "Vary": "Accept"}
         if request.method == "HEAD":
             response = Response(headers=headers, media_type=format.media_types[0])
             del response.headers["content-length"]  # It would be that of the empty body.

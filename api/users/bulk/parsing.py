@@ -85,11 +85,13 @@ _NOTHING_SEEN = (0, -1, 0)
 class CSVParser:
     """Comma-separated values (RFC 4180). The first line names the columns: `email` and optionally `name`.
 
-    Other columns and blank lines are skipped. An empty name means no name.
+    Other columns and blank lines are skipped. An empty name means no name. With `is_guarded` an apostrophe at the start
+    of a cell is removed, which export_users_csv_safe.sql has added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_guarded: bool = False) -> None:
         self.line = 0
+        self._is_guarded = is_guarded
         self._lines = _Lines()
         self._pending: list[bytes | None] = []  # the lines received after `line`
         self._open = _NOTHING_SEEN
@@ -158,6 +160,8 @@ class CSVParser:
     def _read_user(self, number: int, cells: list[str]) -> Row | Refusal:
         if len(cells) != len(self._columns):
             return Refusal(number, _malformed(f"it has {len(cells)} columns, and the first line {len(self._columns)}"))
+        if self._is_guarded:
+            cells = [cell.removeprefix("'") for cell in cells]
         sent: dict[str, str | None] = dict(zip(self._columns, cells, strict=True))
         if has_name := "name" in sent:
             sent["name"] = sent["name"] or None
