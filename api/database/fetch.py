@@ -16,6 +16,7 @@ from api.database.driver import counter_of
 from api.database.faults import DATABASE_ERRORS, Fault, as_error, classify, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
+from api.database.silence import Silence
 from api.database.statements import Statement
 from api.database.verdicts import Next
 from api.errors import (
@@ -87,6 +88,7 @@ class PooledDatabase:
         # Shorter than the statement's own time: a lock timeout is a definite answer, a cancelled write is not.
         self.lock_timeout = 0.8 * options.statement_timeout
         self._pool = Pool(options, self._metrics, partial(connecting.open_connection, options))
+        self._silence = Silence(options.name, self._pool.check_idle)
         self._loop: asyncio.AbstractEventLoop  # set by open(): asking asyncio costs each statement 0.1 µs
 
     @property
@@ -102,6 +104,7 @@ class PooledDatabase:
     async def close(self) -> None:
         """Close the pool: statements in flight may finish, for as long as one statement may take."""
         await self._pool.close()
+        self._silence.stop()
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
@@ -148,6 +151,7 @@ class PooledDatabase:
         """Run one statement; see `Database.fetch`."""
         deadline = self._loop.time() + self._acquire_timeout
         failures = 0
+        again = False
         while True:
             try:
                 result = await self._attempt(statement, arguments, deadline)
@@ -156,7 +160,10 @@ class PooledDatabase:
                     raise
                 result = _Retry(error, Fault(transient=True), Next.REPEAT)
             if isinstance(result, list):
+                if again:
+                    self._silence.confirm()
                 return result
+            again = True
             pause = 0.0
             if result.step is not Next.RETRY:  # the pool makes the pauses between connections
                 failures += 1
@@ -189,6 +196,10 @@ class PooledDatabase:
             self._not_acquired(error, perf_counter() - asked)
             raise
         begun = perf_counter()
+        in_flight = self._silence.in_flight[statement.writes]
+        in_flight[connection] = self._silence.ticks
+        if self._silence.timer is None:
+            self._silence.watch()
         counter = counter_of(connection)
         executed = counter.queries_count
         outcome = "failed"
@@ -207,8 +218,8 @@ class PooledDatabase:
             closed = connection.is_closed()
             step, fault = decide_next(cause, sent=sent, writes=statement.writes, closed=closed)
             failure = cause if closed and (fault.rejection or not executed) else None
-            if step in _REFUSALS:
-                outcome = "refused"
+            self._suspect_idle(raised)
+            outcome = "refused" if step in _REFUSALS else "failed"
             if step in _RETRIES:
                 return _Retry(cause, fault, step)
             self.answers = step is Next.RAISE
@@ -220,11 +231,17 @@ class PooledDatabase:
             outcome = "ok"
             return rows
         finally:
+            in_flight.pop(connection, None)
             self._pool.release(connection, answered=outcome != "failed", failure=failure)
             seconds = perf_counter() - begun
             self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)
             if self._tracing is not None:
                 self._tracing.statement(statement.name, outcome, seconds, served)
+
+    def _suspect_idle(self, error: Exception) -> None:
+        """Check the idle connections if a statement had no answer in time, or no byte of it was acknowledged."""
+        if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):  # the latter is ETIMEDOUT
+            self._pool.check_idle()
 
     def _not_acquired(self, error: BaseException, waited: float) -> None:
         """Record that no connection was had within `waited` seconds."""

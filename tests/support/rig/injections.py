@@ -34,7 +34,9 @@ class Cut(Enum):
     CLOSE = "close"
     """FIN: an orderly end."""
     STALL = "stall"
-    """Half open: no bytes and no close, until the client gives up or the rig is reset."""
+    """Half open: no bytes and no close, until the client gives up or the rig is reset. The kernel acknowledges."""
+    LOSS = "packet loss"
+    """The network loses every packet from the client, so nothing is acknowledged. Needs Linux, and root on most."""
 
 
 @dataclass(frozen=True, slots=True)

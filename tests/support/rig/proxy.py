@@ -179,7 +179,7 @@ class Proxy:
         ending = list(self.links.values())
         for link in self.links:
             link.end(action)
-        if ending and action is not Cut.STALL:
+        if ending and action not in (Cut.STALL, Cut.LOSS):
             await asyncio.wait(ending)
 
     def _call(self, function: Callable[[], T]) -> T:
