@@ -153,7 +153,7 @@ class Chaos:
     async def _slow_down(self) -> int:
         self._rig.latency = self._chance.uniform(0.02, 0.2)
         await self._wait()
-        self._rig.latency = 0.0
+        self._rig.latency = self._rig.distance
         return 1
 
     async def _lock_rows(self) -> int:

@@ -45,7 +45,7 @@ async def connect(name: str, attempt: Callable[[], Coroutine[Any, Any, asyncpg.C
     try:
         await asyncio.wait(attempts, timeout=STUCK_SECONDS)
         if not attempts[0].done():
-            logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
+            log_second_attempt(name)
             attempts.append(asyncio.create_task(attempt()))
         pending = set(attempts)
         while pending:
@@ -59,6 +59,11 @@ async def connect(name: str, attempt: Callable[[], Coroutine[Any, Any, asyncpg.C
             if each is not chosen:
                 each.cancel()
                 each.add_done_callback(_discard)
+
+
+def log_second_attempt(name: str) -> None:
+    """Log that an attempt to connect is stuck."""
+    logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
 
 
 def _discard(attempt: "asyncio.Task[asyncpg.Connection]") -> None:

@@ -38,6 +38,7 @@ from tests.support.rig.injections import INSECURE, STATEMENT_POINTS, Action
 from tests.support.serving import serve, settings_for
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.far
 USERS = "/api/v1/users"
 
 

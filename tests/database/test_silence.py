@@ -19,6 +19,7 @@ from tests.support.database import locked
 from tests.support.rig import Cut, NeonDatabase, Rig
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.far
 USERS = "/api/v1/users"
 SHORT_SECONDS = 0.5
 """In place of the 2 s without an answer: two ticks at most, one at least."""

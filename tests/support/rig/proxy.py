@@ -48,6 +48,7 @@ class Proxy:
         self.ports: dict[Route, int] = {}
         self.links: dict[Link, asyncio.Task[None]] = {}  # those that are open and not stalled
         self._default_tls = tls
+        self.distance = 0.0  # seconds, there and back: the latency after a reset
         self._listening: list[asyncio.Task[None]] = []
         self._errors: list[BaseException] = []
         self._loop = uvloop.new_event_loop()
@@ -57,7 +58,7 @@ class Proxy:
     def _restore(self) -> None:
         self.counts = Counts()
         self.tls = self._default_tls  # None: clear text, as a server without TLS
-        self.latency = 0.0  # seconds, there and back
+        self.latency = self.distance  # seconds, there and back
         self.max_client_conn: int | None = None  # connections of both routes together; more are refused
         self.wake_seconds = WAKE_SECONDS
         self.asleep = False
