@@ -24,7 +24,7 @@ from benchmarks.session import run_with_database
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
 from tests.support import rig as neon_rig
-from tests.support.rig import Cut, Farewell, Injection, Point, Rig
+from tests.support.rig import STARTING, Cut, Rig
 
 RATE = 60.0
 ROWS = 1000
@@ -32,7 +32,6 @@ FIRST_SECONDS = 1.0
 ALL_SECONDS = 2.0
 _CALM_SECONDS = 1.0
 _WATCHED_SECONDS = 6.0
-_STARTING = Farewell("57P03", "the database system is starting up")
 _METHOD = (
     f"One worker behind PgBouncer and a proxy gets {RATE:g} GETs a second, whether or not earlier ones are answered. "
     "The proxy resets every connection and refuses new ones with 57P03 until the outage is over. Then it is watched "
@@ -145,10 +144,10 @@ async def _measure(rig: Rig, port: int, cell: Cell) -> Recovery:
     load = asyncio.create_task(run_phases(port, [Phase("all", RATE, seconds)], gets(ROWS), cell.deadline + 5.0))
     await asyncio.sleep(_CALM_SECONDS)
     began = time.perf_counter() - start
-    await asyncio.to_thread(rig.inject, Injection(Point.CONNECT, _STARTING), 100_000)
+    rig.refusal = STARTING
     await asyncio.to_thread(rig.cut, Cut.RESET)
     await asyncio.sleep(cell.outage)
-    await asyncio.to_thread(rig.forget)
+    rig.refusal = None
     back = time.perf_counter() - start
     outcomes = (await load).outcomes
     during = [each for each in outcomes if began <= each.due < back]

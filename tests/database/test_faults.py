@@ -27,6 +27,7 @@ from tests.support.rig import (
     POOLER_FULL,
     SERVER_FULL,
     SHUTDOWN,
+    STARTING,
     Cut,
     Farewell,
     Injection,
@@ -58,7 +59,6 @@ def cut_off(cause: Exception | None = None) -> asyncpg.ConnectionDoesNotExistErr
     return error
 
 
-STARTING = Farewell("57P03", "the database system is starting up")
 SHUTTING_DOWN = Farewell("57P03", "the database system is shutting down")
 CRASHED = Farewell("57P02", "terminating connection because of crash of another server process")
 # PgBouncer's words, from its source.

@@ -69,6 +69,7 @@ STATEMENT_POINTS = tuple(Point)[2:]
 SHUTDOWN = Farewell("57P01", "terminating connection due to administrator command")
 """PostgreSQL's message to each session when it stops, as when a compute is suspended or restarts."""
 
+STARTING = Farewell("57P03", "the database system is starting up")
 POOLER_FULL = Farewell("08P01", "no more connections allowed (max_client_conn)")
 SERVER_FULL = Farewell("53300", "sorry, too many clients already")
 

@@ -106,6 +106,8 @@ class Link:
             proxy.counts.cancels += 1
         else:
             self._strike(Point.CONNECT)
+            if proxy.refusal is not None:
+                raise _Ended(proxy.refusal)
             if proxy.max_client_conn is not None and len(proxy.links) > proxy.max_client_conn:
                 full = POOLER_FULL if self._route == "pooled" else SERVER_FULL
                 proxy.counts.faults[f"full {full.sqlstate}"] += 1

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from tests.support.rig.injections import SHUTDOWN, Action, Cut, Injection, Point, Route
+from tests.support.rig.injections import SHUTDOWN, Action, Cut, Farewell, Injection, Point, Route
 from tests.support.rig.link import Link
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class Proxy:
         self.tls = self._default_tls  # None: clear text, as a server without TLS
         self.latency = self.distance  # seconds, there and back
         self.max_client_conn: int | None = None  # connections of both routes together; more are refused
+        self.refusal: Farewell | None = None  # what every new connection gets instead of a server
         self.wake_seconds = WAKE_SECONDS
         self.asleep = False
         self._injections: list[Injection] = []
