@@ -1,6 +1,7 @@
 """Connections that die without a sign: the network loses their packets, or a proxy hangs that acknowledges them."""
 
 import asyncio
+import logging
 import socket
 import struct
 import time
@@ -23,10 +24,13 @@ pytestmark = pytest.mark.far
 USERS = "/api/v1/users"
 SHORT_SECONDS = 0.5
 """In place of the 2 s without an answer: two ticks at most, one at least."""
+LATE_SECONDS = 4.0
+"""How late a busy machine may be, and less than any other timeout here."""
 
 
 @pytest.fixture
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(silence, "_SILENT_TICKS", 1)
     monkeypatch.setitem(connecting._SOCKET_OPTIONS, "TCP_USER_TIMEOUT", round(1000 * SHORT_SECONDS))
 
@@ -64,20 +68,27 @@ async def timed_get(client: httpx.AsyncClient, path: str) -> float:
     return time.perf_counter() - begun
 
 
+def sent_again(caplog: pytest.LogCaptureFixture) -> int:
+    """How many statements were. Each forgotten connection that serves costs one."""
+    return caplog.text.count(" is tried again: ")
+
+
 @soon
 @pytest.mark.parametrize("batching", [True, False])
 async def test_forgotten_connections_cost_one_read(
-    rig: Rig, neon: NeonDatabase, forgotten: Cut, batching: bool
+    rig: Rig, neon: NeonDatabase, forgotten: Cut, batching: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with forgetting(rig, neon, forgotten, batching=batching) as (client, path):
-        first, *others = [await timed_get(client, path) for _ in range(8)]
-        assert SHORT_SECONDS / 2 <= first < SHORT_SECONDS + 1.0
-        assert sum(others) < SHORT_SECONDS
+        caplog.clear()
+        assert SHORT_SECONDS / 2 <= await timed_get(client, path) < SHORT_SECONDS + LATE_SECONDS
+        for _ in range(8):
+            await timed_get(client, path)
+        assert sent_again(caplog) == 1
 
 
 async def test_forgotten_connections_cost_two_seconds(rig: Rig, neon: NeonDatabase) -> None:
     async with forgetting(rig, neon, Cut.LOSS) as (client, path):
-        assert 2.0 <= await timed_get(client, path) < 3.0
+        assert 2.0 <= await timed_get(client, path) < 2.25 + LATE_SECONDS
 
 
 @soon
@@ -87,20 +98,26 @@ async def test_reads_that_wait_at_once_are_all_sent_again(
 ) -> None:
     """More than the pool has connections, each of which is forgotten."""
     async with forgetting(rig, neon, forgotten, batching=batching) as (client, path):
-        assert max(await asyncio.gather(*(timed_get(client, path) for _ in range(12)))) < SHORT_SECONDS + 1.5
+        slowest = max(await asyncio.gather(*(timed_get(client, path) for _ in range(12))))
+        assert slowest < 2 * SHORT_SECONDS + LATE_SECONDS
 
 
 @soon
-async def test_forgotten_connections_cost_one_write_its_outcome(rig: Rig, neon: NeonDatabase, forgotten: Cut) -> None:
+async def test_forgotten_connections_cost_one_write_its_outcome(
+    rig: Rig, neon: NeonDatabase, forgotten: Cut, caplog: pytest.LogCaptureFixture
+) -> None:
     """The kernel ends it where the network is silent; where a proxy is, it may wait for a lock, and waits on."""
-    async with forgetting(rig, neon, forgotten, statement_timeout_seconds=1.5) as (client, path):
+    timeout = 1.5 if forgotten is Cut.STALL else 30.0
+    async with forgetting(rig, neon, forgotten, statement_timeout_seconds=timeout) as (client, path):
+        caplog.clear()
         begun = time.perf_counter()
         write = asyncio.create_task(client.patch(path, json={"name": "Grace"}))
         await asyncio.sleep(SHORT_SECONDS + 0.5)
-        assert sum([await timed_get(client, path) for _ in range(8)]) < 1.0
+        for _ in range(8):
+            await timed_get(client, path)
+        assert sent_again(caplog) == 0
         answer = await write
-        longest = SHORT_SECONDS + 1.0 if forgotten is Cut.LOSS else 1.5 + 1.0
-        assert time.perf_counter() - begun < longest
+        assert time.perf_counter() - begun < 1.5 + LATE_SECONDS
         assert answer.json()["type"] == "urn:problem:users-api:outcome-unknown"
         assert (await client.get(path)).json()["name"] == "Ada"  # it was sent once, into the void
 

@@ -17,6 +17,7 @@ from tests.support.balancer import Balancer
 from tests.support.commands import USERS_API, environment
 from tests.support.database import execute
 from tests.support.history import USERS, Connection
+from tests.support.rig import NeonDatabase
 
 RESTARTS = HANG_UPS = 20
 CLIENTS = 24
@@ -104,11 +105,13 @@ async def until_logged(process: asyncio.subprocess.Process, text: str) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.far
 @pytest.mark.timeout(300)
-async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_no_request_fails_and_no_write_is_lost(neon: NeonDatabase, capsys: pytest.CaptureFixture[str]) -> None:
     """One server is stopped by SIGTERM and started again, the workers of two others are replaced by SIGHUP, often."""
     restarted, one, another = (free_port() for _ in range(3))
     load = Load()
+    database = neon.pooled
 
     async def restart() -> None:
         for n in range(RESTARTS):
@@ -140,7 +143,7 @@ async def test_no_request_fails_and_no_write_is_lost(database: str, capsys: pyte
                 await load.enough.wait()
             finally:
                 load.over = True
-    found: dict[str, str | None] = dict(execute(database, "select email, name from users"))  # type: ignore[arg-type]
+    found: dict[str, str | None] = dict(execute(neon.superuser, "select email, name from users"))  # type: ignore[arg-type]
     wrong = {address: name for address, name in load.names.items() if found.get(address) != name}
     with capsys.disabled():
         print(
