@@ -1,12 +1,10 @@
-"""Connecting to PostgreSQL: a second attempt beside one that is stuck, the back-off, and the options of the socket."""
+"""Connecting to PostgreSQL, the back-off, the options of the socket, and the check of a connection."""
 
 import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
 
 import asyncpg
 
@@ -34,41 +32,9 @@ _SOCKET_OPTIONS = {
 }
 
 
-async def connect(name: str, attempt: Callable[[], Coroutine[Any, Any, asyncpg.Connection]]) -> asyncpg.Connection:
-    """Return the connection of an attempt, or of a second one if the first is stuck.
-
-    The first to succeed counts, and the other is closed. `name` is the URL's variable, for the log. Raises the first
-    attempt's error if both fail.
-    """
-    attempts = [asyncio.create_task(attempt())]
-    chosen: asyncio.Task[asyncpg.Connection] | None = None
-    try:
-        await asyncio.wait(attempts, timeout=STUCK_SECONDS)
-        if not attempts[0].done():
-            log_second_attempt(name)
-            attempts.append(asyncio.create_task(attempt()))
-        pending = set(attempts)
-        while pending:
-            ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if chosen := next((each for each in ended if each.exception() is None), None):
-                return chosen.result()
-        return attempts[0].result()  # raises its error
-    finally:
-        # Not awaited: a cancellation during the wait would leave the chosen connection open.
-        for each in attempts:
-            if each is not chosen:
-                each.cancel()
-                each.add_done_callback(_discard)
-
-
 def log_second_attempt(name: str) -> None:
     """Log that an attempt to connect is stuck."""
     logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
-
-
-def _discard(attempt: "asyncio.Task[asyncpg.Connection]") -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
 
 
 def delay(failures: int) -> float:

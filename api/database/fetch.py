@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
@@ -13,7 +14,7 @@ import asyncpg
 from api.context import serving
 from api.database import connecting, indexes
 from api.database.driver import counter_of
-from api.database.faults import DATABASE_ERRORS, Fault, as_error, classify, decide_next
+from api.database.faults import DATABASE_ERRORS, Fault, as_error, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
 from api.database.silence import Silence
@@ -113,45 +114,29 @@ class PooledDatabase:
         Raises DatabaseUnavailableError if none can be opened within ACQUIRE_TIMEOUT_SECONDS.
         """
         asked = perf_counter()
-        connection = await self._open_connection()
-        begun = perf_counter()
+        arguments = self._options.url.asyncpg_arguments() | {"timeout": self._options.connect_timeout}
+        # A pool of its own, with a second place for an attempt beside one that is stuck.
+        options = replace(self._options, pool_min_size=0, pool_max_size=2, pool_idle_seconds=1.0)
+        pool = Pool(options, self._metrics, partial(asyncpg.connect, **arguments, statement_cache_size=0))
         try:
-            yield connection
-            with suppress(*DATABASE_ERRORS):  # the work is done
-                await connection.close(timeout=self._statement_timeout)
-        finally:
-            # Does not wait: the server ends what is still running once the connection is gone.
-            connection.terminate()
-            for request in serving.get():
-                request.queue += begun - asked
-                request.database += perf_counter() - begun
-
-    async def _open_connection(self) -> asyncpg.Connection:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._acquire_timeout
-        failures = 0
-        while True:
+            connection = await pool.acquire(asyncio.get_running_loop().time() + self._acquire_timeout)
+            begun = perf_counter()
             try:
-                arguments = {"timeout": deadline - loop.time(), **self._options.url.asyncpg_arguments()}
-                attempt = partial(asyncpg.connect, **arguments, statement_cache_size=0)
-                connection = await connecting.connect(self._options.name, attempt)
-            except DATABASE_ERRORS as error:
-                self._metrics.failed_to_open()
-                failures += 1
-                fault = classify(error)
-                pause = connecting.delay(failures)
-                if not fault.transient or loop.time() + pause >= deadline:
-                    raise DatabaseUnavailableError(fault.remedy) from error
-            else:
-                self._metrics.opened()
-                return connection
-            await asyncio.sleep(pause)
+                yield connection
+                with suppress(*DATABASE_ERRORS):  # the work is done
+                    await connection.close(timeout=self._statement_timeout)
+            finally:
+                connection.terminate()  # does not wait: the server ends what still runs once it is gone
+                for request in serving.get():
+                    request.queue += begun - asked
+                    request.database += perf_counter() - begun
+        finally:
+            await pool.close()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement; see `Database.fetch`."""
         deadline = self._loop.time() + self._acquire_timeout
-        failures = 0
-        again = False
+        retries = failures = 0
         while True:
             try:
                 result = await self._attempt(statement, arguments, deadline)
@@ -160,10 +145,10 @@ class PooledDatabase:
                     raise
                 result = _Retry(error, Fault(transient=True), Next.REPEAT)
             if isinstance(result, list):
-                if again:
+                if retries:
                     self._silence.confirm()
                 return result
-            again = True
+            retries += 1
             pause = 0.0
             if result.step is not Next.RETRY:  # the pool makes the pauses between connections
                 failures += 1
