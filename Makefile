@@ -15,7 +15,7 @@ FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/ht
 # Each test file in one process, so that its fixtures are made once; two processes a core, since tests wait half of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk install lock clean neon-rig image torture soak
+.PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery install lock clean neon-rig image torture soak
 
 run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -64,6 +64,10 @@ bench-full: install ## every system, workload, distance and concurrency: most of
 
 bench-scaling bench-overload bench-latency bench-profile bench-bulk: install ## one question each: see benchmarks/README.md
 	$(BIN)/python -m benchmarks.$(@:bench-%=%) $(ARGS)
+
+bench-recovery: install ## how soon a database that is back is used, by distance and outage: 5 minutes
+	.ci/pgbouncer >/dev/null
+	$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 soak: install ## a mixed load for 20 minutes: no memory may grow, nothing may fail (ARGS="--minutes 2")
 	$(BIN)/python -m benchmarks.soak $(ARGS)

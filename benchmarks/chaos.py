@@ -1,7 +1,10 @@
 """Random fault injections for `torture.py`: everything that can fail between a client and the disk."""
 
 import asyncio
+import os
 import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +19,7 @@ from tests.support.rig import (
     NEON_TRANSIENT,
     ROLE,
     SHUTDOWN,
+    STARTING,
     Cut,
     Farewell,
     Injection,
@@ -25,7 +29,6 @@ from tests.support.rig import (
 )
 from tests.support.rig.injections import Action
 
-_STARTING = Farewell("57P03", "the database system is starting up")
 # PgBouncer's errors for a statement without a server connection, and for one whose server connection broke.
 _QUEUED = Farewell("08P01", "query_wait_timeout")
 _CRASHED = Farewell("08P01", "server conn crashed?")
@@ -35,14 +38,20 @@ _CRASHED = Farewell("08P01", "server conn crashed?")
 # did not reach the compute, so they are sent only when that is true.
 _FAREWELLS: dict[Point, tuple[Farewell, ...]] = {
     Point.ACCEPT: (),
-    Point.CONNECT: (SHUTDOWN, _STARTING, *NEON_TRANSIENT, *NEON_PERMANENT),
+    Point.CONNECT: (SHUTDOWN, STARTING, *NEON_TRANSIENT, *NEON_PERMANENT),
     Point.REQUEST: (SHUTDOWN, _CRASHED, _QUEUED, *NEON_TRANSIENT),
     Point.TORN_REQUEST: (SHUTDOWN, _CRASHED),
     Point.ANSWER: (SHUTDOWN, _CRASHED),
     Point.TORN_ANSWER: (),
     Point.ANSWERED: (SHUTDOWN,),
 }
-_CUTS: dict[str, Action] = {**{cut.value: cut for cut in Cut}, SHUTDOWN.sqlstate: SHUTDOWN}
+# The network loses packets by a filter that only root may attach, on Linux.
+_ALLOWED_CUTS = [cut for cut in Cut if cut is not Cut.LOSS or (sys.platform == "linux" and os.geteuid() == 0)]
+_CUTS: dict[str, Action] = {**{cut.value: cut for cut in _ALLOWED_CUTS}, SHUTDOWN.sqlstate: SHUTDOWN}
+
+_OUTAGE_SECONDS = (1.0, 30.0)
+_OUTAGE_PAUSE_SECONDS = (15.0, 30.0)
+_AFTER_OUTAGE_SECONDS = 2.0
 
 _BACKENDS = (
     f"select pid from pg_stat_activity where usename = '{ROLE}' order by state = 'active' desc, random() limit 3"
@@ -55,7 +64,8 @@ def fault_injections() -> dict[str, list[Injection]]:
     """Return the fault injections into one connection or statement, by name; those of one name differ in their text."""
     kinds: dict[str, list[Injection]] = {}
     for point in Point:
-        for action in (*Cut, *_FAREWELLS[point]):
+        actions: list[Action] = [*_ALLOWED_CUTS, *_FAREWELLS[point]]
+        for action in actions:
             fault = Injection(point, action)
             kinds.setdefault(str(fault), []).append(fault)
     return kinds
@@ -78,6 +88,8 @@ class Chaos:
         self._chance = random.Random()
         self._counts: Counter[str] = Counter()
         self._missed: list[str] = []
+        self.outages: list[tuple[float, float]] = []
+        """Each outage: when it began and when it ended, by time.perf_counter()."""
         # Each returns the number of injections, or None if the proxy counts them under the same name.
         kinds: dict[str, Callable[[], Awaitable[int | None]]] = {
             **{name: partial(self._arm, choices) for name, choices in fault_injections().items()},
@@ -91,6 +103,7 @@ class Chaos:
             "worker SIGKILL": self._kill_workers,
         }
         self._kinds = {name: inject for name, inject in kinds.items() if only in name}
+        self._has_outages = not only
         if not self._kinds:
             raise ValueError(f"no fault injection has {only!r} in its name; there are: {', '.join(kinds)}")
 
@@ -104,17 +117,36 @@ class Chaos:
         """Inject `per_second` faults a second at random moments until `end` is set; return when all are over.
 
         The more injections are pending, the slower new ones follow. Otherwise every attempt to connect during an
-        outage would meet one, and the outage would never end.
+        outage would meet one, and the outage would never end. Now and then everything is down for up to 30 s. Nothing
+        else is injected then and in the two seconds after it, so that the recovery is that of the service.
         """
+        clock = time.perf_counter
+        outage_at = clock() + self._chance.uniform(*_OUTAGE_PAUSE_SECONDS)
         # PgBouncer rejects clients for this time after a failed login. Its default, 15 s, would be most of a run.
         await asyncio.to_thread(self._rig.pgbouncer.run, "set server_login_retry = '0.2'")
         async with asyncio.TaskGroup() as group:
             for name in self._shuffled():
+                if clock() >= outage_at and self._has_outages:
+                    await self._take_down(end)
+                    outage_at = clock() + self._chance.uniform(*_OUTAGE_PAUSE_SECONDS)
                 group.create_task(self._inject_one(name))
                 pause = self._chance.expovariate(per_second) * (1 + self._rig.pending / 3)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(end.wait(), pause)
                     break
+
+    async def _take_down(self, end: asyncio.Event) -> None:
+        """End every connection and refuse new ones for a while, or until `end` is set."""
+        await asyncio.to_thread(self._rig.forget)
+        self._rig.refusal = STARTING
+        await asyncio.to_thread(self._rig.cut, Cut.RESET)
+        began = time.perf_counter()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(end.wait(), self._chance.uniform(*_OUTAGE_SECONDS))
+        self._rig.refusal = None
+        if not end.is_set():
+            self.outages.append((began, time.perf_counter()))
+            await asyncio.sleep(_AFTER_OUTAGE_SECONDS)
 
     def _shuffled(self) -> Iterator[str]:
         while True:
@@ -153,7 +185,7 @@ class Chaos:
     async def _slow_down(self) -> int:
         self._rig.latency = self._chance.uniform(0.02, 0.2)
         await self._wait()
-        self._rig.latency = 0.0
+        self._rig.latency = self._rig.distance
         return 1
 
     async def _lock_rows(self) -> int:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -99,14 +100,20 @@ def database_at(database: Database, distance_ms: float) -> Iterator[tuple[str, p
     if not distance_ms:
         yield database.url, None
         return
-    command = [sys.executable, "-m", "benchmarks.delay", "--socket", str(database.socket)]
+    with delayed(database.socket, distance_ms) as (port, process):
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable", process
+
+
+@contextmanager
+def delayed(socket: Path, distance_ms: float) -> Iterator[tuple[int, psutil.Process]]:
+    """Yield the port of a delay proxy in front of a Unix socket, and its process."""
+    command = [sys.executable, "-m", "benchmarks.delay", "--socket", str(socket)]
     with subprocess.Popen(
         [*command, "--round-trip", str(distance_ms)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as proxy:
         try:
             assert proxy.stdout is not None
-            port = int(proxy.stdout.readline())
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable", psutil.Process(proxy.pid)
+            yield int(proxy.stdout.readline()), psutil.Process(proxy.pid)
         finally:
             proxy.terminate()
 

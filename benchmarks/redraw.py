@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import bulk, endurance, findings, latency, overload, profile, report, scaling
+from benchmarks import bulk, endurance, findings, latency, overload, profile, recovery, report, scaling
 from benchmarks.measure import Measurement
 from benchmarks.systems import SYSTEMS
 from benchmarks.targets import medians
@@ -45,6 +45,7 @@ DRAW: Mapping[str, Callable[[Mapping[str, Any]], dict[str, str]]] = {
     "latency": _latency,
     "overload": overload.draw,
     "profile": _profile,
+    "recovery": recovery.draw,
     "scaling": _scaling,
     "soak": endurance.draw,
     "torture": findings.draw,

@@ -35,7 +35,8 @@ ADDRESS_LIFETIME = 150
 SHORT = {"ACQUIRE_TIMEOUT_SECONDS": "2", "STATEMENT_TIMEOUT_SECONDS": "1"}
 _METHOD = (
     f"`users-api serve --workers {WORKERS}` with {', '.join(f'{name}={value}' for name, value in SHORT.items())} runs "
-    "behind PgBouncer in transaction mode and a proxy that injects faults, on PostgreSQL with durable commits. Clients "
+    "behind PgBouncer in transaction mode and a proxy that injects faults, on PostgreSQL with durable commits, "
+    f"{1000 * neon_rig.DISTANCE_SECONDS:g} ms away. Now and then everything is down for up to 30 s. Clients "
     f"in a closed loop work on {ADDRESSES} addresses at a time. A history is correct if the operations on each address "
     "and the final rows fit one order (linearizability); a write of unknown outcome happened once or never. "
     "Refused operations certainly had no effect. The longest stall counts with or without an answer."
@@ -63,13 +64,14 @@ def main(minutes: float, clients: int, rate: float, only: str, plant: str | None
     """Inject faults at random while clients create, patch, delete and read; check that no write is lost.
 
     The service runs as `users-api serve --workers 2` behind PgBouncer and a proxy that injects faults. Workers and
-    PostgreSQL's processes are killed too. Each operation is recorded at its client. Afterwards the history, including
-    the final rows, must be linearizable. Every acknowledged write is there and no refused one is. A write of unknown
-    outcome happened once or never, and every read fits.
+    PostgreSQL's processes are killed too, and now and then everything is down for up to 30 s. Each operation is
+    recorded at its client. Afterwards the history, including the final rows, must be linearizable. Every acknowledged
+    write is there and no refused one is. A write of unknown outcome happened once or never, and every read fits.
 
-    Ctrl-C ends a run early and checks the operations so far. Exit code 1: there are violations. A million operations
-    take about 1 GiB of memory. Writes torture.json, torture.md and a chart into benchmarks/results. A run that is
-    interrupted, shorter than the default or limited by --only writes only into the directory of --output.
+    Ctrl-C ends a run early and checks the operations so far. Exit code 1: there are violations, answers 500, or a
+    recovery that took 2 s. A million operations take about 1 GiB of memory. Writes torture.json, torture.md and a chart
+    into benchmarks/results. A run that is interrupted, shorter than the default or limited by --only writes only into
+    the directory of --output.
 
     \b
     Examples:
@@ -121,6 +123,7 @@ def torture(
                 chaos = Chaos(rig, neon, server.process, database.postmaster, only)
             except ValueError as error:
                 raise click.UsageError(str(error)) from None
+            rig.distance = rig.latency = neon_rig.DISTANCE_SECONDS
             workload = Workload(server.url, ADDRESS_LIFETIME, ADDRESSES)
             recorder = workload.recorder
             start = recorder.clock()
@@ -136,7 +139,7 @@ def torture(
     injections["client hangs up"] = sum(operation.problem == "hung up" for operation in history)
     click.echo(f"checking {len(history):,} operations ...", err=True)
     violations = check(history + final_reads(execute(neon.superuser, USERS_LEFT), history, recorder.clock()))
-    return Findings(start, seconds, history, injections, violations, recorder.slowest, errors)
+    return Findings(start, seconds, history, injections, violations, recorder.slowest, errors, chaos.outages)
 
 
 async def _run(

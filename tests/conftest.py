@@ -149,8 +149,9 @@ def session_rig(postgres: str) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def rig(session_rig: Rig) -> Iterator[Rig]:
-    """The rig without fault injections, its counts at zero."""
+def rig(session_rig: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """The rig without fault injections, its counts at zero. It is 10 ms away in tests with the mark `far`."""
+    session_rig.distance = neon_rig.DISTANCE_SECONDS if request.node.get_closest_marker("far") else 0.0
     session_rig.reset()
     yield session_rig
     session_rig.reset()

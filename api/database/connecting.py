@@ -1,14 +1,14 @@
-"""Connecting to PostgreSQL: a second attempt beside one that is stuck, and the back-off."""
+"""Connecting to PostgreSQL, the back-off, the options of the socket, and the check of a connection."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+import socket
 from contextlib import suppress
-from typing import Any
 
 import asyncpg
 
+from api.database.driver import socket_of
 from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
 from api.errors import describe
@@ -18,40 +18,23 @@ logger = logging.getLogger("api.database")
 # Longer than a compute usually takes to wake, and shorter than clients like to wait.
 STUCK_SECONDS = 1.0
 _CHECK_SECONDS = 2.0
+SUSPECT_SECONDS = 0.5
+"""The longest that an idle connection may take to answer once another has not. Meanwhile it keeps its place."""
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 0.3
+# Each system has some of these names: macOS calls the first one TCP_KEEPALIVE, and has no TCP_USER_TIMEOUT.
+_SOCKET_OPTIONS = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPALIVE": 10,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 2,
+    "TCP_USER_TIMEOUT": 2000,  # milliseconds
+}
 
 
-async def connect(name: str, attempt: Callable[[], Coroutine[Any, Any, asyncpg.Connection]]) -> asyncpg.Connection:
-    """Return the connection of an attempt, or of a second one if the first is stuck.
-
-    The first to succeed counts, and the other is closed. `name` is the URL's variable, for the log. Raises the first
-    attempt's error if both fail.
-    """
-    attempts = [asyncio.create_task(attempt())]
-    chosen: asyncio.Task[asyncpg.Connection] | None = None
-    try:
-        await asyncio.wait(attempts, timeout=STUCK_SECONDS)
-        if not attempts[0].done():
-            logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
-            attempts.append(asyncio.create_task(attempt()))
-        pending = set(attempts)
-        while pending:
-            ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if chosen := next((each for each in ended if each.exception() is None), None):
-                return chosen.result()
-        return attempts[0].result()  # raises its error
-    finally:
-        # Not awaited: a cancellation during the wait would leave the chosen connection open.
-        for each in attempts:
-            if each is not chosen:
-                each.cancel()
-                each.add_done_callback(_discard)
-
-
-def _discard(attempt: "asyncio.Task[asyncpg.Connection]") -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
+def log_second_attempt(name: str) -> None:
+    """Log that an attempt to connect is stuck."""
+    logger.info("%s: no answer to an attempt to connect: another is made beside it", name)
 
 
 def delay(failures: int) -> float:
@@ -66,25 +49,50 @@ def delay(failures: int) -> float:
 async def open_connection(options: DatabaseOptions) -> asyncpg.Connection:
     """Open a connection for the pool, within `connect_timeout`. Raises one of DATABASE_ERRORS."""
     arguments = options.url.asyncpg_arguments() | {"timeout": options.connect_timeout}
-    return await asyncpg.connect(
+    connection: asyncpg.Connection = await asyncpg.connect(
         **arguments,
         statement_cache_size=options.statement_cache_size,
         # Bounds the cancellation of a statement too: a stuck connection would never acknowledge it.
         command_timeout=options.statement_timeout,
     )
+    watch_network(connection)
+    return connection
 
 
-async def is_usable(connection: asyncpg.Connection) -> bool:
-    """Return whether a connection whose statement has no answer answers another, else terminate it.
+def watch_network(connection: asyncpg.Connection) -> None:
+    """Let the kernel close a connection that the network has lost: an idle one after 12 s, else after 2 s.
 
-    asyncpg sends the other once PostgreSQL has acknowledged the cancellation of the first.
+    The 2 s count from the first byte that the peer's kernel does not acknowledge, or has no room for. Those of a slow
+    statement are acknowledged at once, so this never ends it. The kernel of Neon's proxy answers a keepalive segment,
+    which therefore keeps no compute awake. It also keeps a NAT from forgetting the connection.
     """
+    if connection.is_closed():
+        return  # its descriptor may be another socket's by now
+    tcp = socket_of(connection)
+    if tcp.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # the connection was lost this moment
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _SOCKET_OPTIONS.items():
+            if hasattr(socket, name):
+                tcp.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def is_usable(connection: asyncpg.Connection, seconds: float = _CHECK_SECONDS) -> bool:
+    """Return whether a connection answers within `seconds`, else terminate it.
+
+    If its last statement had no answer, asyncpg first waits until PostgreSQL has acknowledged the cancellation.
+    """
+    # Not asyncpg's timeout, which would open a connection to cancel the check.
+    timer = asyncio.get_running_loop().call_later(seconds, connection.terminate)
     try:
-        await connection.execute("select 1", timeout=_CHECK_SECONDS)
+        await connection.execute("select 1", timeout=2 * seconds)
     except (*DATABASE_ERRORS, asyncio.CancelledError) as error:
         logger.info("a connection was dropped: %s", describe(error))
         connection.terminate()
         return False
+    finally:
+        timer.cancel()
     return True
 
 

@@ -1,9 +1,11 @@
 """The private parts of asyncpg that the service relies on, in one place; `tests/database/test_driver.py` checks them.
 
-A write may be sent again only if it was never executed, and no public part of asyncpg tells that. So pyproject.toml
-caps asyncpg below its next minor release: raise the cap together with a passing run of that test.
+A write may be sent again only if it was never executed, and no public part of asyncpg tells that. None sets the options
+of a socket either. So pyproject.toml caps asyncpg below its next minor release: raise the cap together with a passing
+run of that test.
 """
 
+import socket
 from typing import Any, Protocol, cast
 
 import asyncpg
@@ -24,3 +26,9 @@ def counter_of(connection: asyncpg.Connection) -> ExecutionCounter:
     """
     counter: ExecutionCounter = cast(Any, connection)._protocol
     return counter
+
+
+def socket_of(connection: asyncpg.Connection) -> socket.socket:
+    """Return the socket of an open connection: uvloop's has the same methods. `Connection._transport`."""
+    found: socket.socket = cast(Any, connection)._transport.get_extra_info("socket")
+    return found

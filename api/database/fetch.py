@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
@@ -13,9 +14,10 @@ import asyncpg
 from api.context import serving
 from api.database import connecting, indexes
 from api.database.driver import counter_of
-from api.database.faults import DATABASE_ERRORS, Fault, as_error, classify, decide_next
+from api.database.faults import DATABASE_ERRORS, Fault, as_error, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
+from api.database.silence import Silence
 from api.database.statements import Statement
 from api.database.verdicts import Next
 from api.errors import (
@@ -87,6 +89,7 @@ class PooledDatabase:
         # Shorter than the statement's own time: a lock timeout is a definite answer, a cancelled write is not.
         self.lock_timeout = 0.8 * options.statement_timeout
         self._pool = Pool(options, self._metrics, partial(connecting.open_connection, options))
+        self._silence = Silence(options.name, self._pool.check_idle)
         self._loop: asyncio.AbstractEventLoop  # set by open(): asking asyncio costs each statement 0.1 µs
 
     @property
@@ -102,6 +105,7 @@ class PooledDatabase:
     async def close(self) -> None:
         """Close the pool: statements in flight may finish, for as long as one statement may take."""
         await self._pool.close()
+        self._silence.stop()
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[asyncpg.Connection]:
@@ -110,44 +114,29 @@ class PooledDatabase:
         Raises DatabaseUnavailableError if none can be opened within ACQUIRE_TIMEOUT_SECONDS.
         """
         asked = perf_counter()
-        connection = await self._open_connection()
-        begun = perf_counter()
+        arguments = self._options.url.asyncpg_arguments() | {"timeout": self._options.connect_timeout}
+        # A pool of its own, with a second place for an attempt beside one that is stuck.
+        options = replace(self._options, pool_min_size=0, pool_max_size=2, pool_idle_seconds=1.0)
+        pool = Pool(options, self._metrics, partial(asyncpg.connect, **arguments, statement_cache_size=0))
         try:
-            yield connection
-            with suppress(*DATABASE_ERRORS):  # the work is done
-                await connection.close(timeout=self._statement_timeout)
-        finally:
-            # Does not wait: the server ends what is still running once the connection is gone.
-            connection.terminate()
-            for request in serving.get():
-                request.queue += begun - asked
-                request.database += perf_counter() - begun
-
-    async def _open_connection(self) -> asyncpg.Connection:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._acquire_timeout
-        failures = 0
-        while True:
+            connection = await pool.acquire(asyncio.get_running_loop().time() + self._acquire_timeout)
+            begun = perf_counter()
             try:
-                arguments = {"timeout": deadline - loop.time(), **self._options.url.asyncpg_arguments()}
-                attempt = partial(asyncpg.connect, **arguments, statement_cache_size=0)
-                connection = await connecting.connect(self._options.name, attempt)
-            except DATABASE_ERRORS as error:
-                self._metrics.failed_to_open()
-                failures += 1
-                fault = classify(error)
-                pause = connecting.delay(failures)
-                if not fault.transient or loop.time() + pause >= deadline:
-                    raise DatabaseUnavailableError(fault.remedy) from error
-            else:
-                self._metrics.opened()
-                return connection
-            await asyncio.sleep(pause)
+                yield connection
+                with suppress(*DATABASE_ERRORS):  # the work is done
+                    await connection.close(timeout=self._statement_timeout)
+            finally:
+                connection.terminate()  # does not wait: the server ends what still runs once it is gone
+                for request in serving.get():
+                    request.queue += begun - asked
+                    request.database += perf_counter() - begun
+        finally:
+            await pool.close()
 
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement; see `Database.fetch`."""
         deadline = self._loop.time() + self._acquire_timeout
-        failures = 0
+        retries = failures = 0
         while True:
             try:
                 result = await self._attempt(statement, arguments, deadline)
@@ -156,7 +145,10 @@ class PooledDatabase:
                     raise
                 result = _Retry(error, Fault(transient=True), Next.REPEAT)
             if isinstance(result, list):
+                if retries:
+                    self._silence.confirm()
                 return result
+            retries += 1
             pause = 0.0
             if result.step is not Next.RETRY:  # the pool makes the pauses between connections
                 failures += 1
@@ -189,6 +181,10 @@ class PooledDatabase:
             self._not_acquired(error, perf_counter() - asked)
             raise
         begun = perf_counter()
+        in_flight = self._silence.in_flight[statement.writes]
+        in_flight[connection] = self._silence.ticks
+        if self._silence.timer is None:
+            self._silence.watch()
         counter = counter_of(connection)
         executed = counter.queries_count
         outcome = "failed"
@@ -207,8 +203,8 @@ class PooledDatabase:
             closed = connection.is_closed()
             step, fault = decide_next(cause, sent=sent, writes=statement.writes, closed=closed)
             failure = cause if closed and (fault.rejection or not executed) else None
-            if step in _REFUSALS:
-                outcome = "refused"
+            self._suspect_idle(raised)
+            outcome = "refused" if step in _REFUSALS else "failed"
             if step in _RETRIES:
                 return _Retry(cause, fault, step)
             self.answers = step is Next.RAISE
@@ -220,11 +216,17 @@ class PooledDatabase:
             outcome = "ok"
             return rows
         finally:
+            in_flight.pop(connection, None)
             self._pool.release(connection, answered=outcome != "failed", failure=failure)
             seconds = perf_counter() - begun
             self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)
             if self._tracing is not None:
                 self._tracing.statement(statement.name, outcome, seconds, served)
+
+    def _suspect_idle(self, error: Exception) -> None:
+        """Check the idle connections if a statement had no answer in time, or no byte of it was acknowledged."""
+        if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):  # the latter is ETIMEDOUT
+            self._pool.check_idle()
 
     def _not_acquired(self, error: BaseException, waited: float) -> None:
         """Record that no connection was had within `waited` seconds."""

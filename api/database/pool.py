@@ -4,7 +4,7 @@ Invariants, each held by the state machine of the pool's tests:
 
 1. At most `pool_max_size` connections are open or being opened.
 2. Every `acquire` ends by its deadline, plus one tick of the event loop.
-3. An open connection is lent, idle, or being checked. Losing one frees its place at once.
+3. An open connection is lent, idle, or being checked (see silence.py). Losing one frees its place at once.
 4. An attempt to connect belongs to no request. It has a timeout of its own and outlives the request that caused it. Its
    connection goes to the first waiter that has time left, else it lies idle.
 5. While a statement waits and a place is free, an attempt is under way, or a timer will start one.
@@ -14,7 +14,6 @@ Invariants, each held by the state machine of the pool's tests:
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
@@ -22,13 +21,11 @@ from typing import Any
 
 import asyncpg
 
-from api.database.connecting import STUCK_SECONDS, close_connection, is_usable
+from api.database.connecting import STUCK_SECONDS, SUSPECT_SECONDS, close_connection, is_usable, log_second_attempt
 from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
 from api.database.outage import Outage
 from api.telemetry.metrics import DatabaseMetrics
-
-logger = logging.getLogger("api.database")
 
 _BUSY = "every connection was busy: see POOL_MAX_SIZE and ACQUIRE_TIMEOUT_SECONDS"
 
@@ -59,8 +56,7 @@ class Pool:
         """Open `pool_min_size` connections, if the database answers: it may be asleep or down."""
         self._metrics.watch(self._state)
         self._grow()
-        if self._attempts:
-            await asyncio.wait(list(self._attempts))
+        await asyncio.gather(*self._attempts, return_exceptions=True)
 
     async def close(self) -> None:
         """Close the pool. Connections in use finish first, for as long as one statement may take."""
@@ -68,7 +64,7 @@ class Pool:
         self._outage.stop()
         for waiter in list(self._waiters):
             self._refuse(waiter)
-        for task in self._tasks:
+        for task in self._attempts:
             task.cancel()
         for connection in list(self._idle):
             self._start(close_connection(connection))
@@ -95,8 +91,7 @@ class Pool:
         self._waiters[waiter] = deadline
         if self._closing or (self._outage.is_lasting and not self._open) or loop.time() >= deadline:
             self._refuse(waiter)
-        else:
-            self._grow()
+        self._grow()
         timer = loop.call_at(deadline, self._refuse, waiter)
         try:
             return await waiter
@@ -124,11 +119,17 @@ class Pool:
         else:
             self._start(self._check(connection))
 
+    def check_idle(self) -> None:
+        """Check each idle connection before it serves again, since another one gave no answer."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            self._unproven.discard(connection)  # if it is lost, that is no failure to connect
+            self._start(self._check(connection, SUSPECT_SECONDS))
+
     def _note_failure(self, error: Exception) -> None:
         self._metrics.failed_to_open()
-        if self._closing:
-            return
-        self._outage.note(error)
+        if not self._closing:
+            self._outage.note(error)
         if self._outage.is_lasting and not self._open:
             for waiter in list(self._waiters):
                 self._refuse(waiter)
@@ -195,7 +196,7 @@ class Pool:
         """Make another attempt beside one that takes long, if a statement waits."""
         self._attempts[task] = True
         if self._waiters:
-            logger.info("%s: no answer to an attempt to connect: another is made beside it", self._options.name)
+            log_second_attempt(self._options.name)
             self._grow()
 
     def _hand_on(self, connection: asyncpg.Connection) -> None:
@@ -239,8 +240,8 @@ class Pool:
             self._note_failure(ConnectionResetError("a new connection was closed before it was used"))
         self._grow()
 
-    async def _check(self, connection: asyncpg.Connection) -> None:
-        if await is_usable(connection):
+    async def _check(self, connection: asyncpg.Connection, *seconds: float) -> None:
+        if await is_usable(connection, *seconds):
             self._hand_on(connection)
 
     def _refuse(self, waiter: asyncio.Future[asyncpg.Connection]) -> None:

@@ -30,6 +30,10 @@ _DROPPED = {
     "schema": "the role's search_path decides",
     "socket_timeout": "STATEMENT_TIMEOUT_SECONDS bounds every statement",
     "statement_cache_size": "STATEMENT_CACHE_SIZE sets it",
+    **dict.fromkeys(
+        ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+        "every socket has TCP keepalive and TCP_USER_TIMEOUT",
+    ),
     **dict.fromkeys(("passfile", "service"), "no file adds to this URL"),
     **dict.fromkeys(("ssl", "sslaccept"), "sslmode decides about TLS"),
     **dict.fromkeys(("sslcert", "sslkey", "sslpassword"), "Neon supports no client certificates"),

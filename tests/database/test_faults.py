@@ -27,6 +27,7 @@ from tests.support.rig import (
     POOLER_FULL,
     SERVER_FULL,
     SHUTDOWN,
+    STARTING,
     Cut,
     Farewell,
     Injection,
@@ -38,6 +39,7 @@ from tests.support.rig.injections import INSECURE, STATEMENT_POINTS, Action
 from tests.support.serving import serve, settings_for
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.far
 USERS = "/api/v1/users"
 
 
@@ -57,7 +59,6 @@ def cut_off(cause: Exception | None = None) -> asyncpg.ConnectionDoesNotExistErr
     return error
 
 
-STARTING = Farewell("57P03", "the database system is starting up")
 SHUTTING_DOWN = Farewell("57P03", "the database system is shutting down")
 CRASHED = Farewell("57P02", "terminating connection because of crash of another server process")
 # PgBouncer's words, from its source.

@@ -1,9 +1,11 @@
-"""The pool over simulated time: its invariants, whatever connects, breaks, refuses, is cancelled or expires."""
+"""The pool over simulated time: its invariants, whatever connects, breaks, refuses, is silent, cancelled or expires."""
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -19,17 +21,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from api.database.fetch import PooledDatabase
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
-from api.errors import DatabaseUnavailableError
+from api.database.silence import Silence
+from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
 from api.neon.url import parse_url
 from api.telemetry.metrics import DatabaseMetrics, Metrics
+from api.users.queries import ESTIMATE_USERS
 from tests.support.simulated import SimulatedLoop
 
 TICK = 1e-6
 MAX_SIZE = 3
 CONNECT_SECONDS = 10.0
 ACQUIRE_SECONDS = 2.0
+STATEMENT_SECONDS = 10.0
+READ = ESTIMATE_USERS
+WRITE = replace(READ, writes=True)
 
 
 class Connection:
@@ -38,7 +46,13 @@ class Connection:
     def __init__(self, database: "Database") -> None:
         self.database = database
         self.closed = False
+        self.forgotten = False
+        """No statement is answered any more, and nothing tells."""
         self.statements = 0
+        self.running: str | None = None
+        """The statement that `fetch` runs."""
+        self._protocol = SimpleNamespace(queries_count=0)
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listeners: list[Callable[[Any], object]] = []
 
     def is_closed(self) -> bool:
@@ -49,6 +63,8 @@ class Connection:
 
     def terminate(self) -> None:
         self.closed = True
+        if not self._ended.done():
+            self._ended.set_result(None)
         for listener in self._listeners:
             asyncio.get_running_loop().call_soon(listener, self)
         self._listeners.clear()
@@ -58,10 +74,33 @@ class Connection:
         self.terminate()
 
     async def execute(self, sql: str, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
-        await asyncio.sleep(self.database.latency)
-        if self.database.state != "up" or self.closed:
+        await self._wait(self.database.latency, timeout)
+        if self.database.state != "up":
             self.terminate()
             raise ConnectionResetError
+
+    async def fetch(self, sql: str, name: str, seconds: float, timeout: float) -> list[Any]:  # noqa: ASYNC109
+        """Run a statement for so many seconds."""
+        self.database.sent[name] += 1
+        self._protocol.queries_count += 1
+        self.running = name
+        try:
+            await self._wait(self.database.latency + seconds, timeout)
+        finally:
+            self.running = None
+        if self.database.state != "up" and not self.statements:
+            self.terminate()
+            raise asyncpg.ConnectionDoesNotExistError("closed") from asyncpg.CannotConnectNowError("no server")
+        self.statements += 1
+        return []
+
+    async def _wait(self, seconds: float, timeout: float | None) -> None:  # noqa: ASYNC109
+        longest = timeout if self.forgotten else min(seconds, timeout or seconds)
+        await asyncio.wait([self._ended], timeout=longest)
+        if self.closed:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        if self.forgotten or longest != seconds:
+            raise TimeoutError
 
 
 class Database:
@@ -73,6 +112,8 @@ class Database:
         self.connections: list[Connection] = []
         self.attempts: list[float] = []
         self.connecting = 0
+        self.sent: Counter[str] = Counter()
+        """How often each statement of `fetch` was sent."""
 
     async def connect(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -120,35 +161,49 @@ class Caller:
         self.acquired = loop.time()
         failure = None
         try:
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(STATEMENT_SECONDS if connection.forgotten else self._seconds)
             if connection.database.state != "up" and not connection.statements:
                 connection.terminate()
                 failure = asyncpg.CannotConnectNowError("the pooler cannot reach PostgreSQL")
             connection.statements += 1
         finally:
             self.ended = loop.time()
-            self._pool.release(connection, answered=self._answered and not connection.closed, failure=failure)
+            answered = self._answered and not connection.closed and not connection.forgotten
+            self._pool.release(connection, answered=answered, failure=failure)
 
     @property
     def is_waiting(self) -> bool:
         return self.acquired is None and self.ended is None
 
 
-async def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_size: int) -> Pool:
-    options = DatabaseOptions(
+def make_options(*, min_size: int = 0, max_size: int, acquire_seconds: float = ACQUIRE_SECONDS) -> DatabaseOptions:
+    return DatabaseOptions(
         name="URL",
         url=parse_url("postgresql://user@localhost/database"),
-        acquire_timeout=ACQUIRE_SECONDS,
+        acquire_timeout=acquire_seconds,
         connect_timeout=CONNECT_SECONDS,
-        statement_timeout=10.0,
+        statement_timeout=STATEMENT_SECONDS,
         statement_cache_size=0,
         pool_min_size=min_size,
         pool_max_size=max_size,
         pool_idle_seconds=120.0,
     )
+
+
+async def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_size: int) -> Pool:
+    options = make_options(min_size=min_size, max_size=max_size)
     pool = kind(options, DatabaseMetrics(Metrics(), "URL"), database.connect)
     await pool.open()
     return pool
+
+
+async def make_database(pool: Pool, silence: type[Silence] = Silence) -> PooledDatabase:
+    """Return what runs statements over a pool that is open."""
+    database = PooledDatabase(make_options(max_size=MAX_SIZE, acquire_seconds=15.0))
+    database._pool = pool
+    database._silence = silence("URL", pool.check_idle)
+    database._loop = asyncio.get_running_loop()
+    return database
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -162,6 +217,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.callers: list[Caller] = []
         self.database = Database()
         self.breaks = 0
+        self.changed = False
+        self.forgotten = False
+        self.statements: dict[str, asyncio.Task[Any]] = {}
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         self.loop.run_until_complete(work)
@@ -172,6 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         async def start() -> None:
             self.pool = await make_pool(self.kind, self.database, min_size=min_size, max_size=MAX_SIZE)
+            self.fetching = await make_database(self.pool)
 
         self.run(start())
 
@@ -186,6 +245,16 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.run(call())
 
+    @rule(writes=st.booleans(), seconds=st.sampled_from([0.0, 0.3, 2.5, 6.0]))
+    def fetch(self, writes: bool, seconds: float) -> None:
+        name = f"{'write' if writes else 'read'} {len(self.statements)}"
+
+        async def fetch() -> None:
+            statement = self.fetching.fetch(WRITE if writes else READ, name, seconds)
+            self.statements[name] = asyncio.create_task(statement)
+
+        self.run(fetch())
+
     @rule(seconds=st.sampled_from([0.0, TICK, 0.004, 0.02, 0.1, 1.0, 11.0, 130.0]))
     def wait(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
@@ -193,6 +262,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(state=st.sampled_from(["up", "refusing", "denying", "silent"]))
     def change(self, state: str) -> None:
         self.database.state = state
+        self.changed = True
 
     @rule(at_once=st.booleans())
     def break_connections(self, at_once: bool) -> None:
@@ -206,6 +276,12 @@ class PoolMachine(RuleBasedStateMachine):
                 await asyncio.sleep(0)
 
         self.run(break_all())
+
+    @rule(all_of_them=st.booleans())
+    def forget_connections(self, all_of_them: bool) -> None:
+        self.forgotten = True
+        for connection in self.database.connections if all_of_them else self.database.connections[-1:]:
+            connection.forgotten = True
 
     @precondition(lambda self: any(not each.task.done() for each in self.callers))
     @rule(data=st.data())
@@ -249,6 +325,29 @@ class PoolMachine(RuleBasedStateMachine):
         last = [at for at in self.database.attempts if at > self.loop.time() - 1.0]
         assert len(last) <= 45 + MAX_SIZE * self.breaks
 
+    @invariant()
+    def a_statement_is_never_in_flight_twice_and_a_write_never_sent_twice(self) -> None:
+        running = Counter(each.running for each in self.database.connections if each.running and not each.closed)
+        assert not running or max(running.values()) == 1
+        # A write that was rejected never ran, which happens to the first statement of a connection alone.
+        refused = sum(not each.statements and each.closed for each in self.database.connections)
+        for name, times in self.database.sent.items():
+            assert times <= 1 + refused or not name.startswith("write")
+
+    @invariant()
+    def a_slow_database_gets_one_statement_more(self) -> None:
+        if not self.forgotten and not self.breaks and not self.changed:
+            again = sum(times - 1 for times in self.database.sent.values())
+            assert again <= 1 + self.loop.time() / 30.0
+
+    @invariant()
+    def every_statement_ends(self) -> None:
+        for task in self.statements.values():
+            if task.done() and not task.cancelled() and (error := task.exception()):
+                assert isinstance(error, DatabaseUnavailableError | OutcomeUnknownError | StatementTimeoutError), repr(
+                    error
+                )
+
     def teardown(self) -> None:
         """The database comes back: the pool serves at once, loses no place, and closes."""
 
@@ -256,10 +355,16 @@ class PoolMachine(RuleBasedStateMachine):
             loop = asyncio.get_running_loop()
             self.database.state = "up"
             await asyncio.sleep(0.31 + 2 * self.database.latency + 1.1)
+            # Slow statements, and forgotten connections with their checks, keep their places for so long.
+            await asyncio.gather(*self.statements.values(), return_exceptions=True)
+            if self.forgotten:
+                await asyncio.sleep(STATEMENT_SECONDS + 2.0)
             callers = [Caller(self.pool, 0.0, True, ACQUIRE_SECONDS) for _ in range(2 * MAX_SIZE)]
             await asyncio.gather(*(each.task for each in self.callers + callers), return_exceptions=True)
+            if self.forgotten:
+                await asyncio.sleep(STATEMENT_SECONDS + 2.0)
             for each in callers:
-                assert each.acquired is not None, each.error
+                assert each.acquired is not None or self.forgotten, each.error
             holders = [Caller(self.pool, 5.0, True, ACQUIRE_SECONDS) for _ in range(MAX_SIZE)]
             await asyncio.sleep(1.9)
             assert all(each.acquired is not None for each in holders)
@@ -361,3 +466,88 @@ def test_a_waiter_without_a_deadline_is_found() -> None:
     )  # fmt: skip
     with pytest.raises(AssertionError):
         run_state_machine_as_test(Planted, settings=quick)
+
+
+class NeverRests(Silence):
+    """A planted bug: every slow read is sent again, however slow the database is."""
+
+    def _tick(self) -> None:
+        self._next_trial = 0
+        super()._tick()
+
+
+def slow_reads(silence: type[Silence]) -> int:
+    """Return how many statements a database of which every read takes 3 s gets beyond the 60 reads of a minute."""
+    loop = SimulatedLoop()
+
+    async def run() -> int:
+        database = Database()
+        fetching = await make_database(await make_pool(Pool, database, max_size=MAX_SIZE), silence)
+        for _ in range(20):
+            await asyncio.gather(*(fetching.fetch(READ, f"{n}", 3.0) for n in range(MAX_SIZE)), return_exceptions=True)
+        await fetching.close()
+        return database.sent.total() - 20 * MAX_SIZE
+
+    try:
+        return loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+def test_a_slow_database_gets_one_statement_more_in_30_seconds() -> None:
+    assert 1 <= slow_reads(Silence) <= 1 + 65 // 30
+
+
+def test_a_slow_database_that_gets_ever_more_statements_is_found() -> None:
+    assert slow_reads(NeverRests) > 1 + 65 // 30
+
+
+class TrustsSiblings(Pool):
+    """A planted bug: what one connection showed is not applied to the others."""
+
+    def check_idle(self) -> None:
+        pass
+
+
+def forget(kind: type[Pool], latency: float, writes: bool) -> list[float]:
+    """Return the seconds that each of six statements in a row takes once every idle connection is forgotten."""
+    loop = SimulatedLoop()
+
+    async def run() -> list[float]:
+        database = Database()
+        database.latency = latency
+        pool = await make_pool(kind, database, max_size=MAX_SIZE)
+        fetching = await make_database(pool)
+        await asyncio.gather(*(fetching.fetch(READ, f"before {n}", 0.1) for n in range(MAX_SIZE)))
+        for connection in database.connections:
+            connection.forgotten = True
+        seconds = []
+        for n in range(6):
+            begun = loop.time()
+            work = fetching.fetch(WRITE if writes and not n else READ, f"after {n}", 0.0)
+            try:
+                await work
+            except OutcomeUnknownError:
+                assert writes
+                assert not n
+            seconds.append(loop.time() - begun)
+        assert not writes or database.sent["after 0"] == 1
+        await fetching.close()
+        return seconds
+
+    try:
+        return loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.005, 0.02, 0.08])
+@pytest.mark.parametrize("writes", [False, True])
+def test_forgotten_connections_cost_one_statement(latency: float, writes: bool) -> None:
+    first, *others = forget(Pool, latency, writes)
+    assert first == pytest.approx(STATEMENT_SECONDS) if writes else first < 2.3 + 5 * latency
+    assert max(others) < 4 * latency + TICK
+
+
+def test_siblings_that_are_trusted_are_found() -> None:
+    assert sum(forget(TrustsSiblings, 0.02, False)) > 4.0

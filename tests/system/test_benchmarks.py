@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.auth.keys import make_api_key
-from benchmarks import endurance, latency, overload, plan, profile, scaling, soak
+from benchmarks import endurance, latency, overload, plan, profile, recovery, scaling, soak
 from benchmarks.charts import Axis, Panel, line_chart, short
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.measure import Job, Measurement
@@ -318,6 +318,27 @@ def test_an_overload_becomes_json_markdown_and_a_chart() -> None:
     files = overload.render(MACHINE, 12.0, 0.3, phases, Trace(good + refused + late))
     assert json.loads(files["overload.json"])["recovery_seconds"] == pytest.approx(1.9)
     assert "NOT met: only 503" in files["overload.md"]
+
+
+def test_recovery_counts_from_the_end_of_the_outage() -> None:
+    """A request that waited is answered late; one that fails late is a recovery that came late."""
+    before = [Outcome(n / 60, 503, 3.0, True) for n in range(240)]
+    after = [Outcome(5 + n / 60, 200, 0.01, False) for n in range(360)]
+    assert recovery.first_answer(before + after, 5.0) == pytest.approx(0.01)
+    waited = Outcome(4.9, 200, 0.105, False)
+    assert recovery.first_answer([*before, *after, waited], 5.0) == pytest.approx(0.005)
+    assert recovery.all_answered(after, 5.0) == pytest.approx(0.01)
+    assert 1.9 < recovery.all_answered(before + after, 5.0) < 2.1  # but for the last 1 % of the refusals
+    assert recovery.first_answer(before, 5.0) == recovery.all_answered(before, 5.0) == float("inf")
+
+
+def test_recovery_says_what_missed_its_bounds() -> None:
+    good, bad = recovery.Cell(0.0, 2.0, 3.0, True), recovery.Cell(20.0, 2.0, 3.0, True)
+    found = [recovery.Recovery(good, 0.1, 0.2, 0, 0), recovery.Recovery(bad, 0.1, 2.1, 90, 7)]
+    files = recovery.render(MACHINE, found)
+    assert files["recovery.md"].count("NOT met") == 1
+    assert recovery.draw(json.loads(files["recovery.json"])) == {"recovery.svg": files["recovery.svg"]}
+    assert_svg(files["recovery.svg"], "99 % answered 200")
 
 
 def test_latency_becomes_json_markdown_and_a_chart() -> None:

@@ -105,7 +105,15 @@ def test_no_block_is_skipped_by_accident() -> None:
     }
     assert {name: number for name, number in marked.items() if number} == NOT_RUN
     for name, text in DOCUMENTS.items():
-        found = set(re.findall(r"^ *```(\w*)$", text, re.MULTILINE)) - {"", "console", "text", "json", "yaml", "sql"}
+        found = set(re.findall(r"^ *```(\w*)$", text, re.MULTILINE)) - {
+            "",
+            "console",
+            "text",
+            "json",
+            "yaml",
+            "sql",
+            "mermaid",
+        }
         assert not found, f"{name}: a command belongs into a console block, which is run"
 
 

@@ -446,6 +446,7 @@ async def test_every_history_is_linearizable_over_a_network_that_breaks(
     assert_fair(recorder.operations)
 
 
+@pytest.mark.far
 async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: NeonDatabase, batching: bool) -> None:
     """Statements refused before they arrive, cut off after their commit, and all between; computes that sleep."""
     chance = random.Random(0)

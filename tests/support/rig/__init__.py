@@ -12,6 +12,7 @@ from tests.support.rig.injections import (
     POOLER_FULL,
     SERVER_FULL,
     SHUTDOWN,
+    STARTING,
     Cut,
     Farewell,
     Injection,
@@ -19,9 +20,10 @@ from tests.support.rig.injections import (
 )
 from tests.support.rig.pgbouncer import SCRIPT, find
 from tests.support.rig.proxy import Counts
-from tests.support.rig.rig import HOSTS, PASSWORD, ROLE, NeonDatabase, Rig, running
+from tests.support.rig.rig import DISTANCE_SECONDS, HOSTS, PASSWORD, ROLE, NeonDatabase, Rig, running
 
 __all__ = [
+    "DISTANCE_SECONDS",
     "HOSTS",
     "NEON_PERMANENT",
     "NEON_TRANSIENT",
@@ -31,6 +33,7 @@ __all__ = [
     "SCRIPT",
     "SERVER_FULL",
     "SHUTDOWN",
+    "STARTING",
     "Counts",
     "Cut",
     "Farewell",

@@ -34,7 +34,9 @@ class Cut(Enum):
     CLOSE = "close"
     """FIN: an orderly end."""
     STALL = "stall"
-    """Half open: no bytes and no close, until the client gives up or the rig is reset."""
+    """Half open: no bytes and no close, until the client gives up or the rig is reset. The kernel acknowledges."""
+    LOSS = "packet loss"
+    """The network loses every packet from the client, so nothing is acknowledged. Needs Linux, and root on most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ STATEMENT_POINTS = tuple(Point)[2:]
 SHUTDOWN = Farewell("57P01", "terminating connection due to administrator command")
 """PostgreSQL's message to each session when it stops, as when a compute is suspended or restarts."""
 
+STARTING = Farewell("57P03", "the database system is starting up")
 POOLER_FULL = Farewell("08P01", "no more connections allowed (max_client_conn)")
 SERVER_FULL = Farewell("53300", "sorry, too many clients already")
 

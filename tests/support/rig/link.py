@@ -1,6 +1,7 @@
 """One connection through the fault proxy, from its first byte to its end."""
 
 import asyncio
+import ctypes
 import socket
 import struct
 from contextlib import suppress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tests.support.rig.proxy import Proxy
 
 _CHUNK = 2**16
+_SO_ATTACH_FILTER = 26  # Linux; Python has no name for it
 
 
 class _Ended(Exception):
@@ -104,6 +106,8 @@ class Link:
             proxy.counts.cancels += 1
         else:
             self._strike(Point.CONNECT)
+            if proxy.refusal is not None:
+                raise _Ended(proxy.refusal)
             if proxy.max_client_conn is not None and len(proxy.links) > proxy.max_client_conn:
                 full = POOLER_FULL if self._route == "pooled" else SERVER_FULL
                 proxy.counts.faults[f"full {full.sqlstate}"] += 1
@@ -164,7 +168,9 @@ class Link:
         """End the client's side as `action` says; the server's side is closed by the caller."""
         if self._writer is not None:
             await _flush(self._writer.transport)
-        if action is Cut.STALL:
+        if action is Cut.LOSS:
+            _drop_packets(self._socket)
+        if action in (Cut.STALL, Cut.LOSS):
             self._proxy.links.pop(self, None)
             await self._stall()
             action = Cut.RESET
@@ -199,3 +205,10 @@ async def _flush(transport: asyncio.WriteTransport) -> None:
         async with asyncio.timeout(1):
             while transport.get_write_buffer_size():  # noqa: ASYNC110 - asyncio has no event for an empty buffer
                 await asyncio.sleep(0)
+
+
+def _drop_packets(connection: socket.socket) -> None:
+    """Discard every packet before TCP sees it, by a filter with the one instruction "accept no byte"."""
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K
+    program = struct.pack("HL", 1, ctypes.addressof(instruction))
+    connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from tests.support.rig.injections import SHUTDOWN, Action, Cut, Injection, Point, Route
+from tests.support.rig.injections import SHUTDOWN, Action, Cut, Farewell, Injection, Point, Route
 from tests.support.rig.link import Link
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Proxy:
         self.ports: dict[Route, int] = {}
         self.links: dict[Link, asyncio.Task[None]] = {}  # those that are open and not stalled
         self._default_tls = tls
+        self.distance = 0.0  # seconds, there and back: the latency after a reset
         self._listening: list[asyncio.Task[None]] = []
         self._errors: list[BaseException] = []
         self._loop = uvloop.new_event_loop()
@@ -57,8 +58,9 @@ class Proxy:
     def _restore(self) -> None:
         self.counts = Counts()
         self.tls = self._default_tls  # None: clear text, as a server without TLS
-        self.latency = 0.0  # seconds, there and back
+        self.latency = self.distance  # seconds, there and back
         self.max_client_conn: int | None = None  # connections of both routes together; more are refused
+        self.refusal: Farewell | None = None  # what every new connection gets instead of a server
         self.wake_seconds = WAKE_SECONDS
         self.asleep = False
         self._injections: list[Injection] = []
@@ -179,7 +181,7 @@ class Proxy:
         ending = list(self.links.values())
         for link in self.links:
             link.end(action)
-        if ending and action is not Cut.STALL:
+        if ending and action not in (Cut.STALL, Cut.LOSS):
             await asyncio.wait(ending)
 
     def _call(self, function: Callable[[], T]) -> T:

@@ -22,6 +22,9 @@ ROLE = "neondb_owner"
 PASSWORD = "npg_sesame/with:odd@characters?"
 HOSTS: dict[Route, str] = {"pooled": "ep-rig-000001-pooler.localhost", "direct": "ep-rig-000001.localhost"}
 
+DISTANCE_SECONDS = 0.01
+"""The latency of a database in another zone of the same region, where tests are about distance."""
+
 Certificate = Literal["valid", "expired", "wrong name", "unknown authority", "none"]
 
 
