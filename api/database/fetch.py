@@ -216,7 +216,7 @@ class PooledDatabase:
             outcome = "ok"
             return rows
         finally:
-            in_flight.pop(connection, None)
+            self._silence.sent = in_flight.pop(connection, 0)
             self._pool.release(connection, answered=outcome != "failed", failure=failure)
             seconds = perf_counter() - begun
             self._metrics.statement(statement.name, outcome, begun - asked, seconds, served)

@@ -6,8 +6,8 @@ Invariants, each held by a test:
 
 1. When a statement has had no answer for SILENT_SECONDS, every idle connection is checked before it serves.
 2. Then one read is sent again, the trial: over a connection that was opened or checked since. Its old one is closed.
-3. If the trial is answered within SILENT_SECONDS, all other reads without an answer for so long are sent again too.
-   Otherwise the database is slow, and there is no trial for _REST_SECONDS: a slow database gets one more statement.
+3. If the trial is answered within SILENT_SECONDS, connecting not counted, all other reads without an answer for so
+   long are sent again too. Else there is no trial for _REST_SECONDS: a slow database gets one more statement.
 4. A write is never sent again. It waits for STATEMENT_TIMEOUT_SECONDS, since it may wait for a lock.
 
 If the network is what is silent, the kernel ends every statement, writes too: see `connecting.watch_network`.
@@ -43,17 +43,18 @@ class Silence:
         """The connections with a read in flight, oldest first, and `ticks` when it was sent; the same for writes."""
         self.ticks = 0
         """Counts time while a statement is in flight: a tick for all of them costs less than a clock for each."""
+        self.sent = 0
+        """`ticks` when the statement that ended last was sent."""
         self.timer: asyncio.TimerHandle | None = None
         self._next_trial = 0
-        self._trial_ends = 0
 
     def watch(self) -> None:
         """Count time from now on, until no statement is in flight."""
         self.timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
     def confirm(self) -> None:
-        """Note that a read that was sent again is answered: soon enough, the other silent ones are sent again too."""
-        if self.ticks < self._trial_ends:
+        """Note that the statement that ended last was answered, and was sent again: the trial, if one is made."""
+        if self.ticks < self._next_trial and self.ticks - self.sent <= _SILENT_TICKS:
             self._next_trial = self.ticks
             for connection in self._silent_reads():
                 self._give_up(connection)
@@ -65,7 +66,7 @@ class Silence:
 
     def _tick(self) -> None:
         self.ticks += 1
-        if self._reads or self._writes or self.ticks < self._trial_ends:
+        if self._reads or self._writes:
             self.watch()
         else:
             self.timer = None
@@ -74,7 +75,6 @@ class Silence:
             self._check_idle()
         if self.ticks >= self._next_trial and (silent := self._silent_reads()):
             self._next_trial = self.ticks + _REST_TICKS
-            self._trial_ends = self.ticks + _SILENT_TICKS
             self._give_up(silent[0])
 
     def _silent_reads(self) -> list[asyncpg.Connection]:
