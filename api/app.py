@@ -11,9 +11,8 @@ from starlette.types import ASGIApp
 
 from api.auth.guard import Guard
 from api.auth.tokens import Tokens
-from api.database.batching import Limits
 from api.database.fetch import PooledDatabase
-from api.database.options import database_options, replica_options
+from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
@@ -52,9 +51,9 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     documented = served = routes(settings, database, gate)
     if options := replica_options(settings):
         pool = PooledDatabase(options, metrics=metrics, tracing=tracing)
-        replica = Replica(pool, database, settings.replica_wait_seconds, _batch_limits(settings))
+        replica = Replica(pool, database, settings.replica_wait_seconds, batch_limits(settings))
         databases.append(replica)
-        reads = Users(replica, _batch_limits(settings), gate).routes()
+        reads = Users(replica, batch_limits(settings), gate).routes()
         served = replicated(documented, reads, replica)
 
     others = documentation(documented)
@@ -80,7 +79,8 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
         app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
     if settings.origins:
         # Outside the guard: preflight requests carry no credentials.
-        app = allow_origins(app, settings.origins)
+        methods = {method for _, resource in resources(documented) for method in resource.allowed}
+        app = allow_origins(app, settings.origins, methods)
     return Telemetry(
         app,
         metrics,
@@ -93,22 +93,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
 def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = None) -> list[BaseRoute]:
     """Return the documented routes of the API. Opens nothing."""
-    users = Users(database, _batch_limits(settings), gate or Gate(settings.requests_max_under_way))
+    users = Users(database, batch_limits(settings), gate or Gate(settings.requests_max_under_way))
     bulk = Bulk(database, max_requests=settings.bulk_max_requests, idle_seconds=settings.bulk_idle_seconds)
     # The probe sends the smallest statement that requests use, so it also fails if the schema is missing.
     probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
     return [*users.routes(), *bulk.routes(), *probes.routes()]
-
-
-def _batch_limits(settings: Settings) -> Limits | None:
-    if not settings.batching:
-        return None
-    return Limits(
-        settings.batch_in_flight,
-        settings.batch_max_size,
-        settings.batch_max_waiting,
-        max_wait_seconds=settings.acquire_timeout_seconds,
-    )
 
 
 def _tokens(settings: Settings) -> Tokens | None:

@@ -76,7 +76,7 @@ def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
 
 
 def _open(path: str, handler: Handler, headers: list[tuple[bytes, bytes]]) -> Route:
-    return Route(path, Resource(is_open=True, headers=headers, get=(handler, None)))
+    return Route(path, Resource(gate=None, is_open=True, headers=headers, get=(handler, None)))
 
 
 def _asset(name: str) -> Handler:

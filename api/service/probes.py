@@ -62,8 +62,8 @@ class Probes:
     def routes(self) -> list[BaseRoute]:
         """Return the routes, which require no authentication."""
         return [
-            Route("/health", Resource(is_open=True, get=(self.get_health, _HEALTH))),
-            Route("/ready", Resource(is_open=True, get=(self.get_ready, _READY))),
+            Route("/health", Resource(gate=None, is_open=True, get=(self.get_health, _HEALTH))),
+            Route("/ready", Resource(gate=None, is_open=True, get=(self.get_ready, _READY))),
         ]
 
     async def get_health(self, request: Request) -> Response:

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.database.batching import Batcher, Limits
+from api.database.batching import Batcher
 from api.database.fetch import Database
+from api.database.options import Limits
 from api.errors import RefusedError
 from api.http.conditions import etag, is_known, read_condition, version_mismatch
 from api.http.gate import Gate
@@ -51,16 +52,16 @@ class Users:
     def __init__(self, database: Database, batch_limits: Limits | None, gate: Gate) -> None:
         self._gate = gate
         self._listing = Listing(database, batch_limits)
-        self._select = Batcher(partial(queries.select_users, database), batch_limits)
-        self._select_by_email = Batcher(partial(queries.select_users_by_email, database), batch_limits)
-        self._insert = Batcher(partial(queries.insert_users, database), batch_limits, key=email_key)
-        self._insert_once: Batcher[queries.KeyedUser, Record | None] = Batcher(
+        self._select = Batcher.read(partial(queries.select_users, database), batch_limits)
+        self._select_by_email = Batcher.read(partial(queries.select_users_by_email, database), batch_limits)
+        self._insert = Batcher.write(partial(queries.insert_users, database), batch_limits, key=email_key)
+        self._insert_once: Batcher[queries.KeyedUser, Record | None] = Batcher.write(
             partial(queries.insert_users_once, database), batch_limits, key=email_key
         )
-        self._update: Batcher[queries.UserChange, Record | None] = Batcher(
+        self._update: Batcher[queries.UserChange, Record | None] = Batcher.write(
             partial(queries.update_users, database), batch_limits, key=_id_of
         )
-        self._delete: Batcher[queries.UserRemoval, Record | None] = Batcher(
+        self._delete: Batcher[queries.UserRemoval, Record | None] = Batcher.write(
             partial(queries.delete_users, database), batch_limits, key=_id_of
         )
 

@@ -5,8 +5,9 @@ from urllib.parse import urlencode
 
 from asyncpg import Record
 
-from api.database.batching import Batcher, Limits
+from api.database.batching import Batcher
 from api.database.fetch import Database
+from api.database.options import Limits
 from api.users import queries
 from api.users.cursors import MAX_ID, Position, write_cursor
 from api.users.schemas import ListQuery
@@ -17,8 +18,8 @@ class Listing:
 
     def __init__(self, database: Database, batch_limits: Limits | None) -> None:
         self._database = database
-        self._list_after = Batcher(partial(queries.list_users_after, database), batch_limits)
-        self._list_before = Batcher(partial(queries.list_users_before, database), batch_limits)
+        self._list_after = Batcher.read(partial(queries.list_users_after, database), batch_limits)
+        self._list_before = Batcher.read(partial(queries.list_users_before, database), batch_limits)
 
     async def read(self, query: ListQuery) -> tuple[bytes, bytes | None]:
         """Return a page as a JSON array, and the query string of the next page, None after the last."""

@@ -68,6 +68,14 @@ def test_a_type_that_differs_is_told_with_what_was_expected_and_found(database: 
     )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_write_that_is_not_declared_as_one_is_found_and_the_other_way_round(database: str, name: str) -> None:
+    """Undeclared, a write that was lost would be sent again, and never be `outcome-unknown`."""
+    (statement,) = (each for each in statements.declared_statements() if each.name == name)
+    (mismatch,) = check(database, [replace(statement, writes=not statement.writes)])
+    assert mismatch.reason == f"declared with writes={not statement.writes}, but its plan says {statement.writes}"
+
+
 OTHER_TYPES = """
     alter table users drop column body, alter column name type varchar(255), alter column email type varchar(254),
         alter column id type integer, alter column version type numeric;
