@@ -73,7 +73,7 @@ class Batcher(Generic[Item, Result]):
 
     @classmethod
     def write(cls, run: Run[Item, Result], limits: Limits | None, *, key: Callable[[Item], Any]) -> Self:
-        """Return a batcher of writes. `key` names what a call changes: two with one key are never in flight together."""
+        """Return a batcher of writes. `key` names what a call changes: no two with one key are in flight together."""
         return cls(run, limits, key)
 
     async def __call__(self, item: Item) -> Result:
