@@ -24,7 +24,7 @@ class Resource:
 
     GET also serves HEAD (the server drops the body). Any other method is 405 with Allow. `is_open` means that no
     authentication is required; `headers` are added to every response; the `gate` bounds the requests, and None leaves
-    them unbounded: for probes, documents, and what bounds itself.
+    them unbounded: for probes, documents, and what bounds itself. With `primary_only` a read replica serves no request.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class Resource:
         *,
         gate: Gate | None,
         is_open: bool = False,
+        primary_only: bool = False,
         headers: Headers = SECURITY_HEADERS,
         **methods: Described,
     ) -> None:
         self.is_open = is_open
+        self.primary_only = primary_only
         self._headers = headers
         self.gate = gate
         self.methods = {method.upper(): described for method, described in methods.items()}

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from api.auth.scopes import Scopes
 from api.errors import Problem
 from api.http.headers import SECURITY_HEADERS
 from api.http.resource import Handler, Resource
@@ -51,9 +52,9 @@ _PAGE_HEADERS = [
 _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"public, max-age=86400")]
 
 
-def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
+def documentation(routes: list[BaseRoute], scopes: Scopes) -> list[BaseRoute]:
     """Return the routes that document `routes`. The document is made once, here."""
-    text = orjson.dumps(document(routes))
+    text = orjson.dumps(document(routes, scopes))
 
     async def get_document(request: Request) -> Response:
         return JSONBody(text)

@@ -30,7 +30,6 @@ _HEALTH = Operation(
     description="Never queries the database, which may be suspended.",
     responses={200: _status_doc("healthy", "The process is up.")},
     uses_database=False,
-    tag="service",
 )
 _READY = Operation(
     summary="Is the server ready for requests?",
@@ -40,7 +39,6 @@ _READY = Operation(
     responses={200: _status_doc("ready", "The server is ready.")},
     problems=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
     uses_database=False,
-    tag="service",
 )
 
 

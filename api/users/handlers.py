@@ -1,6 +1,5 @@
 """The handlers and routes of the users resource."""
 
-from functools import partial
 from typing import TypeVar
 
 from asyncpg import Record
@@ -11,14 +10,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from api.database.batching import Batcher
-from api.database.fetch import Database
-from api.database.options import Limits
 from api.errors import RefusedError
 from api.http.conditions import etag, is_known, read_condition, version_mismatch
-from api.http.gate import Gate
 from api.http.request import read_body, read_query
 from api.http.resource import Resource
 from api.http.response import JSONBody
+from api.resources.services import Services
 from api.users import operations, queries
 from api.users.cursors import MAX_ID
 from api.users.emails import Email, email_key
@@ -47,23 +44,17 @@ Write = TypeVar("Write", queries.UserChange, queries.UserRemoval)
 
 
 class Users:
-    """The handlers of users on one database, behind a gate. Without `batch_limits` requests are not batched."""
+    """The handlers of users."""
 
-    def __init__(self, database: Database, batch_limits: Limits | None, gate: Gate) -> None:
-        self._gate = gate
-        self._listing = Listing(database, batch_limits)
-        self._select = Batcher.read(partial(queries.select_users, database), batch_limits)
-        self._select_by_email = Batcher.read(partial(queries.select_users_by_email, database), batch_limits)
-        self._insert = Batcher.write(partial(queries.insert_users, database), batch_limits, key=email_key)
-        self._insert_once: Batcher[queries.KeyedUser, Record | None] = Batcher.write(
-            partial(queries.insert_users_once, database), batch_limits, key=email_key
-        )
-        self._update: Batcher[queries.UserChange, Record | None] = Batcher.write(
-            partial(queries.update_users, database), batch_limits, key=_id_of
-        )
-        self._delete: Batcher[queries.UserRemoval, Record | None] = Batcher.write(
-            partial(queries.delete_users, database), batch_limits, key=_id_of
-        )
+    def __init__(self, services: Services) -> None:
+        self._gate = services.gate
+        self._listing = Listing(services)
+        self._select = services.read(queries.select_users)
+        self._select_by_email = services.read(queries.select_users_by_email)
+        self._insert = services.write(queries.insert_users, key=email_key)
+        self._insert_once = services.write(queries.insert_users_once, key=email_key)
+        self._update = services.write(queries.update_users, key=_id_of)
+        self._delete = services.write(queries.delete_users, key=_id_of)
 
     async def list_users(self, request: Request) -> Response:
         """GET /api/v1/users: a page, or the user with a given address."""

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from api.app import create_app, routes
+from api.app import create_app, routes, scopes_of
 from api.auth.keys import make_api_key
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
@@ -27,7 +27,7 @@ NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     settings = settings_for(NOWHERE)
-    return openapi.document(routes(settings, PooledDatabase(database_options(settings))))
+    return openapi.document(routes(settings, PooledDatabase(database_options(settings))), scopes_of())
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
