@@ -1,0 +1,67 @@
+"""The tables of the service and their constraints, as the catalogue of a migrated database has them."""
+
+from collections.abc import Iterable
+
+from api.resources.description import Description
+from tests.support.database import execute
+
+# All but the tables that record migrations.
+_TABLES = r"""
+    select oid, relname::text from pg_class
+    where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and relname !~ '^(_yoyo|yoyo_|_users_api_)'
+"""
+# A unique constraint, a primary key and an exclusion constraint have an index of their name.
+_VIOLATED = f"""
+    with tables as ({_TABLES})
+    select relname::text from pg_index join pg_class on oid = indexrelid
+    where indrelid in (select oid from tables) and (indisunique or indisexclusion)
+    union
+    select conname::text from pg_constraint where conrelid in (select oid from tables) and contype in ('f', 'x')
+    order by 1
+"""
+# A partial index counts if its condition is that the key is not null: no other row refers to anything.
+_UNINDEXED = f"""
+    with tables as ({_TABLES})
+    select conname::text from pg_constraint as referring
+    where contype = 'f' and conrelid in (select oid from tables) and not exists (
+        select from pg_index
+        where indrelid = conrelid and indisvalid
+            and conkey <@ (indkey::int2[])[0 : cardinality(conkey) - 1]
+            and (indpred is null or pg_get_expr(indpred, indrelid) = format('(%I IS NOT NULL)', (
+                select attname from pg_attribute where attrelid = conrelid and attnum = conkey[1]
+            )))
+    )
+    order by 1
+"""
+
+
+def empty(url: str) -> None:
+    """Delete every row of the service, and begin the ids at 1 again."""
+    tables = ", ".join(f'"{name}"' for _, name in execute(url, _TABLES))
+    execute(url, f"truncate {tables} restart identity cascade")
+
+
+def find_gaps(url: str, described: Iterable[Description]) -> list[str]:
+    """Return what is wrong with the constraints of a migrated database, and with what the resources say of them."""
+    named: dict[str, str] = {}
+    gaps = []
+    for each in described:
+        for name in (*each.constraints, *each.unreachable):
+            if name in named:
+                gaps.append(f"{name}: named twice, by {named[name]} and by {each.name}")
+            named[name] = each.name
+    found = [str(name) for (name,) in execute(url, _VIOLATED)]
+    gaps += [
+        f"{name}: no resource has a problem for it, nor the reason why none is met"
+        for name in found
+        if name not in named
+    ]
+    gaps += [
+        f"{name}: {owner} names it, and the database has no such constraint"
+        for name, owner in named.items()
+        if name not in found
+    ]
+    gaps += [
+        f"{name}: no index begins with its columns, so a delete reads the table" for (name,) in execute(url, _UNINDEXED)
+    ]
+    return gaps
