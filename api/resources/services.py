@@ -45,7 +45,7 @@ class Services:
 
 
 class _Checked:
-    """The database of one batcher: it refuses a write in a batcher of reads, and the other way round."""
+    """The database of one batcher, which refuses a statement that belongs into another, or into none."""
 
     def __init__(self, database: Database, *, writes: bool) -> None:
         self._fetch = database.fetch
@@ -53,8 +53,13 @@ class _Checked:
         self.lock_timeout = database.lock_timeout
 
     def fetch(self, statement: Statement, *arguments: Any) -> Coroutine[Any, Any, list[Record]]:
-        """Run one statement; see `Database.fetch`. Raises TypeError if the batcher is of the other kind."""
-        if statement.writes is not self._writes:
-            kind = "write" if statement.writes else "read"
-            raise TypeError(f"sql/{statement.name} needs a batcher made by `{kind}`")
+        """Run one statement; see `Database.fetch`. Raises TypeError if its declaration does not fit the batcher."""
+        if statement.writes is not self._writes or not statement.batched:
+            raise TypeError(f"sql/{statement.name} needs {_needs(statement)}")
         return self._fetch(statement, *arguments)
+
+
+def _needs(statement: Statement) -> str:
+    if not statement.batched:
+        return "batched=True in its declaration, since a batcher runs it"
+    return f"a batcher made by `{'write' if statement.writes else 'read'}`"

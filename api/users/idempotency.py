@@ -21,8 +21,9 @@ from api.database.indexes import register_index
 from api.errors import Problem, RefusedError, describe, to_response
 from api.http.request import read_header
 from api.users.problems import EMAIL_KEY, email_taken
-from api.users.queries import DELETE_EXPIRED_KEYS, KeyedUser
+from api.users.queries import KeyedUser
 from api.users.schemas import UserCreate
+from api.users.statements import DELETE_EXPIRED_KEYS
 
 # The draft requires a quoted string (RFC 9651, section 3.3.3); most clients leave out the quotes.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])+)"')

@@ -15,7 +15,7 @@ from api.database.statements import Statement, declared_statements
 from api.errors import DatabaseUnavailableError, Problem
 from api.http.conditions import version_mismatch
 from api.users.problems import email_taken, user_not_found
-from api.users.queries import ESTIMATE_USERS
+from api.users.statements import ESTIMATE_USERS
 from tests.support.database import (
     KILL_ALL,
     SESSION_STATE,

@@ -30,7 +30,9 @@ from tests.support.users import USERS, assert_problem, create
 
 TEAMS = "/api/v1/teams"
 TABLE = "create table teams (id bigint primary key, name text not null)"
-READ = Statement("teams/select_teams.sql", "select name::text from public.teams", (), (("name", "text"),), False, "")
+READ = Statement(
+    "teams/select_teams.sql", "select name::text from public.teams", (), (("name", "text"),), False, "", batched=True
+)
 WRITE = Statement(
     "teams/insert_teams.sql",
     "insert into public.teams select * from unnest($1::text::bigint[], $2::text[]) returning id::bigint",
@@ -38,6 +40,7 @@ WRITE = Statement(
     (("id", "int8"),),
     True,
     "",
+    batched=True,
 )
 OPERATION = Operation(summary="Teams", responses={200: ResponseDoc("Teams.")})
 
@@ -176,20 +179,20 @@ def test_it_says_that_no_gate_bounds_it() -> None:
         Resource(get=(select_teams, None))  # type: ignore[call-arg, arg-type]
 
 
-@pytest.mark.parametrize("kind", ["read", "write"])
-async def test_a_batcher_refuses_a_statement_of_the_other_kind(teams: str, kind: str) -> None:
+async def test_a_batcher_refuses_a_statement_of_another_kind(teams: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write in a batcher of reads would travel with others of its key, and never be `outcome-unknown`."""
     database = PooledDatabase(database_options(settings_for(teams)))
     services = Services(database, database, None, None, 1, 1)  # type: ignore[arg-type]
     await database.open()
     try:
-        if kind == "read":
-            with pytest.raises(TypeError, match=r"sql/teams/insert_teams\.sql needs a batcher made by `write`"):
-                await services.read(insert_teams)((1, "a"))
-            assert execute(teams, "select count(*) from teams") == [(0,)]
-        else:
-            with pytest.raises(TypeError, match=r"sql/teams/select_teams\.sql needs a batcher made by `read`"):
-                await services.write(select_teams, key=id)(None)
+        with pytest.raises(TypeError, match=r"sql/teams/insert_teams\.sql needs a batcher made by `write`"):
+            await services.read(insert_teams)((1, "a"))
+        with pytest.raises(TypeError, match=r"sql/teams/select_teams\.sql needs a batcher made by `read`"):
+            await services.write(select_teams, key=id)(None)
+        monkeypatch.setattr("tests.system.test_omissions.READ", replace(READ, batched=False))
+        with pytest.raises(TypeError, match=r"sql/teams/select_teams\.sql needs batched=True in its declaration"):
+            await services.read(select_teams)(None)
+        assert execute(teams, "select count(*) from teams") == [(0,)]
     finally:
         await database.close()
 
