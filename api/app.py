@@ -21,6 +21,7 @@ from api.http.gate import Gate
 from api.http.resource import resources, respond_not_found
 from api.openapi.pages import documentation
 from api.resources.description import Description, make_routes, ping
+from api.resources.idempotency import keep_erasing
 from api.resources.services import Services
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
@@ -28,7 +29,6 @@ from api.service.read_after import replicated
 from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.users.idempotency import keep_erasing
 from api.users.resource import USERS
 
 if TYPE_CHECKING:

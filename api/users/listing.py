@@ -5,9 +5,9 @@ from urllib.parse import urlencode
 from asyncpg import Record
 
 from api.database.fetch import Database
+from api.resources.cursors import MAX_ID, Position, write_cursor
 from api.resources.services import Services
 from api.users import queries
-from api.users.cursors import MAX_ID, Position, write_cursor
 from api.users.schemas import ListQuery
 
 

@@ -5,6 +5,10 @@ session creates the address meanwhile; so does PATCH always. resource.py maps it
 """
 
 from api.errors import Problem
+from api.resources.rows import Rows
+
+USER = Rows("user", "/api/v1/users")
+"""Each user is a versioned row."""
 
 EMAIL_KEY = "users_email_key"
 """The unique index of addresses."""
@@ -13,8 +17,3 @@ EMAIL_KEY = "users_email_key"
 def email_taken() -> Problem:
     """The problem of an address that belongs to another user."""
     return Problem(409, "Email already registered", "email-taken")
-
-
-def user_not_found() -> Problem:
-    """The problem of an id without a user."""
-    return Problem(404, "User not found")

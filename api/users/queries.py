@@ -11,8 +11,9 @@ from asyncpg import Record
 from api.database.fetch import Database
 from api.database.statements import Statement
 from api.resources.arrays import array, columns, in_order, lock_timeout, versions
+from api.resources.cursors import Position
+from api.resources.idempotency import Creation
 from api.users import statements as sql
-from api.users.cursors import Position
 
 
 class Page(NamedTuple):
@@ -27,18 +28,6 @@ class NewUser(NamedTuple):
 
     email: str
     name: str | None
-
-
-class KeyedUser(NamedTuple):
-    """A user to create once for a caller's key; `conflict` is the body of the 409 if the address is or `is_taken`."""
-
-    caller: str
-    key: str
-    fingerprint: str
-    conflict: str
-    email: str
-    name: str | None
-    is_taken: bool = False
 
 
 class UserChange(NamedTuple):
@@ -83,14 +72,16 @@ async def insert_users(database: Database, users: Sequence[NewUser]) -> list[Rec
     return in_order(rows, "n", range(1, len(users) + 1))
 
 
-async def insert_users_once(database: Database, users: Sequence[KeyedUser]) -> list[Record | None]:
-    """Create users, or find the stored responses; return the row of each (n, user_id, body, is_replayed, is_reused).
+async def insert_users_once(database: Database, creations: Sequence[Creation[NewUser]]) -> list[Record | None]:
+    """Create users, or find the stored responses; return the row of each (n, row_id, body, is_replayed, is_reused).
 
     As insert_users; it also raises UniqueViolationError if another session has used one of the keys meanwhile.
     """
-    *texts, taken = columns(users)
-    rows = await database.fetch(sql.INSERT_USERS_ONCE, *texts, array(taken), lock_timeout(database, users))
-    return in_order(rows, "n", range(1, len(users) + 1))
+    *keys, users, taken = columns(creations)
+    rows = await database.fetch(
+        sql.INSERT_USERS_ONCE, *keys, *columns(users), array(taken), lock_timeout(database, creations)
+    )
+    return in_order(rows, "n", range(1, len(creations) + 1))
 
 
 async def update_users(database: Database, changes: Sequence[UserChange]) -> list[Record | None]:

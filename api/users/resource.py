@@ -8,8 +8,8 @@ from api.database.fetch import Database
 from api.resources.description import Description
 from api.resources.services import Services
 from api.users.bulk.handlers import Bulk
-from api.users.handlers import PATH, Users
-from api.users.problems import EMAIL_KEY, email_taken
+from api.users.handlers import Users
+from api.users.problems import EMAIL_KEY, USER, email_taken
 from api.users.queries import select_users
 
 
@@ -23,13 +23,10 @@ async def _ping(database: Database) -> None:
 
 USERS = Description(
     name="users",
-    path=PATH,
+    path=USER.path,
     routes=_routes,
     ping=_ping,
     constraints={EMAIL_KEY: email_taken},
     indexes={EMAIL_KEY: "public.users (lower(email COLLATE pg_c_utf8))"},
-    unreachable={
-        "users_pkey": "PostgreSQL generates the id",
-        "idempotency_keys_pkey": "idempotency.py runs the statement again, which then sees the other row",
-    },
+    unreachable={"users_pkey": "PostgreSQL generates the id"},
 )

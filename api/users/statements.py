@@ -52,7 +52,7 @@ INSERT_USERS = declare(
 INSERT_USERS_ONCE = declare(
     "users/insert_users_once.sql",
     [*["text[]"] * 6, "text", "text"],
-    {"n": "int8", "user_id": "int8", "body": "text", "is_replayed": "bool", "is_reused": "bool"},
+    {"n": "int8", "row_id": "int8", "body": "text", "is_replayed": "bool", "is_reused": "bool"},
     writes=True,
     batched=True,
     example=lambda ids: [
@@ -66,9 +66,6 @@ INSERT_USERS_ONCE = declare(
         "1s",
     ],
     reach=2,  # expired keys are deleted two by two
-)
-DELETE_EXPIRED_KEYS = declare(
-    "users/delete_expired_keys.sql", ["int8"], {"deleted": "int8"}, writes=True, example=lambda ids: [len(ids)]
 )
 UPDATE_USERS = declare(
     "users/update_users.sql",

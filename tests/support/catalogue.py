@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from api.resources.description import Description
+from api.resources.idempotency import UNREACHABLE
 from tests.support.database import execute
 
 # All but the tables that record migrations.
@@ -43,7 +44,7 @@ def empty(url: str) -> None:
 
 def find_gaps(url: str, described: Iterable[Description]) -> list[str]:
     """Return what is wrong with the constraints of a migrated database, and with what the resources say of them."""
-    named: dict[str, str] = {}
+    named = dict.fromkeys(UNREACHABLE, "idempotency")
     gaps = []
     for each in described:
         for name in (*each.constraints, *each.unreachable):

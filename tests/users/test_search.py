@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.app import create_app
-from api.users.cursors import MAX_ID, Position, read_cursor, write_cursor
+from api.resources.cursors import MAX_ID, Position, read_cursor, write_cursor
 from tests.support.catalogue import empty
 from tests.support.database import execute, locked
 from tests.support.serving import serve, settings_for

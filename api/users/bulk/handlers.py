@@ -23,7 +23,7 @@ from api.users.bulk.importing import Counts, Import
 from api.users.bulk.problems import import_stopped, too_many_at_once
 from api.users.bulk.report import Report
 from api.users.bulk.writing import write_rows
-from api.users.handlers import PATH
+from api.users.problems import USER
 from api.users.schemas import ExportQuery, ImportQuery
 
 Result = TypeVar("Result")
@@ -102,8 +102,8 @@ class Bulk:
         # Slots bound them instead of the gate, since a stream has no deadline.
         stream = partial(Resource, gate=None, primary_only=True)
         return [
-            Route(f"{PATH}/import", stream(post=(self.import_users, operations.IMPORT_USERS))),
-            Route(f"{PATH}/export", stream(get=(self.export_users, operations.EXPORT_USERS))),
+            Route(f"{USER.path}/import", stream(post=(self.import_users, operations.IMPORT_USERS))),
+            Route(f"{USER.path}/export", stream(get=(self.export_users, operations.EXPORT_USERS))),
         ]
 
     @contextmanager
