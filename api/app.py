@@ -19,8 +19,9 @@ from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
 from api.http.resource import resources, respond_not_found
+from api.openapi.document import document
 from api.openapi.pages import documentation
-from api.resources.description import Description, make_routes, ping
+from api.resources.description import Description, make_routes, ping, words_of
 from api.resources.idempotency import keep_erasing
 from api.resources.services import Services
 from api.service.metrics import metrics_route
@@ -69,7 +70,7 @@ def create_app(
         reads = make_routes(described, replace(_services(settings, database, gate), database=replica))
         served = replicated(documented, reads, replica)
 
-    others = documentation(documented, scopes)
+    others = documentation(document(documented, scopes, words_of(described)))
     if settings.metrics_port is None:
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
@@ -112,6 +113,12 @@ def routes(
     # The probe sends the smallest statements that requests use, so it also fails if the schema is missing.
     probes = Probes(database, partial(ping, described, database), settings.readiness_probe_seconds)
     return [*make_routes(described, services), *probes.routes()]
+
+
+def describe(settings: Settings, described: Sequence[Description] = RESOURCES) -> dict[str, Any]:
+    """Return the OpenAPI document. Opens nothing."""
+    documented = routes(settings, PooledDatabase(database_options(settings)), described=described)
+    return document(documented, scopes_of(described), words_of(described))
 
 
 def scopes_of(described: Sequence[Description] = RESOURCES) -> Scopes:

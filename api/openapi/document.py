@@ -1,5 +1,6 @@
 """OpenAPI 3.1 from the route table: each method of a Resource carries an Operation, and pydantic makes the schemas."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -70,8 +71,11 @@ _PROBLEM = {
 _ALWAYS = "X-Request-Id"
 
 
-def document(routes: Iterable[BaseRoute], scopes: Scopes) -> dict[str, Any]:
-    """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use."""
+def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use.
+
+    `words` has what the descriptions call the resources: `names`, such as users; `noun`, such as user; and a `path`.
+    """
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for path, resource in resources(routes):
@@ -86,7 +90,7 @@ def document(routes: Iterable[BaseRoute], scopes: Scopes) -> dict[str, Any]:
         "info": {
             "title": "users-api",
             "version": version("users-api"),
-            "description": _INTRODUCTION.replace("{names}", ", ".join(scopes.names).capitalize()),
+            "description": _INTRODUCTION.replace("{names}", words["names"].capitalize()),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": dict(sorted(paths.items())),
@@ -94,12 +98,20 @@ def document(routes: Iterable[BaseRoute], scopes: Scopes) -> dict[str, Any]:
             "schemas": schemas,
             "parameters": {
                 name: {"name": name, "in": "header", "required": False, **described}
-                for name, described in REQUEST_HEADERS.items()
+                for name, described in _fill_in(REQUEST_HEADERS, words).items()
             },
-            "headers": RESPONSE_HEADERS,
+            "headers": _fill_in(RESPONSE_HEADERS, words),
             "securitySchemes": {"bearer": _bearer(scopes)},
         },
     }
+
+
+def _fill_in(described: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+    text = json.dumps(described)
+    for name, word in words.items():
+        text = text.replace(f"{{{name}}}", word)
+    filled: dict[str, Any] = json.loads(text)
+    return filled
 
 
 def _bearer(scopes: Scopes) -> dict[str, Any]:

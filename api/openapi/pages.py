@@ -3,20 +3,20 @@
 Both require no authentication: they contain no data, and document how to authenticate.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from api.auth.scopes import Scopes
 from api.errors import Problem
 from api.http.headers import SECURITY_HEADERS
 from api.http.resource import Handler, Resource
 from api.http.response import JSONBody
-from api.openapi.document import document
 
 _PAGE = b"""\
 <!doctype html>
@@ -52,9 +52,9 @@ _PAGE_HEADERS = [
 _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"public, max-age=86400")]
 
 
-def documentation(routes: list[BaseRoute], scopes: Scopes) -> list[BaseRoute]:
-    """Return the routes that document `routes`. The document is made once, here."""
-    text = orjson.dumps(document(routes, scopes))
+def documentation(document: Mapping[str, Any]) -> list[BaseRoute]:
+    """Return the routes that show the OpenAPI document."""
+    text = orjson.dumps(document)
 
     async def get_document(request: Request) -> Response:
         return JSONBody(text)

@@ -19,13 +19,14 @@ from api.resources.services import Services
 class Description:
     """A resource. Describing it registers its constraints.
 
-    `name` begins its scopes, NAME:read and NAME:write, and is its tag in the OpenAPI document. `path` is that of the
-    collection, and every other path of the resource lies below it. `routes` makes them. `ping` runs the smallest
-    statement that its requests run. `constraints` has the problem of each constraint that a request can violate, by
-    name; `unreachable` has the reason why no request violates the others.
+    `name` begins its scopes, NAME:read and NAME:write, and is its tag in the OpenAPI document; `noun` is the word for
+    one of it. `path` is that of the collection, and every other path lies below it. `routes` makes them.
+    `ping` runs the smallest statement that its requests run. `constraints` has the problem of each constraint that a
+    request can violate, by name; `unreachable` has the reason why no request violates the others.
     """
 
     name: str
+    noun: str
     path: str
     routes: Callable[[Services], Sequence[BaseRoute]]
     ping: Callable[[Database], Awaitable[object]]
@@ -60,3 +61,12 @@ async def ping(descriptions: Iterable[Description], database: Database) -> None:
     """Run the ping of each resource. Raises what Database.fetch raises."""
     for each in descriptions:
         await each.ping(database)
+
+
+def words_of(descriptions: Sequence[Description]) -> dict[str, str]:
+    """Return what texts about all resources call them: their `names`, the `noun` for one of them, and a `path`."""
+    return {
+        "names": " and ".join(each.name for each in descriptions),
+        "noun": " or ".join(each.noun for each in descriptions),
+        "path": descriptions[0].path,
+    }

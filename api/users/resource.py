@@ -23,6 +23,7 @@ async def _ping(database: Database) -> None:
 
 USERS = Description(
     name="users",
+    noun=USER.noun,
     path=USER.path,
     routes=_routes,
     ping=_ping,

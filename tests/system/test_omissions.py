@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.app import RESOURCES, create_app, routes, scopes_of
+from api.app import RESOURCES, create_app, describe, scopes_of
 from api.auth.keys import make_api_key
 from api.auth.scopes import Scopes
 from api.database.fetch import Database, PooledDatabase
@@ -20,7 +20,6 @@ from api.database.statements import Statement
 from api.http.operation import Operation, ResponseDoc
 from api.http.resource import Resource
 from api.http.response import JSONBody
-from api.openapi.document import document
 from api.resources.description import Description
 from api.resources.services import Services
 from tests.support.database import execute
@@ -83,7 +82,9 @@ async def ping(database: Database) -> None:
     await select_teams(database, [None])
 
 
-DESCRIPTION = Description(name="teams", path=TEAMS, routes=lambda services: Teams(services).routes(), ping=ping)
+DESCRIPTION = Description(
+    name="teams", noun="team", path=TEAMS, routes=lambda services: Teams(services).routes(), ping=ping
+)
 BOTH = (*RESOURCES, DESCRIPTION)
 
 
@@ -165,12 +166,11 @@ def test_ready_asks_for_it(database: str, teams: str) -> None:
 
 
 def test_the_document_has_its_tag_and_its_scopes(database: str) -> None:
-    settings = settings_for(database)
-    made: Any = document(routes(settings, PooledDatabase(database_options(settings)), described=BOTH), scopes_of(BOTH))
+    made: Any = describe(settings_for(database), BOTH)
     put = made["paths"][f"{TEAMS}/{{id}}"]["put"]
     assert (put["tags"], put["security"]) == (["teams"], [{"bearer": ["teams:write"]}])
     assert made["paths"]["/health"]["get"]["tags"] == ["service"]
-    assert made["info"]["description"].startswith("Users, teams on Neon Postgres.")
+    assert made["info"]["description"].startswith("Users and teams on Neon Postgres.")
     assert "`users:read`, `users:write`, `teams:read`, `teams:write` or several of them" in str(made)
 
 
