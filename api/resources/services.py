@@ -45,17 +45,22 @@ class Services:
 
 
 class _Checked:
-    """The database of one batcher, which refuses a statement that belongs into another, or into none."""
+    """The database of one batcher, which refuses a statement that belongs into another, or into none.
+
+    A query function has one statement, so only the first call is checked: later ones cost nothing.
+    """
 
     def __init__(self, database: Database, *, writes: bool) -> None:
         self._fetch = database.fetch
         self._writes = writes
         self.lock_timeout = database.lock_timeout
-
-    def fetch(self, statement: Statement, *arguments: Any) -> Coroutine[Any, Any, list[Record]]:
+        self.fetch: Callable[..., Coroutine[Any, Any, list[Record]]] = self._check_and_fetch
         """Run one statement; see `Database.fetch`. Raises TypeError if its declaration does not fit the batcher."""
+
+    def _check_and_fetch(self, statement: Statement, *arguments: Any) -> Coroutine[Any, Any, list[Record]]:
         if statement.writes is not self._writes or not statement.batched:
             raise TypeError(f"sql/{statement.name} needs {_needs(statement)}")
+        self.fetch = self._fetch
         return self._fetch(statement, *arguments)
 
 
