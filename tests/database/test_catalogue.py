@@ -62,6 +62,16 @@ def test_a_foreign_key_without_an_index_is_found(database: str, index: str, unin
     assert gaps == ([expected] if unindexed else [])
 
 
+@pytest.mark.parametrize("indexes", [{}, {"users_email_key": "public.users (email)"}])
+def test_a_unique_index_that_is_not_recognised_by_its_definition_is_found(
+    database: str, indexes: dict[str, str]
+) -> None:
+    """While it is replaced it has another name, under which its violation would have no problem."""
+    (users,) = RESOURCES
+    (gap,) = find_gaps(database, [replace(users, indexes=indexes)])
+    assert gap.startswith("users_email_key: its definition is public.users (lower(email COLLATE pg_c_utf8)), so")
+
+
 def test_names_that_the_database_does_not_have_are_found(database: str) -> None:
     (users,) = RESOURCES
     more = replace(users, name="teams", constraints={}, unreachable={"teams_key": "none", "users_pkey": "none"})

@@ -1,7 +1,8 @@
 """The tables of the service and their constraints, as the catalogue of a migrated database has them."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from api.database.files import SQL_DIRECTORY
 from api.resources.description import Description
 from api.resources.idempotency import UNREACHABLE
 from tests.support.database import execute
@@ -19,6 +20,11 @@ _VIOLATED = f"""
     union
     select conname::text from pg_constraint where conrelid in (select oid from tables) and contype in ('f', 'x')
     order by 1
+"""
+_UNIQUE = f"""
+    with tables as ({_TABLES})
+    select relname::text from pg_index join pg_class on oid = indexrelid
+    where indrelid in (select oid from tables) and indisunique
 """
 # A partial index counts if its condition is that the key is not null: no other row refers to anything.
 _UNINDEXED = f"""
@@ -42,7 +48,14 @@ def empty(url: str) -> None:
     execute(url, f"truncate {tables} restart identity cascade")
 
 
-def find_gaps(url: str, described: Iterable[Description]) -> list[str]:
+def _definitions(url: str) -> dict[str, str]:
+    """Return the definition of each unique index, as the pool recognises one that is being replaced."""
+    names = [str(name) for (name,) in execute(url, _UNIQUE)]
+    sql = (SQL_DIRECTORY / "indexes/select_index.sql").read_text().replace("$1", "'public'")
+    return {name: str(execute(url, sql.replace("$2", f"'{name}'"))[0][0]) for name in names}
+
+
+def find_gaps(url: str, described: Sequence[Description]) -> list[str]:
     """Return what is wrong with the constraints of a migrated database, and with what the resources say of them."""
     named = dict.fromkeys(UNREACHABLE, "idempotency")
     gaps = []
@@ -62,6 +75,10 @@ def find_gaps(url: str, described: Iterable[Description]) -> list[str]:
         for name, owner in named.items()
         if name not in found
     ]
+    for name, definition in _definitions(url).items():
+        described_as = [each.indexes.get(name) for each in described if name in each.constraints]
+        if described_as and described_as != [definition]:
+            gaps.append(f"{name}: its definition is {definition}, so say that under `indexes`")
     gaps += [
         f"{name}: no index begins with its columns, so a delete reads the table" for (name,) in execute(url, _UNINDEXED)
     ]
