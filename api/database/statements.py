@@ -109,7 +109,7 @@ async def check_statement(connection: asyncpg.Connection, statement: Statement) 
     """
     try:
         prepared = await connection.prepare(statement.sql)
-        writes = await _plan_writes(connection, statement.sql, len(prepared.get_parameters()))
+        writes = await _plan_writes(connection, statement)
     except asyncpg.PostgresError as error:
         is_denied = isinstance(error, asyncpg.InsufficientPrivilegeError)
         return Mismatch(statement, f"PostgreSQL refuses it: {error.args[0]} (SQLSTATE {error.sqlstate})", is_denied)
@@ -125,12 +125,12 @@ async def check_statement(connection: asyncpg.Connection, statement: Statement) 
     return None
 
 
-async def _plan_writes(connection: asyncpg.Connection, sql: str, parameters: int) -> bool:
+async def _plan_writes(connection: asyncpg.Connection, statement: Statement) -> bool:
     """Return whether a statement's plan changes a table. It does not show what the functions do that are called.
 
     To `explain` a statement takes the privileges that it needs, and does not run it.
     """
-    plan = await connection.fetchval(f"explain (generic_plan, format json) {sql}", *[None] * parameters)
+    plan = await connection.fetchval(f"explain (format json) {statement.sql}", *statement.example([1]))
     return '"Node Type": "ModifyTable"' in plan
 
 

@@ -15,6 +15,7 @@ from api.database.statements import Mismatch, Statement
 from api.neon.url import parse_url
 from api.users.statements import SEARCH_USERS
 from tests.support import ROOT
+from tests.support.catalogue import vacuum
 from tests.support.database import execute
 from tests.support.statements import arguments
 
@@ -95,7 +96,7 @@ def populated(postgres: str, template: str) -> Iterator[str]:
     url = postgres.replace("/postgres?", "/populated?")
     for each in RESOURCES:
         execute(url, (ROOT / "tests" / each.name / "fill.sql").read_text())
-    execute(url, "vacuum analyze")
+    vacuum(url)
     yield url
     execute(postgres, "drop database populated with (force)")
 
