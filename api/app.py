@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +11,42 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from api.auth.guard import Guard
+from api.auth.scopes import Scopes
 from api.auth.tokens import Tokens
-from api.database.batching import Limits
 from api.database.fetch import PooledDatabase
-from api.database.options import database_options, replica_options
+from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
 from api.http.resource import resources, respond_not_found
+from api.openapi.document import document
 from api.openapi.pages import documentation
+from api.resources.description import Description, make_routes, ping, words_of
+from api.resources.idempotency import keep_erasing
+from api.resources.services import Services
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
 from api.service.read_after import replicated
 from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.users.bulk.handlers import Bulk
-from api.users.handlers import Users
-from api.users.idempotency import keep_erasing
-from api.users.queries import select_users
+from api.users.resource import USERS
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
 
 
-def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tracing | None" = None) -> ASGIApp:
+RESOURCES = (USERS,)
+"""Every resource. What the rest of the service does for one is derived from its description."""
+
+
+def create_app(
+    settings: Settings,
+    metrics: Metrics | None = None,
+    tracing: "Tracing | None" = None,
+    *,
+    described: Sequence[Description] = RESOURCES,
+) -> ASGIApp:
     """Return the application. Nothing is opened before its lifespan starts.
 
     Without `metrics` the application counts only its own requests; without `tracing` it makes no traces. Raises
@@ -49,15 +61,16 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
 
     database = PooledDatabase(database_options(settings), metrics=metrics, tracing=tracing)
     databases: list[PooledDatabase | Replica] = [database]
-    documented = served = routes(settings, database, gate)
+    documented = served = routes(settings, database, gate, described)
+    scopes = scopes_of(described)
     if options := replica_options(settings):
         pool = PooledDatabase(options, metrics=metrics, tracing=tracing)
-        replica = Replica(pool, database, settings.replica_wait_seconds, _batch_limits(settings))
+        replica = Replica(pool, database, settings.replica_wait_seconds, batch_limits(settings))
         databases.append(replica)
-        reads = Users(replica, _batch_limits(settings), gate).routes()
+        reads = make_routes(described, replace(_services(settings, database, gate), database=replica))
         served = replicated(documented, reads, replica)
 
-    others = documentation(documented)
+    others = documentation(document(documented, scopes, words_of(described)))
     if settings.metrics_port is None:
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
@@ -77,10 +90,11 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     )
     if settings.authentication_configured:
         open_paths = [path for path, resource in resources([*documented, *others]) if resource.is_open]
-        app = Guard(app, keys=settings.keys, tokens=tokens, open_paths=open_paths)
+        app = Guard(app, keys=settings.keys, tokens=tokens, scopes=scopes, open_paths=open_paths)
     if settings.origins:
         # Outside the guard: preflight requests carry no credentials.
-        app = allow_origins(app, settings.origins)
+        methods = {method for _, resource in resources(documented) for method in resource.allowed}
+        app = allow_origins(app, settings.origins, methods)
     return Telemetry(
         app,
         metrics,
@@ -91,23 +105,35 @@ def create_app(settings: Settings, metrics: Metrics | None = None, tracing: "Tra
     )
 
 
-def routes(settings: Settings, database: PooledDatabase, gate: Gate | None = None) -> list[BaseRoute]:
+def routes(
+    settings: Settings, database: PooledDatabase, gate: Gate | None = None, described: Sequence[Description] = RESOURCES
+) -> list[BaseRoute]:
     """Return the documented routes of the API. Opens nothing."""
-    users = Users(database, _batch_limits(settings), gate or Gate(settings.requests_max_under_way))
-    bulk = Bulk(database, max_requests=settings.bulk_max_requests, idle_seconds=settings.bulk_idle_seconds)
-    # The probe sends the smallest statement that requests use, so it also fails if the schema is missing.
-    probes = Probes(database, partial(select_users, database, ()), settings.readiness_probe_seconds)
-    return [*users.routes(), *bulk.routes(), *probes.routes()]
+    services = _services(settings, database, gate or Gate(settings.requests_max_under_way))
+    # The probe sends the smallest statements that requests use, so it also fails if the schema is missing.
+    probes = Probes(database, partial(ping, described, database), settings.readiness_probe_seconds)
+    return [*make_routes(described, services), *probes.routes()]
 
 
-def _batch_limits(settings: Settings) -> Limits | None:
-    if not settings.batching:
-        return None
-    return Limits(
-        settings.batch_in_flight,
-        settings.batch_max_size,
-        settings.batch_max_waiting,
-        max_wait_seconds=settings.acquire_timeout_seconds,
+def describe(settings: Settings, described: Sequence[Description] = RESOURCES) -> dict[str, Any]:
+    """Return the OpenAPI document. Opens nothing."""
+    documented = routes(settings, PooledDatabase(database_options(settings)), described=described)
+    return document(documented, scopes_of(described), words_of(described))
+
+
+def scopes_of(described: Sequence[Description] = RESOURCES) -> Scopes:
+    """Return the scopes of the resources."""
+    return Scopes({each.name: each.path for each in described})
+
+
+def _services(settings: Settings, database: PooledDatabase, gate: Gate) -> Services:
+    return Services(
+        database=database,
+        primary=database,
+        gate=gate,
+        batch_limits=batch_limits(settings),
+        bulk_max_requests=settings.bulk_max_requests,
+        bulk_idle_seconds=settings.bulk_idle_seconds,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from api.users.cursors import Position, write_cursor
+from api.resources.cursors import Position, write_cursor
 from benchmarks.charts import Bar, bar_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise

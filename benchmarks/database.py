@@ -54,7 +54,7 @@ class Database:
         """
         if self._is_dirty or rows != self.rows or index != self._index:
             execute(self.url, "drop index if exists benchmark_extra")
-            execute(self.url, "truncate users restart identity")
+            execute(self.url, "truncate users restart identity cascade")
             execute(
                 self.url,
                 "insert into users (email, name) "
@@ -68,7 +68,7 @@ class Database:
 
     def empty(self) -> None:
         """Delete all users."""
-        execute(self.url, "truncate users restart identity")
+        execute(self.url, "truncate users restart identity cascade")
         execute(self.url, "checkpoint")
         self._is_dirty = True
 

@@ -6,8 +6,9 @@ from time import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.auth.keys import READ, WRITE, Caller, digest_of
+from api.auth.keys import Caller, digest_of
 from api.auth.problems import insufficient_scope, invalid_credentials, several_credentials, unauthenticated
+from api.auth.scopes import Scopes
 from api.auth.tokens import Tokens
 from api.http.response import send_problem
 
@@ -18,33 +19,42 @@ _CACHE_SECONDS = 60.0
 
 
 class Guard:
-    """ASGI middleware that requires credentials whose scopes allow the request's method.
+    """ASGI middleware that requires credentials with the scopes of the request's path and method.
 
     Requests without such credentials are refused, even on unknown paths: no route is left open by mistake. Only
     `open_paths` require none. The name of the caller goes into the ASGI scope: see `caller`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Iterable[Caller], tokens: Tokens | None, open_paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        keys: Iterable[Caller],
+        tokens: Tokens | None,
+        scopes: Scopes,
+        open_paths: Collection[str],
     ) -> None:
         self._app = app
         self._tokens = tokens
+        self._scopes = scopes
         self._open_paths = frozenset(open_paths)
-        self._keys = {key.digest: key for key in keys}
+        self._keys = {key.digest: key._replace(scopes=scopes.granted(key.scopes)) for key in keys}
         # The keys, and recently validated tokens.
         self._known = dict(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or send a problem: 400, 401, 403 or 503."""
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in self._open_paths:
-            try:
-                scope["caller"] = await self._authenticate(scope)
-            except Exception as error:  # The boundary, as in Resource.
-                await send_problem(error, scope, receive, send)
-                return
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in self._open_paths:
+                try:
+                    scope["caller"] = await self._authenticate(scope, path)
+                except Exception as error:  # The boundary, as in Resource.
+                    await send_problem(error, scope, receive, send)
+                    return
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope) -> str:
+    async def _authenticate(self, scope: Scope, path: str) -> str:
         """Return the name of the caller. Raises Problem for missing or invalid credentials and for a missing scope."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(sent) > 1:
@@ -60,9 +70,9 @@ class Guard:
             caller = await self._read_token(credentials, digest)
         elif not hmac.compare_digest(caller.digest, digest):
             raise invalid_credentials(_INVALID)
-        needed = READ if scope["method"] in ("GET", "HEAD") else WRITE
-        if needed not in caller.scopes:
-            raise insufficient_scope(needed)
+        needed = self._scopes.needed(path, scope["method"])
+        if not caller.scopes.issuperset(needed):
+            raise insufficient_scope(" ".join(needed))
         return caller.name
 
     async def _read_token(self, credentials: bytes, digest: bytes) -> Caller:

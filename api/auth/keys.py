@@ -6,10 +6,7 @@ import secrets
 from math import inf
 from typing import NamedTuple
 
-READ, WRITE = "users:read", "users:write"
-"""The scopes: GET and HEAD require the first, every other method the second."""
-
-_KEY_SCOPES = {"read": frozenset({READ}), "write": frozenset({READ, WRITE})}
+_KEY_ROLES = {"read": frozenset({"read"}), "write": frozenset({"read", "write"})}
 _NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -17,7 +14,8 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 class Caller(NamedTuple):
     """An authenticated caller. `name` is `key:NAME` or `token:SUBJECT`.
 
-    `digest` is the SHA-256 of the credentials; they expire at `expires`, in seconds since 1970.
+    `digest` is the SHA-256 of the credentials; they expire at `expires`, in seconds since 1970. The scopes of a key are
+    its roles, `read` and `write`, until the guard makes them those of every resource.
     """
 
     name: str
@@ -45,12 +43,12 @@ def parse_api_keys(text: str) -> list[Caller]:
     for number, entry in enumerate(text.replace(",", " ").split(), start=1):
         name, _, rest = entry.partition(":")
         digest, _, scope = rest.partition(":")
-        if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and scope in _KEY_SCOPES):
+        if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and scope in _KEY_ROLES):
             raise ValueError(
                 f"entry {number} is not NAME:SHA256:SCOPE with the scope read or write; "
                 "`users-api key NAME` creates a key and prints its entry"
             )
-        caller = Caller(f"key:{name}", _KEY_SCOPES[scope], bytes.fromhex(digest))
+        caller = Caller(f"key:{name}", _KEY_ROLES[scope], bytes.fromhex(digest))
         if caller.digest in callers:
             raise ValueError(f"entry {number} repeats the key of another entry")
         callers[caller.digest] = caller

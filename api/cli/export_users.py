@@ -18,7 +18,7 @@ from api.database.options import database_options
 from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.formats import export_users as copy_users
-from api.users.queries import ESTIMATE_USERS
+from api.users.statements import ESTIMATE_USERS
 
 
 class _WriteError(Exception):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, get_args
 import click
 import orjson
 
+import api.users.resource  # noqa: F401 - registers the problems of constraints
 from api.cli.common import POOLED_DIRECT_URL, direct_settings, explain_errors
 from api.cli.progress import Progress
 from api.database.fetch import PooledDatabase

@@ -5,11 +5,8 @@ import json
 import click
 from pydantic import SecretStr
 
-from api.app import routes
+from api.app import describe
 from api.cli.common import explain_errors
-from api.database.fetch import PooledDatabase
-from api.database.options import database_options
-from api.openapi.document import document
 from api.settings import load_settings
 
 
@@ -24,5 +21,4 @@ def openapi() -> None:
     """
     # The routes are described and not served, so the URL is never used: none has to be set.
     settings = load_settings().model_copy(update={"database_url": SecretStr("postgresql://user@localhost/database")})
-    database = PooledDatabase(database_options(settings))
-    click.echo(json.dumps(document(routes(settings, database)), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(describe(settings), indent=2, ensure_ascii=False))

@@ -20,27 +20,20 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from operator import attrgetter
 from time import perf_counter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import asyncpg
 
 from api.context import RequestContext, serving, share
+from api.database.options import Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, StatementFailedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Run = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
 
 SLOT_SECONDS = 0.1
 """The longest that a batch keeps its slot, and that a batch of several calls waits for a row that is locked."""
-
-
-class Limits(NamedTuple):
-    """The bounds of one batcher: statements in flight, calls in one of them, calls in the queue, and seconds in it."""
-
-    in_flight: int
-    max_size: int
-    max_waiting: int
-    max_wait_seconds: float
 
 
 class _Call(NamedTuple):
@@ -56,18 +49,12 @@ class _NothingChangedError(Exception):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs a function of many items for callers that have one item each.
+    """Runs a function of many items for callers that have one item each: made by `read` or by `write`.
 
-    `run` returns one result for each item, in their order. `key` names what a call changes: two calls with one key are
-    never in flight together. Reads have none. Without `limits` every call is a statement of its own.
+    `run` returns one result for each item, in their order. Without `limits` every call is a statement of its own.
     """
 
-    def __init__(
-        self,
-        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
-        limits: Limits | None,
-        key: Callable[[Item], Any] | None = None,
-    ) -> None:
+    def __init__(self, run: Run[Item, Result], limits: Limits | None, key: Callable[[Item], Any] | None) -> None:
         self._run = run
         self._limits = limits
         self._key = key
@@ -78,6 +65,16 @@ class Batcher(Generic[Item, Result]):
         self._in_flight: dict[asyncio.Task[Any], list[_Call]] = {}  # the batch of each task
         self._gathering = False  # a task has a slot and has not begun: calls that arrive meanwhile join its batch
         self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def read(cls, run: Run[Item, Result], limits: Limits | None) -> Self:
+        """Return a batcher of reads, any of which may share a statement."""
+        return cls(run, limits, None)
+
+    @classmethod
+    def write(cls, run: Run[Item, Result], limits: Limits | None, *, key: Callable[[Item], Any]) -> Self:
+        """Return a batcher of writes. `key` names what a call changes: no two with one key are in flight together."""
+        return cls(run, limits, key)
 
     async def __call__(self, item: Item) -> Result:
         """Return the result for one item.

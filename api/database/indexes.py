@@ -10,7 +10,12 @@ import asyncpg
 
 from api.database.statements import declare
 
-_SELECT_INDEX = declare("indexes/select_index.sql", ["text", "text"], {"definition": "text"})
+_SELECT_INDEX = declare(
+    "indexes/select_index.sql",
+    ["text", "text"],
+    {"definition": "text"},
+    example=lambda ids: ["pg_catalog", "pg_class_oid_index"],
+)
 
 _names: dict[str, str] = {}  # by definition
 

@@ -1,6 +1,7 @@
 """The options of a database, made from the settings here, and nowhere else in `api/database/`."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from api.neon.drivers import DatabaseURL
 from api.settings import Settings
@@ -19,6 +20,27 @@ class DatabaseOptions:
     pool_min_size: int
     pool_max_size: int
     pool_idle_seconds: float
+
+
+class Limits(NamedTuple):
+    """The bounds of one batcher: statements in flight, calls in one of them, calls in the queue, and seconds in it."""
+
+    in_flight: int
+    max_size: int
+    max_waiting: int
+    max_wait_seconds: float
+
+
+def batch_limits(settings: Settings) -> Limits | None:
+    """Return the bounds of each batcher; None if requests share no statements."""
+    if not settings.batching:
+        return None
+    return Limits(
+        settings.batch_in_flight,
+        settings.batch_max_size,
+        settings.batch_max_waiting,
+        max_wait_seconds=settings.acquire_timeout_seconds,
+    )
 
 
 def database_options(settings: Settings) -> DatabaseOptions:

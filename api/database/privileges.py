@@ -56,12 +56,6 @@ _GRANTS = """
 _VERBS = {"select", "insert", "update", "delete"}
 
 
-async def explain(connection: asyncpg.Connection, sql: str) -> None:
-    """Check the privileges that a statement needs, without running it. Raises asyncpg.PostgresError."""
-    # As a simple query, in which $1 may stay without a value, and which leaves no prepared statement behind.
-    await connection.execute(f"explain (generic_plan) {sql}")
-
-
 async def find_grants(connection: asyncpg.Connection, used: Iterable[str], refused: Iterable[str]) -> list[str]:
     """Return the GRANTs that the connection's role lacks.
 

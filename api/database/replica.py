@@ -14,8 +14,9 @@ from typing import Any
 
 import asyncpg
 
-from api.database.batching import Batcher, Limits
+from api.database.batching import Batcher
 from api.database.fetch import PooledDatabase
+from api.database.options import Limits
 from api.database.statements import Statement, declare
 from api.errors import (
     DatabaseUnavailableError,
@@ -49,8 +50,8 @@ class Replica:
         self._replica = replica
         self._primary = primary
         self._wait = wait_seconds
-        self._read_primary = Batcher(partial(_select_position, primary.fetch), limits)
-        self._read_replica = Batcher(partial(_select_position, replica.fetch), limits)
+        self._read_primary = Batcher.read(partial(_select_position, primary.fetch), limits)
+        self._read_replica = Batcher.read(partial(_select_position, replica.fetch), limits)
         # The position that the replica had replayed, and the epoch in which it was read. A restarted replica may resume
         # at an earlier position.
         self._replayed = 0

@@ -1,6 +1,6 @@
 """Conditional requests: ETags, If-Match and If-None-Match.
 
-GET compares versions here; PATCH and DELETE compare them in SQL (update_users.sql and delete_users.sql in sql/users/).
+GET compares versions here; PATCH and DELETE compare them in their statement.
 """
 
 import re
@@ -42,8 +42,8 @@ def read_condition(request: Request) -> list[int] | None:
     return read_if_match(request)
 
 
-def is_known(request: Request, version: int) -> bool:
-    """Return whether If-None-Match matches `version` (RFC 9110, section 13.1.2).
+def is_known(request: Request, version: int, noun: str) -> bool:
+    """Return whether If-None-Match matches `version` (RFC 9110, section 13.1.2); `noun` names the row.
 
     Raises Problem: 412 if If-Match does not match it.
     """
@@ -51,7 +51,7 @@ def is_known(request: Request, version: int) -> bool:
         return False
     versions = read_if_match(request)
     if versions is not None and version not in versions:
-        raise version_mismatch()
+        raise version_mismatch(noun)
     header = _read_list(request, b"if-none-match") or b""
     return header.strip() == b"*" or any(tag[1] == b"%d" % version for tag in _ETAG.finditer(header))
 
@@ -66,6 +66,6 @@ def _read_list(request: Request, name: bytes) -> bytes | None:
     return b", ".join(lines) if lines else None
 
 
-def version_mismatch() -> Problem:
+def version_mismatch(noun: str) -> Problem:
     """The problem of an If-Match without the current version."""
-    return Problem(412, "The user has changed: its ETag is not one that If-Match names", "version-mismatch")
+    return Problem(412, f"The {noun} has changed: its ETag is not one that If-Match names", "version-mismatch")

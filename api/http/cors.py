@@ -1,12 +1,14 @@
 """Cross-origin requests (CORS): the origins whose pages may call the API from a browser."""
 
 import re
+from collections.abc import Iterable
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from api.http.headers import REQUEST_HEADERS, RESPONSE_HEADERS
 
+_ORDER = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s@]+")
 
 
@@ -19,12 +21,12 @@ def parse_origins(text: str) -> list[str]:
     return origins
 
 
-def allow_origins(app: ASGIApp, origins: list[str]) -> ASGIApp:
-    """Return `app` with CORS for these origins."""
+def allow_origins(app: ASGIApp, origins: list[str], methods: Iterable[str]) -> ASGIApp:
+    """Return `app` with CORS for these origins and methods."""
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+        allow_methods=sorted(methods, key=_ORDER.index),
         allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent", *REQUEST_HEADERS],
         expose_headers=list(RESPONSE_HEADERS),
     )

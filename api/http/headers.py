@@ -19,7 +19,7 @@ Ids are logged: without "@" none is an email address or a URL with a password, a
 
 REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
     "If-Match": {
-        "description": "Requires that the user's ETag is one of these (RFC 9110, section 13.1.1); otherwise 412.",
+        "description": "Requires that the {noun}'s ETag is one of these (RFC 9110, section 13.1.1); otherwise 412.",
         "schema": {"type": "string", "examples": ['"1"']},
     },
     "If-None-Match": {
@@ -50,6 +50,8 @@ REQUEST_HEADERS: Mapping[str, Mapping[str, Any]] = {
 }
 """By name, an OpenAPI Parameter Object without `name` and `in`; none is required.
 
+`{noun}`, `{names}` and `{path}` are those of the resources: api/openapi/document.py fills them in.
+
 Examples are in the schema: Swagger UI would send an example of the parameter with every request.
 """
 
@@ -61,21 +63,21 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
         "required": True,
     },
     "ETag": {
-        "description": "The version of the user, a strong validator for If-Match and If-None-Match.",
+        "description": "The version of the {noun}, a strong validator for If-Match and If-None-Match.",
         "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},
         "example": '"1"',
         "required": True,
     },
     "Location": {
-        "description": "The path of the new user.",
+        "description": "The path of the new {noun}.",
         "schema": {"type": "string", "format": "uri-reference"},
-        "example": "/api/v1/users/5",
+        "example": "{path}/5",
         "required": True,
     },
     "Link": {
-        "description": 'The next page, `rel="next"` (RFC 8288). Only if more users may follow.',
+        "description": 'The next page, `rel="next"` (RFC 8288). Only if more {names} may follow.',
         "schema": {"type": "string"},
-        "example": '</api/v1/users?after=100&limit=100>; rel="next"',
+        "example": '<{path}?after=100&limit=100>; rel="next"',
     },
     "Read-After": {
         "description": "Only with a read replica: send it with a GET that must see this write.",

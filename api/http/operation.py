@@ -50,7 +50,6 @@ class Operation:
     body: Sequence[Content] = ()
     problems: Sequence[Problem] = ()
     uses_database: bool = True
-    tag: str = "users"
 
 
 def invalid_example(model: type[BaseModel], source: str, sent: dict[str, Any]) -> Problem:

@@ -23,25 +23,28 @@ class Resource:
     """The ASGI application of one path: a handler for each method, and a problem for every exception.
 
     GET also serves HEAD (the server drops the body). Any other method is 405 with Allow. `is_open` means that no
-    authentication is required; `headers` are added to every response; a `gate` bounds the requests.
+    authentication is required; `headers` are added to every response; the `gate` bounds the requests, and None leaves
+    them unbounded: for probes, documents, and what bounds itself. With `primary_only` a read replica serves no request.
     """
 
     def __init__(
         self,
         *,
+        gate: Gate | None,
         is_open: bool = False,
+        primary_only: bool = False,
         headers: Headers = SECURITY_HEADERS,
-        gate: Gate | None = None,
         **methods: Described,
     ) -> None:
         self.is_open = is_open
+        self.primary_only = primary_only
         self._headers = headers
         self.gate = gate
         self.methods = {method.upper(): described for method, described in methods.items()}
         self._handlers = {method: handler for method, (handler, _) in self.methods.items()}
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
-        self._allow = ", ".join(sorted(self._handlers))
+        self.allowed = frozenset(self._handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -57,7 +60,7 @@ class Resource:
         await response(scope, receive, send)
 
     async def _refuse(self, request: Request) -> Response:
-        raise Problem(405, "Method Not Allowed", headers={"Allow": self._allow})
+        raise Problem(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(self.allowed))})
 
 
 def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:

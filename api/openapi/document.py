@@ -1,5 +1,6 @@
 """OpenAPI 3.1 from the route table: each method of a Resource carries an Operation, and pydantic makes the schemas."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute
 
-from api.auth.keys import READ, WRITE
 from api.auth.problems import (
     insufficient_scope,
     invalid_credentials,
@@ -15,6 +15,7 @@ from api.auth.problems import (
     several_credentials,
     unauthenticated,
 )
+from api.auth.scopes import Scopes
 from api.errors import Problem, database_problems, internal_error, problem_body
 from api.http.gate import gate_problems
 from api.http.headers import REQUEST_HEADERS, REQUEST_ID, RESPONSE_HEADERS
@@ -23,11 +24,11 @@ from api.http.resource import Resource, resources
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTRODUCTION = """\
-Users on Neon Postgres. Every error is `application/problem+json` (RFC 9457): programs match its `type`, and operators \
-find its `request_id` in the log. GET also serves HEAD; an unsupported method is 405, with `Allow`. Input that is not \
-HTTP is 400, a head that is too large 431, a head that does not arrive in time 408. A client may set the id of its \
-request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` (W3C Trace \
-Context).
+{names} on Neon Postgres. Every error is `application/problem+json` (RFC 9457): programs match its `type`, and \
+operators find its `request_id` in the log. GET also serves HEAD; an unsupported method is 405, with `Allow`. Input \
+that is not HTTP is 400, a head that is too large 431, a head that does not arrive in time 408. A client may set the \
+id of its request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-`), and its trace in `traceparent` \
+(W3C Trace Context).
 """
 _REQUEST_ID = "2b9ea715591e7aa5"
 _VALIDATION_ERROR = {
@@ -68,16 +69,13 @@ _PROBLEM = {
     "additionalProperties": False,
 }
 _ALWAYS = "X-Request-Id"
-_BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "An API key, or a token (JWT) of the configured issuer. A key allows reading, or reading and "
-    "writing; a token's `scope` contains `users:read`, `users:write` or both.",
-}
 
 
-def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Return the OpenAPI document of the resources in `routes`: their operations, and the schemas that these use."""
+def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use.
+
+    `words` has what the descriptions call the resources: `names`, such as users; `noun`, such as user; and a `path`.
+    """
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}
     for path, resource in resources(routes):
@@ -85,14 +83,14 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             continue
         for method, (handler, operation) in resource.methods.items():
             if operation is not None:
-                described = _operation(handler.__name__, method, operation, resource, schemas)
+                described = _operation(handler.__name__, method, path, operation, resource, scopes, schemas)
                 paths.setdefault(path, {})[method.lower()] = described
     return {
         "openapi": "3.1.1",
         "info": {
             "title": "users-api",
             "version": version("users-api"),
-            "description": _INTRODUCTION,
+            "description": _INTRODUCTION.replace("{names}", words["names"].capitalize()),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": dict(sorted(paths.items())),
@@ -100,18 +98,43 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             "schemas": schemas,
             "parameters": {
                 name: {"name": name, "in": "header", "required": False, **described}
-                for name, described in REQUEST_HEADERS.items()
+                for name, described in _fill_in(REQUEST_HEADERS, words).items()
             },
-            "headers": RESPONSE_HEADERS,
-            "securitySchemes": {"bearer": _BEARER},
+            "headers": _fill_in(RESPONSE_HEADERS, words),
+            "securitySchemes": {"bearer": _bearer(scopes)},
         },
     }
 
 
+def _fill_in(described: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+    text = json.dumps(described)
+    for name, word in words.items():
+        text = text.replace(f"{{{name}}}", word)
+    filled: dict[str, Any] = json.loads(text)
+    return filled
+
+
+def _bearer(scopes: Scopes) -> dict[str, Any]:
+    named = ", ".join(f"`{name}:read`, `{name}:write`" for name in scopes.names)
+    return {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, or a token (JWT) of the configured issuer. A key allows reading, or reading and "
+        f"writing; a token's `scope` contains {named} or {'both' if len(scopes.names) == 1 else 'several of them'}.",
+    }
+
+
 def _operation(
-    name: str, method: str, operation: Operation, resource: Resource, schemas: dict[str, Any]
+    name: str,
+    method: str,
+    path: str,
+    operation: Operation,
+    resource: Resource,
+    scopes: Scopes,
+    schemas: dict[str, Any],
 ) -> dict[str, Any]:
     writes = method != "GET"
+    needed = scopes.needed(path, method)
     problems = [*operation.problems, internal_error()]
     headers = [*operation.headers]
     if resource.gate:
@@ -119,15 +142,15 @@ def _operation(
         problems += gate_problems()
     if not resource.is_open:
         problems += [several_credentials(), unauthenticated(), invalid_credentials("The token has expired")]
-        problems += [insufficient_scope(WRITE if writes else READ), keys_unavailable()]
+        problems += [insufficient_scope(" ".join(needed)), keys_unavailable()]
     if operation.uses_database:
         problems += database_problems(writes=writes)
     described: dict[str, Any] = {
         "operationId": name,
         "summary": operation.summary,
         "description": operation.description,
-        "tags": [operation.tag],
-        "security": [] if resource.is_open else [{"bearer": [WRITE if writes else READ]}],
+        "tags": [scopes.owner(path) or "service"],
+        "security": [] if resource.is_open else [{"bearer": [*needed]}],
         "parameters": [
             *_parameters(operation.path, "path"),
             *_parameters(operation.query, "query"),

@@ -3,8 +3,10 @@
 Both require no authentication: they contain no data, and document how to authenticate.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -15,7 +17,6 @@ from api.errors import Problem
 from api.http.headers import SECURITY_HEADERS
 from api.http.resource import Handler, Resource
 from api.http.response import JSONBody
-from api.openapi.document import document
 
 _PAGE = b"""\
 <!doctype html>
@@ -51,9 +52,9 @@ _PAGE_HEADERS = [
 _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"public, max-age=86400")]
 
 
-def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
-    """Return the routes that document `routes`. The document is made once, here."""
-    text = orjson.dumps(document(routes))
+def documentation(document: Mapping[str, Any]) -> list[BaseRoute]:
+    """Return the routes that show the OpenAPI document."""
+    text = orjson.dumps(document)
 
     async def get_document(request: Request) -> Response:
         return JSONBody(text)
@@ -76,7 +77,7 @@ def documentation(routes: list[BaseRoute]) -> list[BaseRoute]:
 
 
 def _open(path: str, handler: Handler, headers: list[tuple[bytes, bytes]]) -> Route:
-    return Route(path, Resource(is_open=True, headers=headers, get=(handler, None)))
+    return Route(path, Resource(gate=None, is_open=True, headers=headers, get=(handler, None)))
 
 
 def _asset(name: str) -> Handler:

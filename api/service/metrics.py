@@ -29,4 +29,4 @@ def metrics_route(
             return Response(gzip.compress(content), headers={"content-encoding": "gzip"}, media_type=media_type)
         return Response(content, media_type=media_type)
 
-    return Route("/metrics", Resource(get=(get_metrics, None)))
+    return Route("/metrics", Resource(gate=None, get=(get_metrics, None)))

@@ -30,7 +30,6 @@ _HEALTH = Operation(
     description="Never queries the database, which may be suspended.",
     responses={200: _status_doc("healthy", "The process is up.")},
     uses_database=False,
-    tag="service",
 )
 _READY = Operation(
     summary="Is the server ready for requests?",
@@ -40,7 +39,6 @@ _READY = Operation(
     responses={200: _status_doc("ready", "The server is ready.")},
     problems=[problem_of(StoppingError), problem_of(DatabaseUnavailableError)],
     uses_database=False,
-    tag="service",
 )
 
 
@@ -62,8 +60,8 @@ class Probes:
     def routes(self) -> list[BaseRoute]:
         """Return the routes, which require no authentication."""
         return [
-            Route("/health", Resource(is_open=True, get=(self.get_health, _HEALTH))),
-            Route("/ready", Resource(is_open=True, get=(self.get_ready, _READY))),
+            Route("/health", Resource(gate=None, is_open=True, get=(self.get_health, _HEALTH))),
+            Route("/ready", Resource(gate=None, is_open=True, get=(self.get_ready, _READY))),
         ]
 
     async def get_health(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.database.replica import BEYOND, Replica
 from api.errors import Problem
 from api.http.request import invalid_header, read_header
+from api.http.resource import Resource
 from api.http.response import send_problem
 
 _POSITION = re.compile(rb"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
@@ -20,8 +21,15 @@ _FROM_DATABASE = frozenset({200, 201, 204, 404, 409, 412})
 
 
 def replicated(primary: Sequence[BaseRoute], reads: Sequence[BaseRoute], replica: Replica) -> list[BaseRoute]:
-    """Return the routes of `primary`; the replica serves GET and HEAD of those that are in `reads` too."""
-    on_replica = {route.path: route.app for route in reads if isinstance(route, Route)}
+    """Return the routes of `primary`; the replica serves GET and HEAD of those that are in `reads` too.
+
+    Those that are `primary_only` stay as they are.
+    """
+    on_replica = {
+        route.path: route.app
+        for route in reads
+        if isinstance(route, Route) and isinstance(route.app, Resource) and not route.app.primary_only
+    }
     return [
         Route(route.path, _Replicated(route.app, on_replica[route.path], replica))
         if isinstance(route, Route) and route.path in on_replica

@@ -1,24 +1,23 @@
 """The pages of GET /api/v1/users: which statement reads one, and the query string of the next."""
 
-from functools import partial
 from urllib.parse import urlencode
 
 from asyncpg import Record
 
-from api.database.batching import Batcher, Limits
 from api.database.fetch import Database
+from api.resources.cursors import MAX_ID, Position, write_cursor
+from api.resources.services import Services
 from api.users import queries
-from api.users.cursors import MAX_ID, Position, write_cursor
 from api.users.schemas import ListQuery
 
 
 class Listing:
-    """The pages of users on one database. Those in the order of ids are batched, unless `batch_limits` is None."""
+    """The pages of users. Requests share the statements of those in the order of ids."""
 
-    def __init__(self, database: Database, batch_limits: Limits | None) -> None:
-        self._database = database
-        self._list_after = Batcher(partial(queries.list_users_after, database), batch_limits)
-        self._list_before = Batcher(partial(queries.list_users_before, database), batch_limits)
+    def __init__(self, services: Services) -> None:
+        self._database = services.database
+        self._list_after = services.read(queries.list_users_after)
+        self._list_before = services.read(queries.list_users_before)
 
     async def read(self, query: ListQuery) -> tuple[bytes, bytes | None]:
         """Return a page as a JSON array, and the query string of the next page, None after the last."""

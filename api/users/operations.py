@@ -1,10 +1,9 @@
 """The OpenAPI operations of the users resource."""
 
-from api.http.conditions import version_mismatch
 from api.http.operation import Content, Operation, ResponseDoc, invalid_example
 from api.http.request import body_too_large, not_json
-from api.users.idempotency import key_reused
-from api.users.problems import email_taken, user_not_found
+from api.resources.idempotency import key_reused
+from api.users.problems import USER, email_taken
 from api.users.schemas import ListQuery, User, UserCreate, UserPath, UserUpdate
 
 _ADA = {
@@ -45,7 +44,7 @@ CREATE_USER = Operation(
         body_too_large(),
         not_json(),
         invalid_example(UserCreate, "body", {"email": "nobody"}),
-        key_reused(),
+        key_reused(USER.noun),
     ],
 )
 GET_USER = Operation(
@@ -56,7 +55,7 @@ GET_USER = Operation(
         200: ResponseDoc("The user.", _ONE_USER, headers=["ETag"]),
         304: ResponseDoc("If-None-Match names the current ETag.", headers=["ETag"]),
     },
-    problems=[user_not_found(), version_mismatch()],
+    problems=[USER.not_found(), USER.changed()],
 )
 UPDATE_USER = Operation(
     summary="Change a user",
@@ -66,9 +65,9 @@ UPDATE_USER = Operation(
     body=[Content(UserUpdate, {"name": "Ada Lovelace"})],
     responses={200: ResponseDoc("The changed user.", _ONE_USER, headers=["ETag", "Read-After"])},
     problems=[
-        user_not_found(),
+        USER.not_found(),
         email_taken(),
-        version_mismatch(),
+        USER.changed(),
         body_too_large(),
         not_json(),
         invalid_example(UserUpdate, "body", {"email": None}),
@@ -79,5 +78,5 @@ DELETE_USER = Operation(
     path=UserPath,
     headers=["If-Match"],
     responses={204: ResponseDoc("The user is deleted.", headers=["Read-After"])},
-    problems=[user_not_found(), version_mismatch()],
+    problems=[USER.not_found(), USER.changed()],
 )

@@ -1,68 +1,27 @@
 """The schemas of requests, and of a user."""
 
-import re
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from api.users.cursors import MAX_ID, Cursor
+from api.resources.cursors import MAX_ID, Cursor
+from api.resources.fields import ID, Time, read_time, text_schema, without_default, without_nul, without_null
 from api.users.emails import Email
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
-
-
-def _without_nul(text: str) -> str:
-    # PostgreSQL's text cannot contain it.
-    if "\0" in text:
-        raise ValueError("must not contain NUL characters")
-    return text
-
-
-def _read_time(text: str) -> datetime:
-    """Parse a time (RFC 3339) to UTC. A blank before the offset is a plus that was not escaped in a query string."""
-    if not _TIME.fullmatch(text):
-        raise ValueError("must be a time such as 2026-01-31T09:30:00Z (RFC 3339, with Z or an offset)")
-    try:
-        return datetime.fromisoformat(text[:-6] + text[-6:].replace(" ", "+").upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("is no time of the years 1 to 9999") from None
-
-
-def _without_default(schema: dict[str, Any]) -> None:
-    # An absent key leaves the value unchanged: null is no default.
-    del schema["default"]
-
-
-def _without_null(schema: dict[str, Any]) -> None:
-    _without_default(schema)
-    schema.update(schema.pop("anyOf")[0])
-
-
-Name = Annotated[
-    str,
-    Field(max_length=255),
-    AfterValidator(_without_nul),
-    WithJsonSchema({"type": "string", "maxLength": 255, "pattern": r"^[^\u0000]*$"}),
-]
+Name = Annotated[str, Field(max_length=255), AfterValidator(without_nul), text_schema(255)]
 Address = Annotated[Email, WithJsonSchema({"type": "string", "format": "idn-email", "maxLength": 254})]
 SearchText = Annotated[
-    str,
-    Field(min_length=1, max_length=255),
-    AfterValidator(_without_nul),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000]*$"}),
+    str, Field(min_length=1, max_length=255), AfterValidator(without_nul), text_schema(255, minLength=1)
 ]
-Time = Annotated[datetime, PlainValidator(_read_time), WithJsonSchema({"type": "string", "format": "date-time"})]
-ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
 class User(BaseModel):
@@ -93,8 +52,8 @@ class UserCreate(BaseModel):
 class UserUpdate(BaseModel):
     """The body of PATCH. `model_fields_set` has the keys that were sent: absent ones stay unchanged, null clears."""
 
-    email: Address | None = Field(default=None, json_schema_extra=_without_null)
-    name: Name | None = Field(default=None, json_schema_extra=_without_default, description="null clears it.")
+    email: Address | None = Field(default=None, json_schema_extra=without_null)
+    name: Name | None = Field(default=None, json_schema_extra=without_default, description="null clears it.")
 
     @field_validator("email")
     @classmethod
@@ -145,7 +104,7 @@ class ListQuery(BaseModel):
             if excluded := [name for name in type(self).model_fields if name in sent - allowed - {"limit"}]:
                 raise ValueError(f"{excluded[0]} cannot be used together with {mode}")
             if self.cursor is not None and self.is_by_creation:
-                self.cursor = self.cursor._replace(key=_read_time(self.cursor.key).isoformat())
+                self.cursor = self.cursor._replace(key=read_time(self.cursor.key).isoformat())
         return self
 
     def _mode(self) -> tuple[str, set[str]]:

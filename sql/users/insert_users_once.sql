@@ -64,6 +64,6 @@ with lock_timeout as materialized (
     -- Refers to "expired", so that an expired key is deleted before it is inserted again.
     where (select count(*) from expired) >= 0
 )
-select n, user_id::bigint, body::text, true as is_replayed, is_reused from stored
+select n, user_id::bigint as row_id, body::text, true as is_replayed, is_reused from stored
 union all
 select n, user_id::bigint, body::text, false, false from answers

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from api.app import create_app
+from api.app import create_app, scopes_of
 from api.auth.guard import Guard, caller
 from api.auth.keys import make_api_key, parse_api_keys
 from api.auth.loopback import is_loopback
@@ -155,7 +155,7 @@ async def test_the_handler_learns_who_asks() -> None:
     async def app(scope: object, receive: object, send: object) -> None:
         names.append(caller(scope))  # type: ignore[arg-type]
 
-    guard = Guard(app, keys=parse_api_keys(API_KEYS), tokens=None, open_paths=["/open"])
+    guard = Guard(app, keys=parse_api_keys(API_KEYS), tokens=None, scopes=scopes_of(), open_paths=["/open"])
     headers = [(b"authorization", f"Bearer {WRITER}".encode())]
     for path in ("/x", "/open"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
@@ -172,7 +172,7 @@ def test_a_key_is_long_random_and_known_by_its_digest() -> None:
     assert len(keys) == 100
     assert all(key.startswith("users_") and len(key) >= 6 + 43 for key in keys)
     (parsed,) = parse_api_keys(READER_ENTRY)
-    assert (parsed.name, parsed.scopes) == ("key:reader", frozenset({"users:read"}))
+    assert (parsed.name, parsed.scopes) == ("key:reader", frozenset({"read"}))
     assert READER not in READER_ENTRY
 
 

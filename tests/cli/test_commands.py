@@ -124,7 +124,7 @@ def test_check_sql(database: str) -> None:
     execute(database, "alter table users rename column name to label")
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
-    assert "sql/users/insert_users.sql, declared at api/users/queries.py:" in ended.stderr
+    assert "sql/users/insert_users.sql, declared at api/users/statements.py:" in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from api.neon.url import parse_url
+from tests.support.catalogue import empty
 from tests.support.commands import USERS_API, environment, on, on_a_terminal, run
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
@@ -29,7 +30,7 @@ def shared(postgres: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def database(shared: str) -> str:
-    execute(shared, "truncate users restart identity")
+    empty(shared)
     return shared
 
 
@@ -67,7 +68,7 @@ def test_there_and_back(database: str, tmp_path: Path) -> None:
     assert run("import", str(as_ndjson), "--on-conflict", "update", **on(database)).stderr.startswith(
         "0 created, 0 updated, 8"
     )
-    execute(database, "truncate users")
+    empty(database)
     assert run("import", str(as_csv), **on(database)).returncode == 0
     assert users(database) == {email: name or None for email, name in sent.items()}
 

@@ -11,7 +11,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
-from api.database.batching import SLOT_SECONDS, Batcher, Limits
+from api.database.batching import SLOT_SECONDS, Batcher
+from api.database.options import Limits
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
 from tests.support.database import execute, locked
 from tests.support.metrics import scrape
@@ -58,9 +59,15 @@ async def call(batcher: Batcher[str, str], item: str) -> str:
     return await batcher(item)
 
 
+def test_a_write_needs_a_key() -> None:
+    """Without one, two changes of one row would travel in one statement, and one would be lost."""
+    with pytest.raises(TypeError, match="key"):
+        Batcher.write(Carrier(), limits())  # type: ignore[call-arg]
+
+
 async def test_a_call_never_joins_a_statement_that_was_sent() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits())
+    batcher = Batcher.read(carrier, limits())
     first = start(batcher, "a")
     await ticks()
     # The same key: single-flight would hand it the answer of a statement that began before it came.
@@ -79,7 +86,7 @@ async def test_a_lone_call_leaves_without_a_timer() -> None:
     carrier = Carrier()
     loop = asyncio.get_running_loop()
     before = loop.time()
-    (task,) = start(Batcher(carrier, limits()), "a")
+    (task,) = start(Batcher.read(carrier, limits()), "a")
     await ticks(1)  # its own task begins, and nothing comes between
     assert carrier.sent == [["a"]]
     assert loop.time() - before < 1
@@ -90,7 +97,7 @@ async def test_a_lone_call_leaves_without_a_timer() -> None:
 async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not() -> None:
     carrier = Carrier()
     # The first call is alone and is sent at once, as in the tests below; later calls gather.
-    tasks = start(Batcher(carrier, limits(in_flight=3, max_size=3)), *"-abcdefgh")
+    tasks = start(Batcher.read(carrier, limits(in_flight=3, max_size=3)), *"-abcdefgh")
     await ticks()
     assert carrier.sent == [["-"], list("abc"), list("def")]
     carrier.answer(2)
@@ -103,7 +110,7 @@ async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not
 
 async def test_a_lone_call_that_is_cancelled_leaves_its_slot_and_its_key() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(), key=str)
+    batcher = Batcher.write(carrier, limits(), key=str)
     alone, *waiting = start(batcher, *"aab")
     await ticks()
     assert carrier.sent == [["a"]]
@@ -120,7 +127,7 @@ async def test_a_lone_call_that_is_cancelled_leaves_its_slot_and_its_key() -> No
 
 async def test_a_full_queue_refuses_at_once() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(max_waiting=2))
+    batcher = Batcher.read(carrier, limits(max_waiting=2))
     tasks = start(batcher, "a")
     await ticks()
     tasks += start(batcher, "b", "c")
@@ -135,7 +142,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 async def test_a_call_that_waited_too_long_is_told_so_and_never_sent() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(max_wait_seconds=0))
+    batcher = Batcher.read(carrier, limits(max_wait_seconds=0))
     first = start(batcher, "a")
     await ticks(3)
     second = start(batcher, "b")
@@ -158,7 +165,7 @@ async def test_a_refused_batch_is_replayed_one_by_one() -> None:
             raise asyncpg.UniqueViolationError("taken")
         return list(items)
 
-    tasks = start(Batcher(run, limits(in_flight=2), key=str), *"-cab")
+    tasks = start(Batcher.write(run, limits(in_flight=2), key=str), *"-cab")
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert sent == [["-"], list("abc"), ["a"], ["b"], ["c"]]
     assert answers[:3] == ["-", "c", "a"]
@@ -168,7 +175,7 @@ async def test_a_refused_batch_is_replayed_one_by_one() -> None:
 @pytest.mark.parametrize("error", [OutcomeUnknownError, DatabaseUnavailableError])
 async def test_a_batch_whose_outcome_is_unknown_is_never_replayed(error: type[Exception]) -> None:
     carrier = Carrier()
-    alone, *tasks = start(Batcher(carrier, limits(in_flight=2), key=str), *"-ab")
+    alone, *tasks = start(Batcher.write(carrier, limits(in_flight=2), key=str), *"-ab")
     await ticks()
     carrier.answer(1, error())
     answers = await asyncio.gather(*tasks, return_exceptions=True)
@@ -181,7 +188,7 @@ async def test_a_batch_whose_outcome_is_unknown_is_never_replayed(error: type[Ex
 
 async def test_a_caller_that_goes_away_leaves_the_others_their_answers() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(in_flight=2))
+    batcher = Batcher.read(carrier, limits(in_flight=2))
     alone, *tasks = start(batcher, *"-ab")
     await ticks()
     waiting = start(batcher, *"cd")
@@ -207,7 +214,7 @@ async def cancelled(task: asyncio.Task[str]) -> BaseException | None:
 
 async def test_a_caller_that_is_cancelled_hears_whether_its_write_may_have_happened() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(), key=str)
+    batcher = Batcher.write(carrier, limits(), key=str)
     alone, *waiting = start(batcher, *"-ab")
     await ticks()
     assert await cancelled(waiting[1]) is None  # It was never sent.
@@ -222,7 +229,7 @@ async def test_a_caller_that_is_cancelled_hears_whether_its_write_may_have_happe
 
 async def test_a_read_that_is_cancelled_is_nothing_but_cancelled() -> None:
     carrier = Carrier()
-    alone, *tasks = start(Batcher(carrier, limits(in_flight=2)), *"-ab")
+    alone, *tasks = start(Batcher.read(carrier, limits(in_flight=2)), *"-ab")
     await ticks()
     assert await cancelled(tasks[0]) is None
     carrier.answer(1)
@@ -246,7 +253,7 @@ async def test_with_the_last_caller_the_statement_ends(sent: bool) -> None:
                 raise OutcomeUnknownError from error
             raise
 
-    batcher = Batcher(run, limits(in_flight=2, max_size=2), key=str)
+    batcher = Batcher.write(run, limits(in_flight=2, max_size=2), key=str)
     alone, *tasks = start(batcher, *"-abc")
     await ticks()
     assert carrier.sent == [["-"], ["a", "b"]]
@@ -268,7 +275,7 @@ async def test_with_the_last_caller_the_statement_ends(sent: bool) -> None:
 
 async def test_a_result_that_is_there_is_not_lost_to_a_cancellation() -> None:
     carrier = Carrier()
-    alone, task = start(Batcher(carrier, limits(in_flight=2), key=str), *"-a")
+    alone, task = start(Batcher.write(carrier, limits(in_flight=2), key=str), *"-a")
     await ticks()
     carrier.answer(1)
     while not task._fut_waiter.done():  # type: ignore[attr-defined] # its result is there, and it has not run since
@@ -291,7 +298,7 @@ async def test_whoever_is_cancelled_before_its_replay_is_not_replayed() -> None:
             raise asyncpg.UniqueViolationError("taken")
         return list(items)
 
-    batcher = Batcher(run, limits(in_flight=2), key=str)
+    batcher = Batcher.write(run, limits(in_flight=2), key=str)
     tasks += start(batcher, *"-ab")
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert sent == [["-"], ["a", "b"], ["b"]]
@@ -301,7 +308,7 @@ async def test_whoever_is_cancelled_before_its_replay_is_not_replayed() -> None:
 
 async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(in_flight=6), key=lambda item: item[0])
+    batcher = Batcher.write(carrier, limits(in_flight=6), key=lambda item: item[0])
     tasks = start(batcher, "-", "b1", "a1", "b2", "c1", "b3")
     await ticks()
     assert carrier.sent == [["-"], ["a1", "b1", "c1"]]
@@ -330,7 +337,7 @@ async def test_who_waits_for_a_key_costs_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Batcher, "_take", counted)
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(in_flight=2), key=str)
+    batcher = Batcher.write(carrier, limits(in_flight=2), key=str)
     tasks = start(batcher, *"aaa")
     await ticks(100)
     assert len(looks) <= 1
@@ -345,7 +352,7 @@ async def test_who_waits_for_a_key_costs_nothing(monkeypatch: pytest.MonkeyPatch
 async def test_who_waits_for_a_key_for_too_long_is_told_so(later: bool) -> None:
     """Also where nothing else moves: the statement that has the key lost its slot long ago."""
     carrier = Carrier()
-    batcher = Batcher(carrier, limits(max_wait_seconds=SLOT_SECONDS), key=str)
+    batcher = Batcher.write(carrier, limits(max_wait_seconds=SLOT_SECONDS), key=str)
     first = start(batcher, "a")
     await asyncio.sleep(SLOT_SECONDS * 3 if later else 0)
     (second,) = start(batcher, "a")
@@ -358,7 +365,7 @@ async def test_who_waits_for_a_key_for_too_long_is_told_so(later: bool) -> None:
 
 async def test_a_slow_batch_gives_its_slot_back() -> None:
     carrier = Carrier()
-    batcher = Batcher(carrier, limits())
+    batcher = Batcher.read(carrier, limits())
     slow = start(batcher, "a")
     await ticks()
     others = start(batcher, "b")
@@ -375,7 +382,7 @@ async def test_a_slow_batch_gives_its_slot_back() -> None:
 
 async def test_without_limits_every_call_is_a_statement_of_its_own() -> None:
     carrier = Carrier()
-    tasks = start(Batcher(carrier, None), *"ab")
+    tasks = start(Batcher.read(carrier, None), *"ab")
     await ticks()
     assert carrier.sent == [["a"], ["b"]]
     carrier.answer(0)

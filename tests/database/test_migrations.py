@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -368,6 +369,17 @@ def test_what_ran_and_was_not_recorded_runs_again(empty_database: str, database:
     first, *_ = ids = [each.id for each in migrations.status(parse_url(empty_database))]
     execute(empty_database, (MIGRATIONS_DIRECTORY / f"{first}.sql").read_text("utf-8"))
     assert migrations.migrate(parse_url(empty_database)) == ids
+    assert execute(empty_database, CATALOG) == execute(database, CATALOG)
+
+
+def test_every_migration_runs_twice(here: Migrations, empty_database: str, database: str) -> None:
+    """Each right after itself, as after a crash between its end and the record of it."""
+    for id in MIGRATIONS:
+        for file in MIGRATIONS_DIRECTORY.glob(f"{id}.*"):
+            shutil.copy(file, here.directory)
+        assert here.migrate() == [id]
+        execute(empty_database, f"delete from _yoyo_migration where migration_id = '{id}'")
+        assert here.migrate() == [id]
     assert execute(empty_database, CATALOG) == execute(database, CATALOG)
 
 

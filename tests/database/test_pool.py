@@ -13,9 +13,8 @@ from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.database.statements import Statement, declared_statements
 from api.errors import DatabaseUnavailableError, Problem
-from api.http.conditions import version_mismatch
-from api.users.problems import email_taken, user_not_found
-from api.users.queries import ESTIMATE_USERS
+from api.users.problems import USER, email_taken
+from api.users.statements import ESTIMATE_USERS
 from tests.support.database import (
     KILL_ALL,
     SESSION_STATE,
@@ -158,7 +157,7 @@ def test_connections_that_were_closed_while_idle_are_not_noticed(client: httpx.C
 
 
 def test_a_refusal_keeps_nothing_of_the_requests_before_it() -> None:
-    for refuse in (email_taken, user_not_found, version_mismatch):
+    for refuse in (email_taken, USER.not_found, USER.changed):
         for _ in range(3):
             with pytest.raises(Problem) as raised:
                 raise refuse()

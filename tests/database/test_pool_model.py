@@ -28,7 +28,7 @@ from api.database.silence import Silence
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
 from api.neon.url import parse_url
 from api.telemetry.metrics import DatabaseMetrics, Metrics
-from api.users.queries import ESTIMATE_USERS
+from api.users.statements import ESTIMATE_USERS
 from tests.support.simulated import SimulatedLoop
 
 TICK = 1e-6

@@ -105,7 +105,7 @@ def test_check_sql_names_the_grant(database: str) -> None:
     ended = run("check-sql", DATABASE_URL=url)
     assert ended.returncode == 1
     lines = ended.stderr.splitlines()
-    assert lines[0].startswith("sql/users/delete_users.sql, declared at api/users/queries.py:")
+    assert lines[0].startswith("sql/users/delete_users.sql, declared at api/users/statements.py:")
     assert lines[0].endswith("PostgreSQL refuses it: permission denied for table users (SQLSTATE 42501)")
     assert f"a privilege is missing: run as the owner of the tables: grant delete on public.users to {SERVER};" in lines
 

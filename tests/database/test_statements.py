@@ -9,17 +9,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-import api.app  # noqa: F401 - declares the statements
+from api.app import RESOURCES
 from api.database import statements
 from api.database.statements import Mismatch, Statement
 from api.neon.url import parse_url
+from api.users.statements import SEARCH_USERS
+from tests.support import ROOT
+from tests.support.catalogue import vacuum
 from tests.support.database import execute
 from tests.support.statements import arguments
 
 NAMES = [statement.name for statement in statements.declared_statements()]
-ROWS = 100_000
-# Rows that a statement reaches for each key, where it is not the key's own row alone: what has expired goes two by two.
-MOST_LOOKS = {"users/insert_users_once.sql": 2}
 
 
 def check(url: str, declared: Sequence[Statement] | None = None) -> list[Mismatch]:
@@ -40,7 +40,6 @@ def test_every_statement_fits_the_migrated_database(database: str) -> None:
 
 def test_every_file_is_declared_and_none_twice() -> None:
     assert statements.undeclared_files() == []
-    assert len(NAMES) == 21
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 
@@ -56,7 +55,7 @@ def test_a_renamed_column_is_named_with_its_file_and_declaration(database: str) 
     assert "users/select_users.sql" in mismatches
     assert "users/list_users_after.sql" not in mismatches
     message = mismatches["users/select_users.sql"]
-    assert message.startswith("sql/users/select_users.sql, declared at api/users/queries.py:")
+    assert message.startswith("sql/users/select_users.sql, declared at api/users/statements.py:")
     assert 'column "version" does not exist' in message
 
 
@@ -66,6 +65,14 @@ def test_a_type_that_differs_is_told_with_what_was_expected_and_found(database: 
     assert "expected (id int8, version int4, body text), found (id int8, version int8, body text)" in "".join(
         map(str, check(database, [declared]))
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_write_that_is_not_declared_as_one_is_found_and_the_other_way_round(database: str, name: str) -> None:
+    """Undeclared, a write that was lost would be sent again, and never be `outcome-unknown`."""
+    (statement,) = (each for each in statements.declared_statements() if each.name == name)
+    (mismatch,) = check(database, [replace(statement, writes=not statement.writes)])
+    assert mismatch.reason == f"declared with writes={not statement.writes}, but its plan says {statement.writes}"
 
 
 OTHER_TYPES = """
@@ -84,20 +91,12 @@ def test_result_types_do_not_follow_the_columns(database: str) -> None:
 
 @pytest.fixture(scope="module")
 def populated(postgres: str, template: str) -> Iterator[str]:
-    """The URL of a database with 100,000 users."""
+    """The URL of a database that each resource has filled."""
     execute(postgres, f"create database populated template {template}")
     url = postgres.replace("/postgres?", "/populated?")
-    execute(
-        url,
-        "insert into users (email, name) select 'user' || i || '@example.com', 'User ' || i"
-        f" from generate_series(1, {ROWS}) i",
-    )
-    execute(
-        url,
-        "insert into idempotency_keys (caller, key, fingerprint, body, created_at)"
-        f" select '', i, 'f', 'b', now() - i * interval '1 second' from generate_series(1, {ROWS}) i",
-    )
-    execute(url, "vacuum analyze users, idempotency_keys")
+    for each in RESOURCES:
+        execute(url, (ROOT / "tests" / each.name / "fill.sql").read_text())
+    vacuum(url)
     yield url
     execute(postgres, "drop database populated with (force)")
 
@@ -106,6 +105,13 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", []):
         yield from nodes(child)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_statement_carries_the_arguments_of_its_test(name: str) -> None:
+    """Without them its plan could not be tested."""
+    statement = next(each for each in statements.declared_statements() if each.name == name)
+    assert len(arguments(statement, 3)) == len(statement.parameters)
 
 
 @pytest.mark.parametrize("keys", [1, 10, 100])
@@ -122,16 +128,25 @@ async def test_no_plan_reads_the_table_or_sorts(populated: str, name: str, mode:
         plan = json.loads(await connection.fetchval(explain, *arguments(statement, keys)))[0]["Plan"]
     finally:
         await connection.close()
-    if name == "users/search_users.sql":
-        # A hundred users at most, of twice as many entries from each index.
-        assert all(node["Actual Rows"] <= (200 if "Index Name" in node else 400) for node in nodes(plan)), plan
+    if statement.sorts:
+        assert all(node["Actual Rows"] <= statement.sorts for node in nodes(plan)), plan
         return
     reads = [f"{node['Node Type']} {node.get('Index Name', '')}" for node in nodes(plan)]
     assert not [read for read in reads if read.startswith(("Seq Scan", "Sort", "Incremental Sort", "Bitmap"))], reads
-    if not name.startswith(("users/list_", "users/export_")):
+    if statement.reach is not None:
         # A few looks at the index for each key, never a scan of more.
         looks = [node["Actual Loops"] * node["Actual Rows"] for node in nodes(plan) if "Index Name" in node]
-        assert all(reached <= MOST_LOOKS.get(name, 1) * keys for reached in looks), looks
+        assert all(reached <= statement.reach * keys for reached in looks), looks
+
+
+async def test_a_search_reads_a_page_of_each_index(populated: str) -> None:
+    connection = await asyncpg.connect(**parse_url(populated).asyncpg_arguments())
+    try:
+        explain = f"explain (analyze, format json) {SEARCH_USERS.sql}"
+        plan = json.loads(await connection.fetchval(explain, *arguments(SEARCH_USERS, 1)))[0]["Plan"]
+    finally:
+        await connection.close()
+    assert all(node["Actual Rows"] <= 200 for node in nodes(plan) if "Index Name" in node), plan
 
 
 @pytest.mark.parametrize("name", ["insert_users", "insert_users_once"])
@@ -153,23 +168,14 @@ async def test_a_plan_from_when_the_table_was_small_serves_when_it_has_grown(dat
 
 
 # Those that requests share, and so run with one key and with many.
-BATCHED = [
-    "select_users",
-    "select_users_by_email",
-    "insert_users",
-    "insert_users_once",
-    "update_users",
-    "delete_users",
-    "list_users_after",
-    "list_users_before",
-]
+BATCHED = [statement.name for statement in statements.declared_statements() if statement.batched]
 
 
 @pytest.mark.parametrize("keys", [1, 10, 100])
 @pytest.mark.parametrize("name", BATCHED)
 async def test_a_statement_is_planned_once(populated: str, name: str, keys: int) -> None:
     """PostgreSQL plans the first five executions of a prepared statement; longer than it takes to execute them."""
-    statement = next(each for each in statements.declared_statements() if each.name == f"users/{name}.sql")
+    statement = next(each for each in statements.declared_statements() if each.name == name)
     connection = await asyncpg.connect(**parse_url(populated).asyncpg_arguments())
     try:
         prepared = await connection.prepare(statement.sql)

@@ -11,12 +11,11 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from api.app import create_app, routes
+from api.app import create_app, describe, routes
 from api.auth.keys import make_api_key
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.http.resource import resources
-from api.openapi import document as openapi
 from tests.support import ROOT
 from tests.support.serving import serve, settings_for
 
@@ -26,8 +25,7 @@ NOWHERE = "postgresql://ada:sesame@127.0.0.1:1/x"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    settings = settings_for(NOWHERE)
-    return openapi.document(routes(settings, PooledDatabase(database_options(settings))))
+    return describe(settings_for(NOWHERE))
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

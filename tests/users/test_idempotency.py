@@ -18,7 +18,7 @@ from api.app import create_app
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.neon.url import parse_url
-from api.users import idempotency
+from api.resources import idempotency
 from api.users.queries import select_users
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig

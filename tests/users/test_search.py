@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.app import create_app
-from api.users.cursors import MAX_ID, Position, read_cursor, write_cursor
+from api.resources.cursors import MAX_ID, Position, read_cursor, write_cursor
+from tests.support.catalogue import empty
 from tests.support.database import execute, locked
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_invalid, create
@@ -50,7 +51,7 @@ def server(database: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(server: httpx.Client, database: str) -> httpx.Client:
-    execute(database, "truncate users restart identity")
+    empty(database)
     return server
 
 
@@ -118,7 +119,7 @@ word = st.text("aAbB .é", min_size=1, max_size=4)
 def test_every_match_is_found_once_and_in_order(
     client: httpx.Client, database: str, people: list[tuple[str, str | None]], q: str, limit: int
 ) -> None:
-    execute(database, "truncate users")
+    empty(database)
     expected: dict[str, tuple[str, int]] = {}
     for local, name in people:
         response = client.post(USERS, json={"email": f"{local}@example.com", "name": name})

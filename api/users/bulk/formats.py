@@ -13,7 +13,7 @@ from api.database.fetch import link_errors
 from api.database.statements import Statement
 from api.errors import DatabaseUnavailableError, Problem
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser
-from api.users.queries import EXPORT_USERS, EXPORT_USERS_CSV, EXPORT_USERS_CSV_SAFE
+from api.users.statements import EXPORT_USERS, EXPORT_USERS_CSV, EXPORT_USERS_CSV_SAFE
 
 
 @dataclass(frozen=True)

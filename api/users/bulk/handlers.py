@@ -12,18 +12,18 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
 from api.context import request_id
-from api.database.fetch import PooledDatabase
 from api.errors import StatementTimeoutError, StoppingError
 from api.http.request import read_header, read_query
 from api.http.resource import Resource
 from api.http.streaming import Stream
+from api.resources.services import Services
 from api.users.bulk import operations
 from api.users.bulk.formats import CSV, FORMATS, NDJSON, Format, choose_by_accept, choose_by_content, export_users
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.problems import import_stopped, too_many_at_once
 from api.users.bulk.report import Report
 from api.users.bulk.writing import write_rows
-from api.users.handlers import PATH
+from api.users.problems import USER
 from api.users.schemas import ExportQuery, ImportQuery
 
 Result = TypeVar("Result")
@@ -33,16 +33,16 @@ CHUNK_ROWS = 1000
 
 
 class Bulk:
-    """The handlers of import and export on one database, at most `max_requests` at once.
+    """The handlers of import and export, at most BULK_MAX_REQUESTS at once.
 
     An import acquires a connection of the pool for one chunk at a time. An export opens a connection of its own: it
-    needs one for as long as its client reads. A client or PostgreSQL that is silent for `idle_seconds` ends either.
+    needs one for as long as its client reads. A client or PostgreSQL that is silent for BULK_IDLE_SECONDS ends either.
     """
 
-    def __init__(self, database: PooledDatabase, *, max_requests: int, idle_seconds: float) -> None:
-        self._database = database
-        self._free_slots = max_requests
-        self._idle_seconds = idle_seconds
+    def __init__(self, services: Services) -> None:
+        self._database = services.primary
+        self._free_slots = services.bulk_max_requests
+        self._idle_seconds = services.bulk_idle_seconds
 
     async def import_users(self, request: Request) -> Response:
         """POST /api/v1/users/import: NDJSON with each refused line, the progress, and a summary."""
@@ -99,9 +99,11 @@ class Bulk:
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes of import and export."""
+        # Slots bound them instead of the gate, since a stream has no deadline.
+        stream = partial(Resource, gate=None, primary_only=True)
         return [
-            Route(f"{PATH}/import", Resource(post=(self.import_users, operations.IMPORT_USERS))),
-            Route(f"{PATH}/export", Resource(get=(self.export_users, operations.EXPORT_USERS))),
+            Route(f"{USER.path}/import", stream(post=(self.import_users, operations.IMPORT_USERS))),
+            Route(f"{USER.path}/export", stream(get=(self.export_users, operations.EXPORT_USERS))),
         ]
 
     @contextmanager

@@ -27,6 +27,7 @@ from api.users.bulk import writing
 from api.users.bulk.formats import FORMATS, export_users
 from api.users.bulk.handlers import CHUNK_ROWS
 from api.users.bulk.report import MAX_REFUSAL_BYTES, MAX_REFUSALS
+from tests.support.catalogue import empty
 from tests.support.database import execute
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
@@ -57,7 +58,7 @@ def server(database: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(server: httpx.Client, database: str) -> httpx.Client:
-    execute(database, "truncate users restart identity")
+    empty(database)
     return server
 
 
@@ -161,7 +162,7 @@ def test_a_line_is_judged_exactly_as_a_request_is(client: httpx.Client, database
     imported = names(client)
     assert len(judged) > 15
     for number, line in enumerate(LINES):
-        execute(database, "truncate users")
+        empty(database)
         single = client.post(USERS, content=line, headers={"content-type": "application/json"})
         if single.status_code == 201:
             assert number not in judged, line
@@ -422,7 +423,7 @@ def test_a_client_that_vanishes_leaves_whole_chunks_and_no_connection(
 ) -> None:
     rows = 2 * CHUNK_ROWS + CHUNK_ROWS // 2
     for _ in range(3):  # more than there are places: each is given back
-        execute(database, "truncate users")
+        empty(database)
         with uploading(client, size=1_000_000_000) as connection:
             connection.sendall(lines_of(people(rows)))
             wait_until(lambda: count(database) >= CHUNK_ROWS)
@@ -461,7 +462,7 @@ def is_idle(database: str) -> bool:
 @pytest.fixture
 def strict(database: str) -> Iterator[httpx.Client]:
     """A server whose idle timeout is a second: PostgreSQL needs part of it to start an export."""
-    execute(database, "truncate users restart identity")
+    empty(database)
     settings = settings_for(database, bulk_idle_seconds=1, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
@@ -526,7 +527,7 @@ def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])
 def test_only_so_many_at_once(database: str, path: str) -> None:
-    execute(database, "truncate users restart identity")
+    empty(database)
     settings = settings_for(database, bulk_max_requests=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         with uploading(client) as connection:
@@ -640,7 +641,7 @@ def test_there_and_back(odd_names: httpx.Client, database: str, format: str, med
     before = names(odd_names)
     exported = odd_names.get(EXPORT, params={"format": format}).content
     assert load(odd_names, exported, media_type, on_conflict="skip")[1]["skipped"] == len(before)
-    execute(database, "truncate users")
+    empty(database)
     assert load(odd_names, exported, media_type)[1]["created"] == len(before)
     # CSV cannot tell an empty name from none.
     assert names(odd_names) == {email: name or None if format == "csv" else name for email, name in before.items()}

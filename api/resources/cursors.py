@@ -12,7 +12,7 @@ MAX_ID = 2**63 - 1
 
 
 class Position(NamedTuple):
-    """A position in the list of users, ordered by a key (a time, an address or a name) and the id."""
+    """A position in a list of rows, ordered by a key (a time or a text) and the id."""
 
     key: str
     id: int

@@ -1,0 +1,1 @@
+"""Shared by every resource: its description, and what its handlers are given."""

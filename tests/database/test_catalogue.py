@@ -1,0 +1,92 @@
+"""Every constraint of the migrated database has its problem, and every foreign key its index."""
+
+from dataclasses import replace
+
+import pytest
+
+from api.app import RESOURCES
+from tests.support.catalogue import empty, find_gaps
+from tests.support.database import execute
+
+MEMBERS = """
+    create table teams (id bigint constraint teams_pkey primary key, name text);
+    create unique index teams_name_key on teams (lower(name));
+    create table members (
+        team_id bigint constraint members_team_id_fkey references teams on delete cascade,
+        user_id bigint constraint members_user_id_fkey references users on delete cascade,
+        during tstzrange,
+        constraint members_pkey primary key (team_id, user_id),
+        constraint members_during_excl exclude using gist (during with &&)
+    )
+"""
+NAMES = [
+    "members_during_excl",
+    "members_pkey",
+    "members_team_id_fkey",
+    "members_user_id_fkey",
+    "teams_name_key",
+    "teams_pkey",
+]
+
+
+def test_every_constraint_has_its_problem_and_every_foreign_key_its_index(database: str) -> None:
+    assert find_gaps(database, RESOURCES) == []
+
+
+def test_a_reason_is_a_sentence() -> None:
+    assert all(" " in reason for each in RESOURCES for reason in each.unreachable.values())
+
+
+def test_constraints_that_no_resource_names_are_found(database: str) -> None:
+    execute(database, MEMBERS)
+    gaps = find_gaps(database, RESOURCES)
+    assert [gap.partition(":")[0] for gap in gaps if "no resource has a problem" in gap] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("index", "unindexed"),
+    [
+        ("", True),
+        ("create index members_user on members (user_id)", False),
+        ("create index members_user on members (user_id, team_id)", False),
+        ("create index members_user on members (user_id) where user_id is not null", False),
+        ("create index members_user on members (user_id) where team_id > 0", True),
+        ("create index members_user on members (lower(user_id::text))", True),
+    ],
+)
+def test_a_foreign_key_without_an_index_is_found(database: str, index: str, unindexed: bool) -> None:
+    """The primary key begins with team_id, and is no help to who deletes a user."""
+    execute(database, f"{MEMBERS}; {index}")
+    gaps = [gap for gap in find_gaps(database, RESOURCES) if "no index" in gap]
+    expected = "members_user_id_fkey: no index begins with its columns, so a delete reads the table"
+    assert gaps == ([expected] if unindexed else [])
+
+
+@pytest.mark.parametrize("indexes", [{}, {"users_email_key": "public.users (email)"}])
+def test_a_unique_index_that_is_not_recognised_by_its_definition_is_found(
+    database: str, indexes: dict[str, str]
+) -> None:
+    """While it is replaced it has another name, under which its violation would have no problem."""
+    (users,) = RESOURCES
+    (gap,) = find_gaps(database, [replace(users, indexes=indexes)])
+    assert gap.startswith("users_email_key: its definition is public.users (lower(email COLLATE pg_c_utf8)), so")
+
+
+def test_names_that_the_database_does_not_have_are_found(database: str) -> None:
+    (users,) = RESOURCES
+    more = replace(users, name="teams", constraints={}, unreachable={"teams_key": "none", "users_pkey": "none"})
+    assert find_gaps(database, (users, more)) == [
+        "users_pkey: named twice, by users and by teams",
+        "teams_key: teams names it, and the database has no such constraint",
+    ]
+
+
+def test_what_refers_to_a_table_is_emptied_with_it(database: str) -> None:
+    execute(database, MEMBERS)
+    for _ in range(2):
+        execute(database, "insert into users (email) values ('ada@example.com')")
+        execute(database, "insert into teams values (1); insert into members select 1, id from users")
+        empty(database)
+        assert execute(database, "select (select count(*) from members), (select count(*) from teams)") == [(0, 0)]
+    execute(database, "insert into users (email) values ('ada@example.com')")
+    assert execute(database, "select id from users") == [(1,)]
