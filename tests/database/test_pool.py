@@ -170,7 +170,7 @@ def test_a_bug_is_an_opaque_500_and_logged_whole(
     def bug(version: int) -> bytes:
         raise LookupError("nobody knows me")
 
-    monkeypatch.setattr("api.users.handlers.etag", bug)
+    monkeypatch.setattr("api.resources.rows.etag", bug)
     response = client.post(USERS, json={"email": "ada@example.com", "name": "Ada"})
     assert response.status_code == 500
     problem = response.json()
