@@ -9,6 +9,8 @@ from starlette.requests import Request
 from api.errors import Problem
 
 MAX_BODY_BYTES = 64 * 1024
+MIN_BYTES_A_SECOND = 1024
+"""What a client sends of a body at least, on average: slower ones must not hold a connection or a slot."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

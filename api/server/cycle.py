@@ -41,6 +41,27 @@ class Cycle(RequestResponseCycle):
         self._protocol = protocol
         self._head = b""  # held back, to be written with the start of the body
         self._is_stream = False  # a body of unknown length
+        self._refusal = b""  # the response to a request whose body is invalid
+
+    def break_off(self, refusal: bytes) -> None:
+        """End the body, which is invalid from here on, and the connection after the response.
+
+        The response is `refusal` if the application reads on. If it does not, it has processed the request.
+        """
+        self._refusal = refusal
+        self.keep_alive = False
+        self.message_event.set()
+
+    async def receive(self) -> Any:
+        """Wait for a piece of the body, or the end of the request (ASGI)."""
+        message = await super().receive()
+        if self._refusal and message.get("more_body"):
+            self.disconnected = True
+            if not self.response_started:
+                self.transport.write(self._refusal)
+            self.transport.close()
+            return {"type": "http.disconnect"}
+        return message
 
     async def send(self, message: Any) -> None:
         """Send a part of the response (ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html).
@@ -54,7 +75,9 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.body":
             self._send_body(message.get("body", b""), message.get("more_body", False))
         elif message["type"] == "http.response.start" and not self.response_started:
-            self.waiting_for_100_continue = False
+            if self.waiting_for_100_continue:
+                # The client may send the body all the same, or its next request instead (RFC 9110, section 10.1.1).
+                self.waiting_for_100_continue = self.keep_alive = False
             self._send_head(message["status"], [*self.default_headers, *message.get("headers", ())])
             self.response_started = True
         else:

@@ -1,6 +1,8 @@
 """uvicorn's HTTP protocol with limits on what a client can make the server hold, and less work for each request."""
 
 import asyncio
+import re
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -9,60 +11,50 @@ import httptools
 from api.context import DISCONNECTED
 from api.errors import Problem, to_response
 from api.http.headers import SECURITY_HEADERS
-from api.server.cycle import CountingProtocol, Cycle, render_head
+from api.server.cycle import Cycle, render_head
+from api.server.head import FRAMING, check_framing, parse_target
 from api.server.internals import RequestResponseCycle
+from api.server.progress import TimedProtocol
 
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 * 1024
 MAX_PIPELINED = 64
-PERIOD_SECONDS = 30.0
-MIN_BYTES = 1024
+
+_SLICE_BYTES = 4 * 1024  # at most as much is parsed before the bounds are checked, however much came at once
+_SLASH, _FRAGMENT = b"/#"
+_ENCODED_SLASH = re.compile("%(2[Ff])")
 
 
-class HTTPProtocol(CountingProtocol):
-    """HttpToolsProtocol with limits, one timer for a connection instead of one for each request, and a Cycle.
+class HTTPProtocol(TimedProtocol):
+    """HttpToolsProtocol with limits, a timer for slow clients (TimedProtocol), and a Cycle.
 
     Neither uvicorn nor llhttp, its parser, limits the size of a head, the number of its fields, or how many requests
     queue behind the one in flight. Both wait for ever for the rest of a request, or for a client to read. Here:
 
     - A head has at most MAX_HEAD_BYTES and MAX_HEADERS fields, else the response is 431. MAX_HEAD_BYTES also bounds
-      trailers and chunk extensions. Trailers are not taken for fields of the head.
+      trailers and chunk extensions, to within _SLICE_BYTES. Trailers are not taken for fields of the head.
     - At most MAX_PIPELINED requests queue. Those behind them are not read, and the last response has
       `Connection: close`.
-    - In every `period` (seconds) at least MIN_BYTES of a request must arrive; the first byte of a connection within
-      one. Then the client must read at least some of the response. Otherwise the connection is closed. Between
-      requests uvicorn's keep-alive timeout applies instead; it is at least `period`.
     - A request that cannot be parsed gets a problem as its response. If earlier requests are still in flight, the
-      connection closes behind their responses instead.
+      connection closes behind their responses instead. If a body cannot be parsed, the request gets the problem when
+      it reads on; one that never does has its own response, since what it did is done.
 
     llhttp stops parsing behind a head with `Upgrade`, and uvicorn drops what follows, or reads it as the next request.
     Here such a request is served in HTTP/1.1 like any other, with its body (RFC 9110, section 7.8).
     """
 
-    period = PERIOD_SECONDS
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
-        self._received = 0  # bytes
-        self._parsed = 0  # of those, up to the last complete head or piece of a body
-        self._latest = 0  # bytes of the last call
+        self._parsed = 0  # bytes received up to the last complete head or piece of a body
+        self._framing: list[tuple[bytes, bytes]] | None = None  # the FRAMING fields that were found valid last
         self._is_closing = False  # input is ignored: the connection closes after the pending responses
         self._problem: Problem | None = None
-        self._progress: tuple[Any, int, int] = (None, 0, 0)  # request, bytes received and sent at the last check
+        self._task: asyncio.Task[None] | None = None  # of the request that started last
         self._running: RequestResponseCycle | None = None  # in flight, or the last that was: others queue behind it
-        self._idle_since: float | None = None  # when the last response was complete, None once more bytes came
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Start the timer of a new connection."""
-        super().connection_made(transport)
-        self._timer = self.loop.call_later(self.period, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer, and mark the request in flight as disconnected."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Mark the request in flight as disconnected."""
         if self._running is not None and not self._running.response_complete:
             # uvicorn marks only the newest request, which is another one if requests queue.
             self._running.disconnected = True
@@ -75,13 +67,16 @@ class HTTPProtocol(CountingProtocol):
         if self._is_closing:
             return
         self._idle_since = None
-        self._latest = len(data)
-        self._received += self._latest
-        self._feed(data)
-        if self._received - self._parsed > MAX_HEAD_BYTES and not self._is_closing:
-            self._refuse(_too_large())
+        if len(data) <= _SLICE_BYTES:
+            self._feed(data)
+        else:
+            for start in range(0, len(data), _SLICE_BYTES):
+                self._feed(data[start : start + _SLICE_BYTES])
+                if self._is_closing:
+                    return
 
     def _feed(self, data: bytes) -> None:
+        self._received += len(data)
         try:
             while data:
                 try:
@@ -91,6 +86,8 @@ class HTTPProtocol(CountingProtocol):
                     data = self._decline_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError:
             self._refuse(self._problem or Problem(400, "This is no HTTP request"))
+        if self._received - self._parsed > MAX_HEAD_BYTES and not self._is_closing:
+            self._refuse(_too_large())
 
     def _decline_upgrade(self) -> bytes:
         """Return the head of the last request without its Upgrade, for a new parser, which then reads the body."""
@@ -106,10 +103,9 @@ class HTTPProtocol(CountingProtocol):
             if self.parser.get_method() == b"CONNECT":
                 self._reject(Problem(400, "This server is no proxy"))
             return  # _feed parses the head again.
-        # The head is measured only if enough bytes came, at once or since the last head, for it to be too large.
+        # The head is measured only if enough bytes came since the last one for it to be too large.
         if len(self.headers) > MAX_HEADERS or (
-            (self._latest > MAX_HEAD_BYTES or self._received - self._parsed > MAX_HEAD_BYTES)
-            and self._head_bytes() > MAX_HEAD_BYTES
+            self._received - self._parsed > MAX_HEAD_BYTES - _SLICE_BYTES and self._head_bytes() > MAX_HEAD_BYTES
         ):
             self._reject(_too_large())
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -121,30 +117,40 @@ class HTTPProtocol(CountingProtocol):
     def _begin(self) -> None:
         """Start the request, or queue it: uvicorn's on_headers_complete without the parts that we never use."""
         parser, scope = self.parser, self.scope
-        version = parser.get_http_version()
+        version, method, target = parser.get_http_version(), parser.get_method(), self.url
+        raw_path, _, query = target.partition(b"?")
+        framing = [field for field in self.headers if field[0] in FRAMING]
+        try:
+            # Most requests of a connection have the same fields as the one before.
+            if framing != self._framing or version != "1.1":
+                check_framing(version, framing)
+                self._framing = framing
+            if target[0] != _SLASH or _FRAGMENT in target:
+                raw_path, query = parse_target(method, target)
+        except Problem as problem:
+            self._reject(problem)
         if version != "1.1":
-            if version != "1.0":
-                self._reject(Problem(400, "This server speaks HTTP/1.1"))
             scope["http_version"] = version
             self.expect_100_continue = False  # RFC 9110, section 10.1.1
-        # RFC 9112, section 3.2. A proxy in front may have chosen a different one of several.
-        hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (not hosts and version == "1.1"):
-            self._reject(Problem(400, "A request has one Host field"))
-        scope["method"] = parser.get_method().decode("ascii")
-        url = httptools.parse_url(self.url)
-        scope["raw_path"] = raw_path = url.path or b"/"
+        scope["method"] = method.decode("ascii")
+        scope["raw_path"] = raw_path
         path = raw_path.decode("ascii")
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["query_string"] = url.query or b""
+        # An encoded slash is a character of its segment, and separates none (RFC 3986, section 2.2).
+        scope["path"] = unquote(_ENCODED_SLASH.sub(r"%25\1", path)) if "%" in path else path
+        scope["query_string"] = query
         before = self.cycle
         self.cycle = Cycle(self, keep_alive=version != "1.0" and parser.should_keep_alive())
         if before is None or before.response_complete:
-            self._running = self.cycle
-            self._start_asgi_task(self.cycle, self.app)
+            self._start(self.cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start(self, cycle: RequestResponseCycle) -> None:
+        self._running = cycle
+        self._task = task = self.loop.create_task(cycle.run_asgi(self.app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_response_complete(self) -> None:
         """Start the next request, or the keep-alive time. One timer for each response would cost 1.4 µs."""
@@ -153,8 +159,7 @@ class HTTPProtocol(CountingProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._running, app = self.pipeline.pop()
-            self._start_asgi_task(self._running, app)
+            self._start(self.pipeline.pop()[0])
         elif not self.timeout_keep_alive:
             self.transport.close()
         else:
@@ -167,9 +172,11 @@ class HTTPProtocol(CountingProtocol):
 
     def on_message_complete(self) -> None:
         """End the request's body: uvicorn's method without the parts that we never use."""
-        if not self.parser.should_upgrade() and not self.cycle.response_complete:
+        if not self.parser.should_upgrade():
             self.cycle.more_body = False
             self.cycle.message_event.set()
+            if self.cycle.response_complete:
+                self._idle_since = self.loop.time()
 
     def shutdown(self) -> None:
         """Close the connection when it is idle. A head that has begun to arrive is still served; uvicorn drops it."""
@@ -189,20 +196,27 @@ class HTTPProtocol(CountingProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Ignore further input, send the pending responses, and close the connection."""
         self._is_closing = True
-        newest = self.cycle
-        if newest is not None and not newest.response_complete:
-            if not newest.more_body:
-                newest.keep_alive = False
-                return
-            if self.pipeline:
-                # The invalid request is queued: it never starts, and the connection closes after the others.
-                self.pipeline.popleft()
-                newest.more_body = False
-                self.timeout_keep_alive = 0
-                return
-            if newest.response_started:
-                self.transport.close()  # It is too late for another response.
-                return
+        newest: Any = self.cycle
+        if newest is None or (newest.response_complete and not newest.more_body):
+            self.transport.write(self._render(problem))
+            self.transport.close()
+        elif newest.response_complete:
+            self.transport.close()  # The invalid body belongs to a request that has its response.
+        elif not newest.more_body:
+            newest.keep_alive = False
+        elif self.pipeline:
+            # The invalid request is queued: it never starts, and the connection closes after the others.
+            self.pipeline.popleft()
+            newest.more_body = False
+            self.timeout_keep_alive = 0
+        elif self._task is not None and _is_new(self._task):
+            self._task.cancel()  # Head and invalid body came at once: the request never starts.
+            self.transport.write(self._render(problem))
+            self.transport.close()
+        else:
+            newest.break_off(self._render(problem))
+
+    def _render(self, problem: Problem) -> bytes:
         response = to_response(problem)
         headers = [
             *self.server_state.default_headers,
@@ -210,36 +224,11 @@ class HTTPProtocol(CountingProtocol):
             *SECURITY_HEADERS,
             (b"connection", b"close"),
         ]
-        self.transport.write(render_head(problem.status, headers) + response.body)
-        self.transport.close()
+        return render_head(problem.status, headers) + response.body
 
-    def _check_progress(self) -> None:
-        """Close the connection if the client has sent or read too little since the last check."""
-        cycle = self.cycle
-        # The server waits for input: no handler runs and the connection is not idle, or a handler waits for a body.
-        waiting = self._idle_since is None and (
-            cycle is None or cycle.response_complete or (cycle.more_body and not self.flow.read_paused)
-        )
-        unsent = self.transport.get_write_buffer_size()
-        sent = self.written - unsent
-        request, received_before, sent_before = self._progress
-        # Many clients read nothing before they have sent their whole body, while an import responds already.
-        sends = cycle is not None and cycle.more_body and self._received - received_before >= MIN_BYTES
-        if unsent and sent == sent_before and not sends:
-            self.transport.abort()
-        elif waiting and request is self.scope and self._received - received_before < MIN_BYTES:
-            if self.scope is None or (cycle is not None and cycle.scope is self.scope):
-                self.transport.close()
-            else:
-                self._refuse(Problem(408, "The request did not come in time"))
-        self._progress = (self.scope if waiting else self, self._received, sent)
-        rest = self.period
-        if self._idle_since is not None:
-            rest = min(rest, self._idle_since + self.timeout_keep_alive - self.loop.time())
-            if rest <= 0:
-                self.transport.close()
-                rest = self.period
-        self._timer = self.loop.call_later(rest, self._check_progress)
+
+def _is_new(task: asyncio.Task[None]) -> bool:
+    return getcoroutinestate(task.get_coro()) == CORO_CREATED  # type: ignore[arg-type]
 
 
 def _too_large() -> Problem:

@@ -36,7 +36,7 @@ RELIANCES = (
         "api.server.protocol:HTTPProtocol",
         "The limits have to know what the parser has read. `data_received`, `on_headers_complete`, "
         "`on_message_complete` and `on_response_complete` are written anew, without WebSockets, root_path, "
-        "limit_concurrency and a timer for each response. The others are extended, or run as they are.",
+        "limit_concurrency, reset_contextvars and a timer for each response. The others are extended, or run as they are.",
         {
             "__init__": "4f0899941034",
             "connection_made": "6efb565ff3d3",
@@ -50,7 +50,6 @@ RELIANCES = (
             "on_message_complete": "1fbad42dc31f",
             "on_response_complete": "64e254f28e38",
             "shutdown": "d7351fa33f00",
-            "_start_asgi_task": "9c08c2571ae9",
             "_should_upgrade": "8fcad1ab8e09",
             "_unset_keepalive_if_required": "00a6a4e47214",
         },
@@ -68,6 +67,7 @@ RELIANCES = (
             "pipeline",
             "scope",
             "server_state",
+            "tasks",
             "timeout_keep_alive",
             "transport",
             "url",

@@ -16,7 +16,8 @@ import api
 from api.cli import main
 from api.cli.serve import serve
 from api.http.request import MAX_BODY_BYTES
-from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, MIN_BYTES, PERIOD_SECONDS
+from api.server.progress import MIN_BYTES, PERIOD_SECONDS
+from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from api.settings import Settings
 from api.telemetry.families import FAMILIES
 from api.users.bulk.handlers import CHUNK_ROWS

@@ -22,7 +22,8 @@ from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.errors import DatabaseUnavailableError
 from api.neon.url import parse_url
-from api.server.protocol import PERIOD_SECONDS, HTTPProtocol
+from api.server.progress import PERIOD_SECONDS
+from api.server.protocol import HTTPProtocol
 from api.users.bulk import writing
 from api.users.bulk.formats import FORMATS, export_users
 from api.users.bulk.handlers import CHUNK_ROWS
@@ -489,6 +490,7 @@ def test_a_client_may_send_for_long_before_it_reads(database: str) -> None:
 
     class Watched(HTTPProtocol):
         period = 3600.0
+        min_bytes = 4096
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
