@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from starlette.routing import BaseRoute, Router
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from api.auth.guard import Guard
@@ -18,7 +18,7 @@ from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
-from api.http.resource import resources, respond_not_found
+from api.http.resource import make_router, resources
 from api.openapi.document import document
 from api.openapi.pages import documentation
 from api.resources.description import Description, make_routes, ping, words_of
@@ -80,14 +80,7 @@ def create_app(
         # Startup does not wait for the issuer: a failure to fetch its keys is logged.
         background.append(tokens.keys.keep_fresh)
 
-    # Starlette's router without its application, which would add two layers of exception handlers to each request.
-    # Resource handles every exception already.
-    app: ASGIApp = Router(
-        routes=[*served, *others],
-        redirect_slashes=False,
-        default=respond_not_found,
-        lifespan=_lifespan(databases, background, tracing),
-    )
+    app: ASGIApp = make_router([*served, *others], _lifespan(databases, background, tracing))
     if settings.authentication_configured:
         open_paths = [path for path, resource in resources([*documented, *others]) if resource.is_open]
         app = Guard(app, keys=settings.keys, tokens=tokens, scopes=scopes, open_paths=open_paths)

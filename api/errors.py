@@ -165,7 +165,8 @@ def to_problem(error: Exception, request_id: str) -> Problem:
     if problem is None:
         logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
         return internal_error()
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # A 501 is about what the client sent.
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.status != HTTPStatus.NOT_IMPLEMENTED:
         logger.warning("request %s: %s: %s", request_id, problem.detail, _explain(error))
     elif problem is _REFUSED:
         logger.info("request %s: %s: %s", request_id, problem.detail, describe(error))

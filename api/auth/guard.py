@@ -85,7 +85,7 @@ class Guard:
             f"token:{claims['sub']}",
             frozenset(scopes.split()) if isinstance(scopes, str) else frozenset(),
             digest,
-            min(float(claims["exp"]), time() + _CACHE_SECONDS),
+            min(int(claims["exp"]), time() + _CACHE_SECONDS),
         )
         if len(self._known) >= len(self._keys) + _MAX_CACHED_TOKENS:
             self._known = dict(self._keys)

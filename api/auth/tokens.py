@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -24,6 +25,8 @@ logger = logging.getLogger("api.tokens")
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 """Asymmetric signatures only: with HS256, the public key would be enough to sign."""
 MAX_TOKEN_BYTES = 8 * 1024
+MAX_SUBJECT = 255
+"""The characters of a `sub` (OpenID Connect Core 1.0, section 2), which is stored with its idempotency keys."""
 
 _REQUIRED = ["exp", "iss", "aud", "sub"]
 _LEEWAY_SECONDS = 30  # tolerated difference between the issuer's clock and ours
@@ -40,6 +43,11 @@ _REASONS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.MissingRequiredClaimError, f"The token lacks one of the claims {', '.join(_REQUIRED)}"),
 )
 _INVALID = "The token is not valid"
+# No control characters, which a text in PostgreSQL (NUL) or a log line cannot have, and no lone surrogates, which UTF-8
+# cannot.
+_SUBJECT = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{MAX_SUBJECT}}}")
+# RFC 7519, section 5.1, and RFC 9068, section 2.1. Other types, such as security events, are for other recipients.
+_TYPES = frozenset({"jwt", "at+jwt"})
 
 
 class Tokens:
@@ -60,8 +68,11 @@ class Tokens:
         try:
             # The header only selects one of the issuer's keys: `jku`, `jwk` and `x5u` are ignored, and the algorithm is
             # that of the key.
-            kid = jwt.get_unverified_header(token).get("kid")
-            key = await self.keys.find(kid) if isinstance(kid, str) else None
+            header = jwt.get_unverified_header(token)
+            if not _is_access_token(header.get("typ", "JWT")):
+                raise invalid_credentials("The token is of another type than JWT and at+jwt")
+            kid = header.get("kid")
+            key = await self.keys.find(kid, header.get("alg")) if isinstance(kid, str) else None
             if key is None:
                 raise invalid_credentials("The token is not signed with a key of the issuer")
             claims: dict[str, Any] = jwt.decode(
@@ -73,31 +84,49 @@ class Tokens:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": _REQUIRED, "enforce_minimum_key_length": True},
             )
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, OverflowError) as error:  # The latter is a time beyond the numbers of a float.
             reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), _INVALID)
             raise invalid_credentials(reason) from None
+        if not _SUBJECT.fullmatch(claims["sub"]):
+            raise invalid_credentials(
+                f"The token's sub is not 1 to {MAX_SUBJECT} characters without control characters"
+            )
         return claims
 
 
+def _is_access_token(typ: object) -> bool:
+    return isinstance(typ, str) and typ.lower().removeprefix("application/") in _TYPES
+
+
 class SigningKeys:
-    """The issuer's public keys by `kid`: fetched if one is unknown, and kept while the issuer is unreachable."""
+    """The issuer's public keys: fetched if a `kid` is unknown, and kept while the issuer is unreachable.
+
+    Keys of different types may share a `kid` (RFC 7517, section 4.5): the algorithm tells them apart.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys: dict[str, list[jwt.PyJWK]] = {}
         self._fetched_at = -inf
         self._failed = False
         self._fetching: asyncio.Task[None] | None = None
         self._reading = threading.Lock()  # held by the fetching thread, which may outlive its task
 
-    async def find(self, kid: str) -> jwt.PyJWK | None:
-        """Return the key, None if the issuer has no such key. Raises Problem: 503 if that cannot be determined."""
-        if kid not in self._keys and (self._fetching or monotonic() - self._fetched_at > _MIN_AGE_SECONDS):
+    async def find(self, kid: str, algorithm: object = None) -> jwt.PyJWK | None:
+        """Return the key, None if the issuer has no such key. Raises Problem: 503 if that cannot be determined.
+
+        If keys with this `kid` are for other algorithms only, one of them is returned: no signature is valid.
+        """
+        if self._get(kid, algorithm) is None and (self._fetching or monotonic() - self._fetched_at > _MIN_AGE_SECONDS):
             await self._fetch_once()
-        key = self._keys.get(kid)
+        key = self._get(kid, algorithm)
         if key is None and self._failed:
             raise keys_unavailable()
-        return key
+        return key or self._get(kid, None)
+
+    def _get(self, kid: str, algorithm: object) -> jwt.PyJWK | None:
+        keys = self._keys.get(kid, ())
+        return next((key for key in keys if key.algorithm_name == algorithm or algorithm not in ALGORITHMS), None)
 
     async def keep_fresh(self) -> None:
         """Fetch the keys every 10 minutes, until cancelled: a revoked key is dropped."""
@@ -122,13 +151,13 @@ class SigningKeys:
             self._failed = True
             logger.warning(
                 "JWT_JWKS_URL: the keys cannot be fetched, the %d known keys are kept: %s",
-                len(self._keys),
+                sum(map(len, self._keys.values())),
                 describe(error),
             )
         finally:
             self._fetching = None
 
-    def _fetch_alone(self) -> dict[str, jwt.PyJWK]:
+    def _fetch_alone(self) -> dict[str, list[jwt.PyJWK]]:
         if not self._reading.acquire(blocking=False):  # Otherwise these threads would accumulate.
             raise TimeoutError("the previous response has not ended yet")
         try:
@@ -153,7 +182,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """Follow no redirect: it could leave https, or the configured host."""
 
 
-def _fetch_keys(url: str) -> dict[str, jwt.PyJWK]:
+def _fetch_keys(url: str) -> dict[str, list[jwt.PyJWK]]:
     """Fetch a JWKS (RFC 7517, section 5); blocks. Keys for other algorithms are left out."""
     ends = monotonic() + 2 * _FETCH_SECONDS
     request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - check_key_set_url allows only https, and http on a loopback host
@@ -171,11 +200,10 @@ def _fetch_keys(url: str) -> dict[str, jwt.PyJWK]:
     if len(text) > _MAX_JWKS_BYTES:
         raise ValueError(f"the response is longer than {_MAX_JWKS_BYTES} bytes")
     keys = jwt.PyJWKSet.from_json(text.decode()).keys
-    usable = {
-        key.key_id: key
-        for key in keys
-        if key.key_id and key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")
-    }
+    usable: dict[str, list[jwt.PyJWK]] = {}
+    for key in keys:
+        if key.key_id and key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig"):
+            usable.setdefault(key.key_id, []).append(key)
     if not usable:
         raise ValueError(f"no key has a kid and is for one of {', '.join(ALGORITHMS)}")
     return usable

@@ -8,9 +8,12 @@ import re
 from starlette.requests import Request
 
 from api.errors import Problem
+from api.http.request import read_list
 
-_ETAG = re.compile(rb'(?:W/)?"([^"]*)"')
-_VERSION = re.compile(rb"[1-9][0-9]{0,17}")
+# RFC 9110, section 8.8.3, with the commas before it and up to the one behind it. `W` is case-sensitive.
+_ENTITY_TAG = re.compile(rb'[ \t,]*((?:W/)?"[!#-~\x80-\xff]*")[ \t]*(?=,|\Z)')
+_REST = re.compile(rb"[ \t,]*")
+_VERSION = re.compile(rb'"([1-9][0-9]{0,17})"')
 _CONDITIONS = frozenset({b"if-match", b"if-none-match"})
 
 
@@ -19,27 +22,29 @@ def etag(version: int) -> bytes:
     return b'"%d"' % version
 
 
-def read_if_match(request: Request) -> list[int] | None:
-    """Return the versions in If-Match, None if every version matches.
-
-    Weak tags never match: RFC 9110, section 13.1.1 requires strong comparison. Nor do tags of another format.
-    """
-    header = _read_list(request, b"if-match")
-    if header is None or header.strip() == b"*":
-        return None
-    return [int(tag[1]) for tag in _ETAG.finditer(header) if tag[0].startswith(b'"') and _VERSION.fullmatch(tag[1])]
+def parse_entity_tags(header: bytes) -> list[bytes]:
+    """Return the entity tags of If-Match or If-None-Match; none if the header as a whole is not valid."""
+    tags, position = [], 0
+    while tag := _ENTITY_TAG.match(header, position):
+        tags.append(tag[1])
+        position = tag.end()
+    return tags if _REST.fullmatch(header, position) else []
 
 
 def read_condition(request: Request) -> list[int] | None:
     """Return the versions that a change requires, None for any. Raises Problem: 412 if If-None-Match is sent.
 
-    If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it.
+    If-None-Match must not be ignored (RFC 9110, section 13.1.2), and no change needs it. Weak tags in If-Match never
+    match: section 13.1.1 requires strong comparison. Nor do tags of another format, or of a header that is not valid.
     """
     if not _has_conditions(request):
         return None
-    if _read_list(request, b"if-none-match") is not None:
+    if read_list(request, b"if-none-match") is not None:
         raise Problem(412, "A change is made conditional by If-Match, not by If-None-Match", "version-mismatch")
-    return read_if_match(request)
+    header = read_list(request, b"if-match")
+    if header is None or header.strip() == b"*":
+        return None
+    return [int(version[1]) for tag in parse_entity_tags(header) if (version := _VERSION.fullmatch(tag))]
 
 
 def is_known(request: Request, version: int, noun: str) -> bool:
@@ -47,23 +52,40 @@ def is_known(request: Request, version: int, noun: str) -> bool:
 
     Raises Problem: 412 if If-Match does not match it.
     """
-    if not _has_conditions(request):
+    return _has_conditions(request) and is_current(request, etag(version), version_mismatch(noun))
+
+
+def is_current(request: Request, tag: bytes, mismatch: Problem) -> bool:
+    """Return whether If-None-Match matches a strong tag. Raises `mismatch` if If-Match does not match it."""
+    if_match, if_none_match = (read_list(request, name) for name in (b"if-match", b"if-none-match"))
+    if if_match is not None and if_match.strip() != b"*" and tag not in parse_entity_tags(if_match):
+        raise mismatch
+    if if_none_match is None:
         return False
-    versions = read_if_match(request)
-    if versions is not None and version not in versions:
-        raise version_mismatch(noun)
-    header = _read_list(request, b"if-none-match") or b""
-    return header.strip() == b"*" or any(tag[1] == b"%d" % version for tag in _ETAG.finditer(header))
+    return if_none_match.strip() == b"*" or tag in [
+        each.removeprefix(b"W/") for each in parse_entity_tags(if_none_match)
+    ]
+
+
+def check_conditions(request: Request, *, is_there: bool) -> None:
+    """Check the conditions of a POST to a resource without ETag. Raises Problem: 412.
+
+    They are about that resource, such as the list of users, and not about the user that is created: RFC 9110, sections
+    13.1.1 and 13.1.2. `*` matches if the resource has a representation (`is_there`), a tag never does.
+    """
+    if not _has_conditions(request):
+        return
+    if_match, if_none_match = (read_list(request, name) for name in (b"if-match", b"if-none-match"))
+    if if_match is not None and not (is_there and if_match.strip() == b"*"):
+        raise Problem(412, "If-Match names an ETag, and this resource has none", "version-mismatch")
+    if if_none_match is not None and is_there and if_none_match.strip() == b"*":
+        raise Problem(
+            412, "If-None-Match: * asks for a resource that does not exist, and this one does", "version-mismatch"
+        )
 
 
 def _has_conditions(request: Request) -> bool:
     return bool([name for name, _ in request.scope["headers"] if name in _CONDITIONS])
-
-
-def _read_list(request: Request, name: bytes) -> bytes | None:
-    """Return a list header, its lines joined (RFC 9110, section 5.3), or None."""
-    lines = [value for key, value in request.scope["headers"] if key == name]
-    return b", ".join(lines) if lines else None
 
 
 def version_mismatch(noun: str) -> Problem:

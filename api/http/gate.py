@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import DeadlineExceededError, OverloadedError, Problem, StoppingError, problem_of
-from api.http.request import invalid_header
+from api.http.request import invalid_header, read_header
 
 Result = TypeVar("Result")
 
@@ -38,9 +38,10 @@ class Gate:
             raise OverloadedError
         self.under_way += 1
         try:
-            for name, value in request.scope["headers"]:
+            for name, _ in request.scope["headers"]:
                 if name == b"request-timeout":
-                    return await _within(_read_seconds(value), handler(request))
+                    seconds = _read_seconds(read_header(request, name) or b"")
+                    return await _within(seconds, handler(request))
             return await handler(request)
         except asyncio.CancelledError:
             # Only shutdown cancels a request; tell the client.

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import Request
 
 from api.errors import Problem
@@ -12,26 +13,57 @@ MAX_BODY_BYTES = 64 * 1024
 MIN_BYTES_A_SECOND = 1024
 """What a client sends of a body at least, on average: slower ones must not hold a connection or a slot."""
 
+NO_ENCODING = {"Accept-Encoding": "identity"}
+"""Says in a 415 that the Content-Encoding was the reason (RFC 9110, section 12.5.3)."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_header(request: Request, name: bytes) -> bytes | None:
-    """Return a header as it was sent, None if absent. `name` is in lower case, as in ASGI."""
-    for key, value in request.scope["headers"]:
-        if key == name:
-            return value  # type: ignore[no-any-return]
-    return None
+    """Return a header that has one value, None if absent. `name` is in lower case, as in ASGI.
+
+    Raises Problem: 400 if it was sent more than once, since a proxy may have chosen another one of them.
+    """
+    values: list[bytes] = [value for key, value in request.scope["headers"] if key == name]
+    if len(values) > 1:
+        raise sent_repeatedly(name.decode())
+    return values[0] if values else None
+
+
+def read_list(request: Request, name: bytes) -> bytes | None:
+    """Return a header that is a list, its lines joined (RFC 9110, section 5.3), None if absent."""
+    values: list[bytes] = [value for key, value in request.scope["headers"] if key == name]
+    return b", ".join(values) if values else None
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
-    """Parse the JSON body as a model. Raises Problem: 413, 415 or 422."""
+    """Parse the JSON body as a model. Raises Problem: 400, 413, 415 or 422."""
     media_type = read_header(request, b"content-type") or b""
+    # Parameters are ignored: JSON has none (RFC 8259, section 11).
     if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
         raise not_json()
+    if is_encoded(read_list(request, b"content-encoding")):
+        raise compressed()
+    return parse_json(model, await _read_bytes(request))
+
+
+def parse_json(model: type[Model], data: bytes) -> Model:
+    """Parse JSON as a model. Raises Problem: 422."""
     try:
-        return model.model_validate_json(await _read_bytes(request))
+        parsed = model.model_validate_json(data)
+        # pydantic takes these two for numbers, in keys that the model does not have too.
+        if b"NaN" in data or b"Infinity" in data:
+            from_json(data, allow_inf_nan=False)
     except ValidationError as error:
         raise unprocessable(error, "body") from None
+    except ValueError as error:
+        raise _invalid([{"loc": ["body"], "msg": f"Invalid JSON: {error}", "type": "json_invalid"}]) from None
+    return parsed
+
+
+def is_encoded(content_encoding: bytes | None) -> bool:
+    """Return whether a Content-Encoding says that the body is compressed."""
+    return (content_encoding or b"identity").lower() != b"identity"
 
 
 async def _read_bytes(request: Request) -> bytes:
@@ -54,6 +86,16 @@ def read_query(request: Request, model: type[Model]) -> Model:
         return model.model_validate_strings(dict(pairs))
     except ValidationError as error:
         raise unprocessable(error, "query") from None
+
+
+def sent_repeatedly(name: str) -> Problem:
+    """The problem of a header that has one value and was sent more than once."""
+    return Problem(400, f"Send one {name} header", "invalid-request")
+
+
+def compressed() -> Problem:
+    """The problem of a body with a Content-Encoding (RFC 9110, section 15.5.16)."""
+    return Problem(415, "The body must not have a Content-Encoding", headers=NO_ENCODING)
 
 
 def not_json() -> Problem:

@@ -1,10 +1,12 @@
 """HTTP resources: the ASGI application of one path, and the lookup of resources in routes."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, to_response
@@ -70,6 +72,20 @@ def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
             yield route.path_format, route.endpoint
 
 
-async def respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send 404, for an unknown path."""
+def make_router(
+    routes: Sequence[BaseRoute], lifespan: Callable[[object], AbstractAsyncContextManager[None]] | None = None
+) -> Router:
+    """Return the application of `routes`: a path that is not exactly one of theirs is 404, and nothing redirects.
+
+    It is Starlette's router without Starlette's application, which would add two layers of exception handlers to each
+    request. Resource handles every exception already.
+    """
+    for route in routes:
+        if isinstance(route, Route):
+            # Starlette's pattern ends in `$`, which matches before a line feed too: /health%0A would be /health.
+            route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+    return Router(routes, redirect_slashes=False, default=_respond_not_found, lifespan=lifespan)
+
+
+async def _respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:
     await send_problem(Problem(404, "Not Found"), scope, receive, send)

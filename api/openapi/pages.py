@@ -3,7 +3,9 @@
 Both require no authentication: they contain no data, and document how to authenticate.
 """
 
+import re
 from collections.abc import Mapping
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from api.errors import Problem
+from api.http.conditions import is_current
 from api.http.headers import SECURITY_HEADERS
 from api.http.resource import Handler, Resource
-from api.http.response import JSONBody
 
 _PAGE = b"""\
 <!doctype html>
@@ -49,28 +51,25 @@ _PAGE_HEADERS = [
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
+# RFC 9110, section 14.1.2. Python refuses to parse numbers of more than 4,300 digits.
+_RANGE = re.compile(rb"bytes=(?:([0-9]{1,4000})-([0-9]{0,4000})|-([0-9]{1,4000}))", re.IGNORECASE)
 _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"public, max-age=86400")]
 
 
 def documentation(document: Mapping[str, Any]) -> list[BaseRoute]:
     """Return the routes that show the OpenAPI document."""
-    text = orjson.dumps(document)
-
-    async def get_document(request: Request) -> Response:
-        return JSONBody(text)
+    text = _constant(orjson.dumps(document), "application/json")
+    page = _constant(_PAGE, "text/html")
 
     async def get_page(request: Request) -> Response:
         if _assets() is None:
             raise Problem(404, "This page is not installed: pip install 'users-api[docs]'. /openapi.json says the same")
-        return Response(_PAGE, media_type="text/html")
-
-    async def get_start(request: Request) -> Response:
-        return Response(_START, media_type="text/javascript")
+        return await page(request)
 
     return [
-        _open("/openapi.json", get_document, SECURITY_HEADERS),
+        _open("/openapi.json", text, SECURITY_HEADERS),
         _open("/docs", get_page, _PAGE_HEADERS),
-        _open("/docs/start.js", get_start, _ASSET_HEADERS),
+        _open("/docs/start.js", _constant(_START, "text/javascript"), _ASSET_HEADERS),
         _open("/docs/swagger-ui.css", _asset("swagger-ui.css"), _ASSET_HEADERS),
         _open("/docs/swagger-ui-bundle.js", _asset("swagger-ui-bundle.js"), _ASSET_HEADERS),
     ]
@@ -80,14 +79,59 @@ def _open(path: str, handler: Handler, headers: list[tuple[bytes, bytes]]) -> Ro
     return Route(path, Resource(gate=None, is_open=True, headers=headers, get=(handler, None)))
 
 
+def _constant(body: bytes, media_type: str) -> Handler:
+    tag = f'"{sha256(body).hexdigest()[:32]}"'
+
+    async def get_constant(request: Request) -> Response:
+        if _is_current(request, tag):
+            return Response(status_code=304, headers={"ETag": tag})
+        return Response(body, headers={"ETag": tag}, media_type=media_type)
+
+    return get_constant
+
+
 def _asset(name: str) -> Handler:
     async def get_asset(request: Request) -> Response:
         directory = _assets()
         if directory is None:
             raise Problem(404, "Not Found")
-        return FileResponse(directory / name)
+        path = directory / name
+        response = FileResponse(path, stat_result=path.stat())
+        if _is_current(request, response.headers["etag"]):
+            return Response(status_code=304, headers={"ETag": response.headers["etag"]})
+        _choose_range(request, response)
+        return response
 
     return get_asset
+
+
+def _is_current(request: Request, tag: str) -> bool:
+    mismatch = Problem(412, "The ETag is not one that If-Match names", "version-mismatch")
+    return is_current(request, tag.encode(), mismatch)
+
+
+def _choose_range(request: Request, response: FileResponse) -> None:
+    """Leave a Range to `response` if it can be satisfied. Raises Problem: 416.
+
+    Otherwise it is ignored: another unit or method, an invalid one, several ranges (RFC 9110, section 14.2).
+    FileResponse would refuse it, and without our headers.
+    """
+    headers, request.scope["headers"] = request.scope["headers"], []
+    wanted = [value for name, value in headers if name == b"range"]
+    validators = [value.decode("latin-1") for name, value in headers if name == b"if-range"]
+    if request.method != "GET" or len(wanted) != 1 or not (match := _RANGE.fullmatch(wanted[0])):
+        return
+    if validators and validators != [response.headers["etag"]] and validators != [response.headers["last-modified"]]:
+        return
+    size = int(response.headers["content-length"])
+    first, last, suffix = (int(number) if number else None for number in match.groups())
+    if first is None:
+        first, last = max(0, size - (suffix or 0)), None
+    if first >= size:
+        raise Problem(416, f"There are {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    if last is None or first <= last:
+        last = size - 1 if last is None else min(last, size - 1)
+        request.scope["headers"] = [(b"range", b"bytes=%d-%d" % (first, last))]
 
 
 def _assets() -> Path | None:

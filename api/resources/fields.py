@@ -1,14 +1,16 @@
 """Fields of requests: texts, times and ids that PostgreSQL can hold, and the schemas of those that may be left out."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from api.resources.cursors import MAX_ID
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
+_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d"
+_TIME = re.compile(rf"(\d{{4}}-\d\d-\d\d)[Tt ]({_CLOCK}:)([0-5]\d|60)((?:\.\d+)?(?:[Zz]|[+ -]{_CLOCK}))", re.ASCII)
+_NO_YEAR = "is no time of the years 1 to 9999"
 
 
 def without_nul(text: str) -> str:
@@ -21,14 +23,26 @@ def without_nul(text: str) -> str:
 def read_time(text: str) -> datetime:
     """Parse a time (RFC 3339) to UTC. Raises ValueError.
 
-    A blank before the offset is a plus that was not escaped in a query string.
+    A blank before the offset is a plus that was not escaped in a query string. As in PostgreSQL a leap second is the
+    second behind it.
     """
-    if not _TIME.fullmatch(text):
-        raise ValueError("must be a time such as 2026-01-31T09:30:00Z (RFC 3339, with Z or an offset)")
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a time such as 2026-01-31T09:30:00Z (RFC 3339, with Z or an offset up to 23:59)")
+    day, minutes, second, rest = match.groups()
+    is_leap = second == "60"
     try:
-        return datetime.fromisoformat(text[:-6] + text[-6:].replace(" ", "+").upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("is no time of the years 1 to 9999") from None
+        time = datetime.fromisoformat(f"{day}T{minutes}{'59' if is_leap else second}{rest.replace(' ', '+').upper()}")
+    except ValueError:
+        raise ValueError(_NO_YEAR if day.startswith("0000") else "has a day that is in no calendar") from None
+    try:
+        time = time.astimezone(UTC) + timedelta(seconds=is_leap)
+    except OverflowError:
+        raise ValueError(_NO_YEAR) from None
+    # RFC 3339, section 5.7: a leap second ends a month in UTC. Which ones have had one, is not checked.
+    if is_leap and (time.day, time.hour, time.minute, time.second) != (1, 0, 0, 0):
+        raise ValueError("has the second 60, which only the end of a month in UTC can have")
+    return time
 
 
 def without_default(schema: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ class _IdConvertor(StringConvertor):
     A text that is no id belongs to no row: `Rows.read_id` says so, where a path that does not match would say nothing.
     """
 
-    regex = "(?!(?:import|export)$)[^/]+"
+    regex = r"(?!(?:import|export)\Z)[^/]+"
 
 
 register_url_convertor("id", _IdConvertor())

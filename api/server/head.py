@@ -16,7 +16,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?", re.IGNORE
 
 
 def parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query of a request target that is not a plain path (RFC 9112, section 3.2). Raises Problem: 400."""
+    """Return path and query of a target that is not a plain path (RFC 9112, section 3.2). Raises Problem: 400."""
     if target == b"*" and method == b"OPTIONS":
         return target, b""
     absolute = _ABSOLUTE.fullmatch(target)

@@ -9,9 +9,8 @@ from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry
-from starlette.routing import Router
 
-from api.http.resource import respond_not_found
+from api.http.resource import make_router
 from api.server.protocol import HTTPProtocol
 from api.service.metrics import metrics_route
 from api.settings import SettingsError
@@ -50,7 +49,7 @@ class MetricsServer(uvicorn.Server):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(
             uvicorn.Config(
-                Router([metrics_route(registry, compresses=True)], redirect_slashes=False, default=respond_not_found),
+                make_router([metrics_route(registry, compresses=True)]),
                 loop="uvloop",
                 http=MetricsProtocol,
                 lifespan="off",

@@ -24,8 +24,8 @@ def metrics_route(
 
     async def get_metrics(request: Request) -> Response:
         sample()
-        content, media_type = render(registry, request.headers.get("accept", ""))
-        if compresses and gzip_accepted(request.headers.get("accept-encoding", "")):
+        content, media_type = render(registry, ", ".join(request.headers.getlist("accept")))
+        if compresses and gzip_accepted(", ".join(request.headers.getlist("accept-encoding"))):
             return Response(gzip.compress(content), headers={"content-encoding": "gzip"}, media_type=media_type)
         return Response(content, media_type=media_type)
 

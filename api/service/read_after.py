@@ -58,16 +58,17 @@ class _Replicated:
         if scope["method"] not in ("GET", "HEAD"):
             await self._primary(scope, receive, partial(self._send_position, send))
             return
-        read_after = read_header(Request(scope), b"read-after")
-        if read_after is None:
+        try:
+            position = _read_position(Request(scope))
+        except Problem as problem:
+            await send_problem(problem, scope, receive, send)
+            return
+        if position is None:
             await self._reads(scope, receive, send)
             return
-        if (match := _POSITION.fullmatch(read_after)) is None:
-            await send_problem(_malformed(), scope, receive, send)
-            return
         epoch = None
-        if read_after.upper() != BEYOND:
-            epoch = await self._replica.reaches((int(match[1], 16) << 32) + int(match[2], 16))
+        if position[0].upper() != BEYOND:
+            epoch = await self._replica.reaches((int(position[1], 16) << 32) + int(position[2], 16))
         if epoch is not None:
             try:
                 await self._reads(scope, receive, partial(self._send_unless_restarted, send, epoch))
@@ -91,5 +92,12 @@ class _Replicated:
         await send(message)
 
 
-def _malformed() -> Problem:
-    return invalid_header("read-after", "must be what the answer to a write said, such as 0/16B3748", "read_after")
+def _read_position(request: Request) -> re.Match[bytes] | None:
+    """Return the Read-After, None if absent. Raises Problem: 400 or 422."""
+    read_after = read_header(request, b"read-after")
+    if read_after is None:
+        return None
+    position = _POSITION.fullmatch(read_after)
+    if position is None:
+        raise invalid_header("read-after", "must be what the answer to a write said, such as 0/16B3748", "read_after")
+    return position

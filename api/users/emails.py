@@ -15,6 +15,8 @@ imported. One that is removed later takes effect at once.
 """
 
 import re
+import unicodedata
+from contextlib import suppress
 from typing import Annotated, Protocol
 
 import email_validator
@@ -34,6 +36,7 @@ _LABEL = r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
 _is_plain = re.compile(rf"{_ATOM}(?:\.{_ATOM})*+@(?:{_LABEL}\.)++[A-Za-z]++").fullmatch
 
 _SPECIAL_USE = tuple(f"{before}{name}" for name in email_validator.SPECIAL_USE_DOMAIN_NAMES for before in "@.")
+_ENCODED_LABEL = re.compile(r"(?<![^.])xn--([a-z0-9-]{1,59})(?![^.])", re.IGNORECASE | re.ASCII)
 _ANY_CASE = frozenset(CASE_INSENSITIVE_MAILBOX_NAMES)
 
 
@@ -57,6 +60,27 @@ Email = Annotated[
     WithJsonSchema({"type": "string", "format": "email", "maxLength": 254}),
 ]
 """`Annotated[EmailStr, Field(max_length=254)]`: the same values, errors and JSON schema."""
+
+
+def stored_form(text: str) -> str:
+    """Return an address, or its beginning, as one is stored: in NFC, with a domain in Unicode.
+
+    Of a beginning only whole labels of the domain can be decoded (Punycode, RFC 3492).
+    """
+    if "@" in text:
+        with suppress(ValueError):
+            return _validate(text)
+    local, at, domain = unicodedata.normalize("NFC", text).rpartition("@")
+    return local + at + (_ENCODED_LABEL.sub(_decode_label, domain) if at else domain)
+
+
+def _decode_label(label: re.Match[str]) -> str:
+    try:
+        decoded = label[1].encode().decode("punycode")
+        decoded.encode()  # It can hold lone surrogates, which PostgreSQL does not take.
+    except UnicodeError:
+        return label[0]
+    return decoded
 
 
 class HasEmail(Protocol):

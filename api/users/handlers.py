@@ -6,7 +6,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from api.errors import RefusedError
-from api.http.conditions import read_condition
+from api.http.conditions import check_conditions, read_condition
 from api.http.request import read_body, read_query
 from api.http.resource import Resource
 from api.http.response import JSONBody
@@ -56,6 +56,7 @@ class Users:
         """POST /api/v1/users."""
         key = read_key(request)
         sent = await read_body(request, UserCreate)
+        check_conditions(request, is_there=True)
         new = queries.NewUser(sent.email, sent.name)
         if key is not None:
             return await create_once(self._insert_once, request, key, new, USER, unique=EMAIL_KEY, taken=email_taken)

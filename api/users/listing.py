@@ -8,6 +8,7 @@ from api.database.fetch import Database
 from api.resources.cursors import MAX_ID, Position, write_cursor
 from api.resources.services import Services
 from api.users import queries
+from api.users.emails import stored_form
 from api.users.schemas import ListQuery
 
 
@@ -41,6 +42,10 @@ async def _read_search(database: Database, query: ListQuery) -> tuple[bytes, byt
     """Return a page in another order than that of the ids: by prefix, or by creation."""
     if query.q is not None:
         row = await queries.search_users(database, query.q, query.cursor or Position("", 0), query.limit)
+        if row["last_key"] is None and query.cursor is None and (stored := stored_form(query.q)) != query.q:
+            # What it found nothing with may be the beginning of an address in another form.
+            query.q = stored
+            row = await queries.search_users(database, stored, Position("", 0), query.limit)
         end = Position(row["last_key"], row["last_id"]) if row["has_more"] else None
     else:
         row = await _read_by_creation(database, query)

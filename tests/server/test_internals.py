@@ -36,7 +36,8 @@ RELIANCES = (
         "api.server.protocol:HTTPProtocol",
         "The limits have to know what the parser has read. `data_received`, `on_headers_complete`, "
         "`on_message_complete` and `on_response_complete` are written anew, without WebSockets, root_path, "
-        "limit_concurrency, reset_contextvars and a timer for each response. The others are extended, or run as they are.",
+        "limit_concurrency, reset_contextvars and a timer for each response. The others are extended, or run as they "
+        "are.",
         {
             "__init__": "4f0899941034",
             "connection_made": "6efb565ff3d3",

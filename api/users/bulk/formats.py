@@ -12,6 +12,7 @@ import asyncpg
 from api.database.fetch import link_errors
 from api.database.statements import Statement
 from api.errors import DatabaseUnavailableError, Problem
+from api.http.request import NO_ENCODING, is_encoded
 from api.users.bulk.parsing import CSVParser, NDJSONParser, Parser
 from api.users.statements import EXPORT_USERS, EXPORT_USERS_CSV, EXPORT_USERS_CSV_SAFE
 
@@ -81,7 +82,7 @@ def choose_by_content(content_type: bytes | None, content_encoding: bytes | None
     media_type, *parameters = (part.strip() for part in (content_type or b"").decode("latin-1").lower().split(";"))
     # This includes the notation of RFC 2231, `charset*=`. HTTP does not define it here, so it is refused as ambiguous.
     charsets = [parameter for parameter in parameters if parameter.startswith("charset")]
-    if all(map(_IS_UTF_8.fullmatch, charsets)) and (content_encoding or b"identity").lower() == b"identity":
+    if all(map(_IS_UTF_8.fullmatch, charsets)) and not is_encoded(content_encoding):
         for format in FORMATS.values():
             if media_type in format.media_types:
                 return format
@@ -112,7 +113,9 @@ def choose_by_accept(accept: bytes | None) -> Format:
 def not_importable() -> Problem:
     """The problem of a body that is not declared as NDJSON or CSV."""
     return Problem(
-        415, f"The body must be {NDJSON.media_types[0]} or {CSV.media_types[0]}, in UTF-8 and not compressed"
+        415,
+        f"The body must be {NDJSON.media_types[0]} or {CSV.media_types[0]}, in UTF-8 and not compressed",
+        headers=NO_ENCODING,
     )
 
 

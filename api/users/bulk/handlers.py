@@ -11,9 +11,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive
 
+from api.auth.guard import caller
 from api.context import request_id
 from api.errors import StatementTimeoutError, StoppingError
-from api.http.request import read_header, read_query
+from api.http.conditions import check_conditions
+from api.http.request import read_header, read_list, read_query
 from api.http.resource import Resource
 from api.http.streaming import Stream
 from api.resources.services import Services
@@ -33,29 +35,32 @@ CHUNK_ROWS = 1000
 
 
 class Bulk:
-    """The handlers of import and export, at most BULK_MAX_REQUESTS at once.
+    """The handlers of import and export, at most BULK_MAX_REQUESTS at once, and one less for each caller.
 
     An import acquires a connection of the pool for one chunk at a time. An export opens a connection of its own: it
-    needs one for as long as its client reads. A client or PostgreSQL that is silent for BULK_IDLE_SECONDS ends either.
+    needs one for as long as its client reads. A client or PostgreSQL that is silent for BULK_IDLE_SECONDS ends either,
+    and so does a client that sends too little in that time.
     """
 
     def __init__(self, services: Services) -> None:
         self._database = services.primary
-        self._free_slots = services.bulk_max_requests
+        self._max_requests = services.bulk_max_requests
+        self._holders: list[str] = []  # the callers of those in progress
         self._idle_seconds = services.bulk_idle_seconds
 
     async def import_users(self, request: Request) -> Response:
         """POST /api/v1/users/import: NDJSON with each refused line, the progress, and a summary."""
         query = read_query(request, ImportQuery)
-        format = choose_by_content(read_header(request, b"content-type"), read_header(request, b"content-encoding"))
+        format = choose_by_content(read_header(request, b"content-type"), read_list(request, b"content-encoding"))
         if query.format and format is CSV:
             format = FORMATS[query.format]
+        check_conditions(request, is_there=False)
         name = request_id()
         report = Report()
         write = partial(write_rows, self._database, query.on_conflict, name)
         work = Import(format.parser(), write, report.write, counts=Counts(), chunk_rows=CHUNK_ROWS, request_id=name)
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._slot())
+            stack.enter_context(self._slot(caller(request.scope)))
             importing = await stack.enter_async_context(_task(self._import(request.receive, work, report)))
             importing.add_done_callback(lambda _: report.end())
             await _cancel_import_at_shutdown(report.wait, importing)
@@ -72,14 +77,14 @@ class Bulk:
     async def export_users(self, request: Request) -> Response:
         """GET /api/v1/users/export: every user, from one snapshot."""
         query = read_query(request, ExportQuery)
-        format = FORMATS[query.format] if query.format else choose_by_accept(read_header(request, b"accept"))
+        format = FORMATS[query.format] if query.format else choose_by_accept(read_list(request, b"accept"))
         headers = {"Content-Disposition": f'attachment; filename="users.{format.suffix}"', "Vary": "Accept"}
         if request.method == "HEAD":
             response = Response(headers=headers, media_type=format.media_types[0])
             del response.headers["content-length"]  # It would be that of the empty body.
             return response
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._slot())
+            stack.enter_context(self._slot(caller(request.scope)))
             # PostgreSQL waits while a piece is in the queue, so that it sends at the pace of the client.
             pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
             copying = await stack.enter_async_context(_task(self._copy(format, pieces)))
@@ -107,15 +112,17 @@ class Bulk:
         ]
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Take a slot for the duration. Raises Problem if none is free."""
-        if not self._free_slots:
+    def _slot(self, caller: str) -> Iterator[None]:
+        """Take a slot for the duration. Raises Problem if none is free, or if the caller has all others already."""
+        is_taken = len(self._holders) == self._max_requests
+        # Without authentication callers cannot be told apart: they share the name "".
+        if is_taken or (caller and self._holders.count(caller) == max(1, self._max_requests - 1)):
             raise too_many_at_once()
-        self._free_slots -= 1
+        self._holders.append(caller)
         try:
             yield
         finally:
-            self._free_slots += 1
+            self._holders.remove(caller)
 
     async def _import(self, receive: Receive, work: Import, report: Report) -> None:
         failure: Exception | None = None

@@ -14,8 +14,9 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from api.errors import OutcomeUnknownError, problem_body, to_problem
+from api.http.request import MIN_BYTES_A_SECOND
 from api.users.bulk.parsing import Parser, Refusal, Row
-from api.users.bulk.problems import client_silent
+from api.users.bulk.problems import client_silent, client_slow
 from api.users.bulk.writing import WriteRows
 
 # Parsing yields to other requests after this many bytes (about 0.2 ms), or after this much time for slow rows, such as
@@ -69,13 +70,16 @@ class Import:
         self._refusals: list[Refusal] = []
         self._writing: asyncio.Task[None] | None = None
         self._reported = self._started = time.monotonic()
+        # Bytes and seconds since the client last kept the pace. The time in which the import reads nothing is not its.
+        self._came, self._waited = 0, 0.0
 
     async def run(self, pieces: AsyncIterator[bytes], idle_seconds: float | None = None) -> None:
         """Import a file that arrives in pieces. After a second without a piece, the rows so far are written.
 
-        Raises Problem if nothing arrives for `idle_seconds` or the file as a whole cannot be parsed, and any exception
-        of `pieces` and `write`. `counts` then covers the chunks written before. If a chunk that may have been written
-        is in flight at the end, raises OutcomeUnknownError instead, from the exception that ended the import.
+        Raises Problem if nothing arrives for `idle_seconds`, or less than MIN_BYTES_A_SECOND in that time, or if the
+        file as a whole cannot be parsed, and any exception of `pieces` and `write`. `counts` then covers the chunks
+        written before. If a chunk that may have been written is in flight at the end, raises OutcomeUnknownError
+        instead, from the exception that ended the import.
         """
         try:
             while (piece := await self._wait_for(pieces, idle_seconds)) is not None:
@@ -113,18 +117,32 @@ class Import:
         try:
             while True:
                 awaited = {coming} if self._writing is None else {coming, self._writing}
+                began = time.monotonic()
                 await asyncio.wait(awaited, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                silent += time.monotonic() - began
                 if self._writing is not None and self._writing.done():
                     await self._settle()
                 elif coming.done():
-                    return coming.result()
+                    piece = coming.result()
+                    self._check_pace(piece, silent, idle_seconds)
+                    return piece
                 else:
                     await self._flush()
-                    silent += _FLUSH_SECONDS
                     if idle_seconds is not None and silent >= idle_seconds:
                         raise client_silent(idle_seconds)
         finally:
             coming.cancel()
+
+    def _check_pace(self, piece: bytes | None, seconds: float, idle_seconds: float | None) -> None:
+        """Count a piece that took some seconds to come. Raises Problem if too little came in `idle_seconds`."""
+        if piece is None or idle_seconds is None:
+            return
+        self._came += len(piece)
+        self._waited += seconds
+        if self._came >= MIN_BYTES_A_SECOND * idle_seconds:
+            self._came, self._waited = 0, 0.0
+        elif self._waited >= idle_seconds:
+            raise client_slow(idle_seconds)
 
     async def _take(self, events: Iterator[Row | Refusal]) -> None:
         yield_at = time.monotonic() + _YIELD_SECONDS

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from pydantic import ValidationError
 
 from api.errors import Problem
-from api.http.request import MAX_BODY_BYTES, unprocessable
+from api.http.request import MAX_BODY_BYTES, parse_json, unprocessable
 from api.users.schemas import UserCreate
 
 MAX_RECORD_BYTES = MAX_BODY_BYTES
@@ -71,9 +71,9 @@ class NDJSONParser:
             if not line.strip():
                 continue
             try:
-                user = UserCreate.model_validate_json(line)
-            except ValidationError as error:
-                yield Refusal(self.line, unprocessable(error, "body"))
+                user = parse_json(UserCreate, line)
+            except Problem as problem:
+                yield Refusal(self.line, problem)
             else:
                 yield Row(self.line, user.email, user.name, "name" in user.model_fields_set)
 

@@ -1,6 +1,7 @@
 """The problems of imports and exports."""
 
 from api.errors import Problem
+from api.http.request import MIN_BYTES_A_SECOND
 
 
 def too_many_at_once() -> Problem:
@@ -12,6 +13,12 @@ def too_many_at_once() -> Problem:
 def client_silent(seconds: float) -> Problem:
     """The problem of a client that stops sending in the middle of a body."""
     return Problem(408, f"Nothing has come for {seconds:g} seconds", headers={"Connection": "close"})
+
+
+def client_slow(seconds: float) -> Problem:
+    """The problem of a client that sends a body byte by byte."""
+    detail = f"Less than {MIN_BYTES_A_SECOND * seconds:g} bytes have come in {seconds:g} seconds"
+    return Problem(408, detail, headers={"Connection": "close"})
 
 
 def import_stopped() -> Problem:
