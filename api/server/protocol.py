@@ -20,7 +20,7 @@ MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 * 1024
 MAX_PIPELINED = 64
 
-_SLICE_BYTES = 4 * 1024  # at most as much is parsed before the bounds are checked, however much came at once
+_SLICE_BYTES = 2 * 1024  # at most as much is parsed before the bounds are checked, however much came at once
 _SLASH, _FRAGMENT = b"/#"
 _ENCODED_SLASH = re.compile("%(2[Ff])")
 
@@ -32,7 +32,7 @@ class HTTPProtocol(TimedProtocol):
     queue behind the one in flight. Both wait for ever for the rest of a request, or for a client to read. Here:
 
     - A head has at most MAX_HEAD_BYTES and MAX_HEADERS fields, else the response is 431. MAX_HEAD_BYTES also bounds
-      trailers and chunk extensions, to within _SLICE_BYTES. Trailers are not taken for fields of the head.
+      trailers and chunk extensions, to within two slices. Trailers are not taken for fields of the head.
     - At most MAX_PIPELINED requests queue. Those behind them are not read, and the last response has
       `Connection: close`.
     - A request that cannot be parsed gets a problem as its response. If earlier requests are still in flight, the
@@ -175,6 +175,8 @@ class HTTPProtocol(TimedProtocol):
         if not self.parser.should_upgrade():
             self.cycle.more_body = False
             self.cycle.message_event.set()
+            if self.headers and not self.parser.should_keep_alive():
+                self.cycle.keep_alive = False  # A trailer `Connection: close` makes llhttp ignore what follows.
             if self.cycle.response_complete:
                 self._idle_since = self.loop.time()
 
