@@ -184,12 +184,22 @@ def test_a_token_of_the_issuer(client: httpx.Client, algorithm: str) -> None:
         pytest.param({}, {"exp": -5}, id="a clock a little behind"),
         pytest.param({}, {"nbf": 5}, id="a clock a little ahead"),
         pytest.param({"jti": "x", "x": {}}, {"iat": 0, "nbf": -60}, id="more claims"),
+        pytest.param({"exp": 10**400}, {}, id="a time beyond a float"),
+        pytest.param({"sub": "\U0001f98a" * tokens.MAX_SUBJECT}, {}, id="a long subject"),
     ],
 )
 def test_variants_of_a_good_token(client: httpx.Client, claims: dict[str, Any], times: dict[str, Any]) -> None:
     """`times` are seconds from now, when the test runs."""
     now = int(time.time())
     assert_good(ask(client, token(**claims, **{name: now + seconds for name, seconds in times.items()})))
+
+
+@pytest.mark.parametrize("typ", ["JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "application/JWT", None])
+def test_the_types_of_a_token(client: httpx.Client, typ: str | None) -> None:
+    """RFC 7519, section 5.1, and RFC 9068, section 2.1."""
+    sent = token(headers={"typ": typ}, jti=f"{typ}")
+    assert ("typ" in json.loads(base64.urlsafe_b64decode(sent.partition(".")[0] + "=="))) == (typ is not None)
+    assert_good(ask(client, sent))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +275,19 @@ WRONG = {
     "an audience that begins alike": (token(aud=AUDIENCE + "-2"), "another audience"),
     "no audience in the list": (token(aud=[]), "lacks one of the claims"),
     "wrong issuer": (token(iss="https://evil.example"), "another issuer"),
+    "exp beyond a float": (token(exp=float("inf")), "not valid"),
+    "nbf beyond a float": (token(nbf=float("inf")), "not valid"),
+    "iat no number": (token(iat=float("nan")), "not valid"),
+    "sub of 4,500 characters": (token(sub="x" * 4500), "sub is not"),
+    "sub of 256 characters": (token(sub="x" * 256), "sub is not"),
+    "sub with a NUL": (token(sub="a\0b"), "sub is not"),
+    "sub with a line feed": (token(sub="ada\n"), "sub is not"),
+    "sub with a lone surrogate": (token(sub="\ud800"), "sub is not"),
+    "sub empty": (token(sub=""), "sub is not"),
+    "typ of a security event": (token(headers={"typ": "secevent+jwt"}), "another type"),
+    "typ of a proof": (token(headers={"typ": "dpop+jwt"}), "another type"),
+    "typ with a blank": (token(headers={"typ": "JWT "}), "another type"),
+    "typ a number": (f"{segment({'alg': 'EdDSA', 'kid': 'EdDSA', 'typ': 1})}.{segment(CLAIMS)}.x", "not valid"),
     "an issuer that begins alike": (token(iss=ISSUER + ".evil.example"), "another issuer"),
     "without exp": (token(exp=None), "lacks one of the claims"),
     "without iss": (token(iss=None), "lacks one of the claims"),
@@ -496,6 +519,51 @@ def test_the_issuer_goes_down_later(issuer: Issuer, monkeypatch: pytest.MonkeyPa
             assert_good(ask(client, token()))
         assert ask(client, token(headers={"kid": "unknown"})).status_code == 503
         assert_good(ask(client, token()))
+
+
+def test_keys_of_several_types_with_one_kid(issuer: Issuer) -> None:
+    """RFC 7517, section 4.5. Which comes last makes no difference, nor a key that is not for us."""
+    for algorithms in (["RS256", "ES256", "EdDSA"], ["EdDSA", "ES256", "RS256"]):
+        issuer.keys = [jwk(PRIVATE[algorithm], "one", algorithm) for algorithm in algorithms]
+        issuer.keys += [jwk(STRANGER, "one", "EdDSA", use="enc")]
+        for each in issuer.keys[::2]:
+            del each["alg"]
+        with serving(issuer) as client:
+            for algorithm in algorithms:
+                assert_good(ask(client, token(algorithm, headers={"kid": "one"})))
+                assert_refused(ask(client, token(algorithm, headers={"kid": algorithm})), "not signed with a key")
+            assert_refused(ask(client, token(key=STRANGER, headers={"kid": "one"})), "not valid")
+            assert_refused(ask(client, hs256(PEM, "one")), "not valid")
+
+
+def test_a_key_of_another_type_is_added_under_a_known_kid(issuer: Issuer) -> None:
+    issuer.keys = [jwk(PRIVATE["RS256"], "one", "RS256")]
+    with serving(issuer) as client:
+        assert_good(ask(client, token("RS256", headers={"kid": "one"})))
+        issuer.keys += [jwk(PRIVATE["ES256"], "one", "ES256")]
+        assert_good(ask(client, token("ES256", headers={"kid": "one"})))
+
+
+SUBJECTS = {
+    "a" * 4500: 401,
+    "a\0": 401,
+    "\ud800": 401,
+    "\udfff\ud800": 401,
+    "": 401,
+    "\U0001f98a" * 255: 201,
+    "a'é": 201,
+}
+
+
+def test_a_creation_of_any_subject_with_a_key(issuer: Issuer, database: str) -> None:
+    """The name of the caller is stored beside its Idempotency-Key."""
+    settings = settings_for(database, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks_url=issuer.url)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
+        for number, (subject, status) in enumerate(SUBJECTS.items()):
+            headers = {"authorization": f"Bearer {token(sub=subject)}", "idempotency-key": "k" * 255}
+            for _ in range(2):
+                response = client.post(USERS, json={"email": f"{number}@example.com"}, headers=headers)
+                assert response.status_code == status, (subject[:5], response.text)
 
 
 def test_keys_that_are_not_for_us_are_left_out(issuer: Issuer) -> None:

@@ -225,6 +225,7 @@ def test_a_malformed_position_is_refused(settings: Settings, token: str | bytes)
         answer = client.get(USERS, headers={b"read-after": token if isinstance(token, bytes) else token.encode()})
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["loc"] == ["header", "read-after"]
+        assert client.get(USERS, headers=[("read-after", "0/1"), ("read-after", "0/1")]).status_code == 400
 
 
 @pytest.mark.parametrize("token", [BEYOND, BEYOND.lower(), "FFFFFFFF/0"])

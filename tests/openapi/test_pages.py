@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from api.app import create_app
 from api.auth.keys import make_api_key
 from tests.support.serving import serve, settings_for
+from tests.support.users import assert_problem
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -128,3 +129,81 @@ def test_the_policy_and_the_assets(database: str) -> None:
             assert media_type in found.headers["content-type"]
             assert "max-age" in found.headers["cache-control"]
             assert "sourceMappingURL=http" not in found.text
+
+
+@pytest.fixture(scope="module")
+def docs() -> Iterator[httpx.Client]:
+    app = create_app(settings_for("postgresql://ada:sesame@127.0.0.1:1/x"))
+    with serve(app) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/docs/start.js", "/docs", "/openapi.json"]
+)
+def test_what_a_browser_has_is_not_sent_again(docs: httpx.Client, path: str) -> None:
+    first = docs.get(path)
+    tag = first.headers["etag"]
+    for header in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        unchanged = docs.get(path, headers={"if-none-match": header})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        for name in ("etag", "cache-control", "x-content-type-options"):
+            assert unchanged.headers[name] == first.headers[name]
+    for headers in ({"if-none-match": '"x"'}, {"if-none-match": f"{tag} x"}, {"if-match": tag}, {"if-match": "*"}):
+        assert docs.get(path, headers=headers).content == first.content
+    assert_problem(docs.get(path, headers={"if-match": '"x"'}), 412, "version-mismatch")
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "end"),
+    [
+        ("bytes=0-9", 0, 10),
+        ("Bytes=10-", 10, None),
+        ("bytes=-10", -10, None),
+        ("bytes=0-999999999", 0, None),
+        ("bytes=0-" + "9" * 4000, 0, None),
+        ("bytes=-999999999", 0, None),
+    ],
+)
+def test_a_part_of_a_file(docs: httpx.Client, header: str, start: int, end: int | None) -> None:
+    whole = docs.get("/docs/swagger-ui.css").content
+    part = docs.get("/docs/swagger-ui.css", headers={"range": header})
+    assert (part.status_code, part.content) == (206, whole[start:end])
+    first = start % len(whole)
+    assert part.headers["content-range"] == f"bytes {first}-{first + len(part.content) - 1}/{len(whole)}"
+    assert part.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "items=0-9",
+            "bytes",
+            "bytes=",
+            "bytes=a-b",
+            "bytes=9-5",
+            "bytes=0-1,5-9",
+            "bytes=-",
+            "seconds=99999999-",
+            "=",
+        ),
+        "bytes=" + "9" * 5000 + "-",
+    ],
+)
+def test_a_range_that_is_not_understood_is_ignored(docs: httpx.Client, header: str) -> None:
+    """RFC 9110, section 14.2."""
+    assert docs.get("/docs/swagger-ui.css", headers={"range": header}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["bytes=99999999-", "bytes=99999999-5", "bytes=-0", "bytes=" + "9" * 400 + "-"])
+def test_a_range_that_is_not_there(docs: httpx.Client, header: str) -> None:
+    whole = docs.get("/docs/swagger-ui.css")
+    refused = docs.get("/docs/swagger-ui.css", headers={"range": header})
+    assert_problem(refused, 416)
+    assert refused.headers["content-range"] == f"bytes */{len(whole.content)}"
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    # It is not looked at for another method, nor if it was meant for another version.
+    assert docs.head("/docs/swagger-ui.css", headers={"range": header}).status_code == 200
+    for validator, status in {'"x"': 200, f"W/{whole.headers['etag']}": 200, whole.headers["etag"]: 416}.items():
+        assert docs.get("/docs/swagger-ui.css", headers={"range": header, "if-range": validator}).status_code == status

@@ -1,6 +1,8 @@
 """Bounds of a connection: heads, trailers, pipelining, time. Over sockets, since HTTP clients never misbehave."""
 
+import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -8,11 +10,19 @@ import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from api.server.progress import MIN_BYTES
 from api.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HTTPProtocol
 from tests.support.serving import live, serve
 from tests.support.sockets import connected, exchange, read_all
+from tests.support.waiting import wait_until
 
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+may_answer = threading.Event()
+"""What /patient waits for."""
+served: list[str] = []
+"""The paths of the requests that reached the application."""
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -20,7 +30,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
-    length, more = 0, scope["path"] != "/deaf"
+    served.append(scope["path"])
+    if scope["path"] == "/patient":
+        await asyncio.to_thread(may_answer.wait, 30)
+    length, more = 0, scope["path"] not in ("/deaf", "/patient")
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -187,6 +200,55 @@ def test_who_is_asked_and_in_which_protocol(address: tuple[str, int], sent: byte
         problem(answer)
 
 
+CHUNKED = b"transfer-encoding: chunked"
+BROKEN = {
+    "another coding": head(b"transfer-encoding: identity", path=b"/deaf"),
+    "two codings": head(b"transfer-encoding: gzip, chunked", path=b"/deaf") + b"0\r\n\r\n",
+    "no chunk": head(CHUNKED, path=b"/deaf") + b"nonsense\r\n",
+    "no trailer": head(CHUNKED, path=b"/deaf") + b"0\r\nnonsense\r\n\r\n",
+    "too many trailers": head(CHUNKED, path=b"/deaf") + b"0\r\n" + b"x: %s\r\n" % (b"y" * 1000) * 40 + b"\r\n",
+    "a large extension": head(CHUNKED, path=b"/deaf") + b"1;" + b"y" * 40_000 + b"\r\na\r\n0\r\n\r\n",
+    "no host": b"GET /deaf HTTP/1.1\r\nhost: a b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_request_that_is_refused_is_not_served(address: tuple[str, int], case: str) -> None:
+    """Its head and what is wrong came at once."""
+    served.clear()
+    status = 501 if "coding" in case else 431 if "large" in case or "many" in case else 400
+    answer = exchange(address, BROKEN[case])
+    assert answered(answer) == [status]
+    problem(answer)
+    assert served == []
+
+
+@pytest.mark.parametrize("rest", [b"nonsense\r\n", b"1;" + b"y" * 40_000])
+def test_a_request_that_was_served_before_its_body_broke_has_its_own_answer(
+    address: tuple[str, int], rest: bytes
+) -> None:
+    """No other answer follows, which would be taken for that to the next request."""
+    with connected(address, b"POST /deaf HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n") as connection:
+        answer = connection.recv(1 << 16)
+        connection.sendall(rest)
+        assert answered(answer + read_all(connection)) == [200]
+
+
+@pytest.mark.parametrize(("path", "statuses"), [(b"/1", [400]), (b"/patient", [200])])
+def test_a_body_that_breaks_is_told_to_who_reads_it(address: tuple[str, int], path: bytes, statuses: list[int]) -> None:
+    """A request that never reads on has done what it was to do: its own answer says so, and ends the connection."""
+    served.clear()
+    begun = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n" % path
+    with connected(address, begun) as connection:
+        wait_until(lambda: served)
+        connection.sendall(b"nonsense\r\n")
+        exchange(address, head())  # The server has read what came before.
+        may_answer.set()
+        answer = read_all(connection)
+    assert answered(answer) == statuses
+    assert b"connection: close" in answer
+
+
 def test_http_1_0_does_not_wait_for_a_100(address: tuple[str, int]) -> None:
     sent = b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\na"
     assert answered(exchange(address, sent)) == [200]
@@ -275,10 +337,10 @@ def test_a_client_that_does_not_read(impatient_address: tuple[str, int]) -> None
             _send_for_ever(connection)
 
 
-def _send_for_ever(connection: socket.socket) -> None:
+def _send_for_ever(connection: socket.socket, piece: bytes = b"x") -> None:
     while True:
-        connection.sendall(b"x")
-        time.sleep(0.05)
+        connection.sendall(piece)
+        time.sleep(0.02)
 
 
 def test_an_ordinary_client_is_not_disturbed(impatient_address: tuple[str, int]) -> None:
@@ -291,3 +353,68 @@ def test_an_ordinary_client_is_not_disturbed(impatient_address: tuple[str, int])
         assert answered(exchange(impatient_address, b"GET")) == [408]
         connection.sendall(GET % 2)
         assert answered(connection.recv(1 << 16)) == [200]
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n", id="a body"),
+        pytest.param(b"POST /deaf HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n", id="an answered body"),
+    ],
+)
+def test_a_body_that_trickles(impatient_address: tuple[str, int], begun: bytes) -> None:
+    with connected(impatient_address, begun) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        _send_for_ever(connection, b"x" * 100)
+
+
+def test_the_rest_of_an_answered_body_has_one_period_however_fast_it_comes(impatient_address: tuple[str, int]) -> None:
+    begun = b"POST /deaf HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n"
+    with connected(impatient_address, begun) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        _send_for_ever(connection, b"x" * 65536)
+
+
+def test_a_body_that_comes_fast_enough(impatient_address: tuple[str, int]) -> None:
+    """Enough comes in each period, however long the whole takes."""
+    size = 3 * MIN_BYTES
+    sent = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % size
+    with connected(impatient_address, sent) as connection:
+        for _ in range(60):
+            time.sleep(0.04)
+            connection.sendall(b"x" * (size // 60))
+        answer = read_all(connection)
+    assert answered(answer) == [200]
+    assert b'"length":%d' % size in answer
+
+
+def test_a_period_is_no_two(impatient_address: tuple[str, int]) -> None:
+    """From the last byte, whenever the connection is looked at."""
+    with connected(impatient_address) as connection:
+        time.sleep(0.1)
+        began = time.monotonic()
+        connection.sendall(b"GET")
+        assert answered(read_all(connection)) == [408]
+        assert Impatient.period <= time.monotonic() - began < 1.8 * Impatient.period
+
+
+def test_a_connection_is_idle_once_the_rest_of_an_answered_body_has_come(impatient_address: tuple[str, int]) -> None:
+    with connected(impatient_address, b"POST /deaf HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n") as connection:
+        assert answered(connection.recv(1 << 16)) == [200]
+        connection.sendall(b"x" * 9)
+        time.sleep(1.5 * Impatient.period)
+        connection.sendall(head())
+        assert answered(read_all(connection)) == [200]
+
+
+def test_a_refusal_before_a_body_that_was_not_asked_for_ends_the_connection(address: tuple[str, int]) -> None:
+    """The client may send the body, or its next request (RFC 9110, section 10.1.1)."""
+    sent = b"POST /deaf HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 33\r\n\r\n"
+    answer = exchange(address, sent)
+    assert answered(answer) == [200]
+    assert b"connection: close" in answer
+
+
+def test_a_trailer_that_ends_the_connection_does(address: tuple[str, int]) -> None:
+    sent = b"POST /1 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nconnection: close\r\n\r\n"
+    answer = exchange(address, sent + GET % 2)
+    assert answered(answer) == [200]
+    assert b"connection: close" in answer

@@ -149,7 +149,7 @@ def test_directly(address: tuple[str, int], name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.behind_nginx != ()])
 def test_behind_nginx(behind_nginx: tuple[str, int], name: str) -> None:
-    """Each answer is the expected one, or nginx refuses that request itself. The next client gets its own answer too."""
+    """Each answer is the expected one, or nginx refuses that request itself. The next client gets its own answer."""
     case = CASES[name]
     answers = ask(behind_nginx, case)
     statuses = tuple(answer.status for answer in answers)

@@ -24,6 +24,7 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
     assert body["type"] == (f"urn:problem:users-api:{kind}" if kind else "about:blank")
     assert body["status"] == status
     assert body["title"] == {
+        400: "Bad Request",
         401: "Unauthorized",
         403: "Forbidden",
         404: "Not Found",
@@ -34,6 +35,7 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
         412: "Precondition Failed",
         413: "Content Too Large",
         415: "Unsupported Media Type",
+        416: "Requested Range Not Satisfiable",
         422: "Unprocessable Content",
         500: "Internal Server Error",
         503: "Service Unavailable",

@@ -140,6 +140,27 @@ def test_create_refuses_what_is_not_valid(client: httpx.Client, body: str | byte
     assert client.get(USERS).json() == []
 
 
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", '[{"y": NaN}]', "01", "1.", "+1", "'x'", "nul", '"\t"']
+)
+def test_what_is_no_json_is_refused_in_an_ignored_key_too(write: Any, value: str) -> None:
+    refused = write(content=f'{{"name": "NaN", "email": "b@example.com", "x": {value}}}', headers=JSON)
+    assert_invalid(refused, ["body"])
+    assert refused.json()["errors"][0]["type"] == "json_invalid"
+
+
+def test_numbers_that_are_none_may_be_the_text_of_a_value(write: Any) -> None:
+    response = write(json={"email": "b@example.com", "name": "NaN, Infinity and -Infinity"})
+    assert response.json()["name"] == "NaN, Infinity and -Infinity"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", "x"])
+def test_a_compressed_body_is_refused(write: Any, coding: str) -> None:
+    refused = write(json={"name": "x"}, headers={"content-encoding": coding})
+    assert_problem(refused, 415, None, "The body must not have a Content-Encoding")
+    assert refused.headers["accept-encoding"] == "identity"
+
+
 def test_of_a_repeated_key_the_last_counts_and_unknown_keys_are_ignored(client: httpx.Client) -> None:
     body = '{"email": "first@example.com", "role": {"admin": true}, "id": 7, "email": "last@example.com"}'
     response = client.post(USERS, content=body, headers=JSON)
@@ -339,6 +360,8 @@ def test_not_found_says_so_as_clients_know_it(client: httpx.Client, method: str)
         ('""', 200),
         ("1", 200),
         ('"' + "9" * 400 + '"', 200),
+        ('w/"1"', 200),
+        ('"1" garbage', 200),
     ],
 )
 def test_get_honours_if_none_match(client: httpx.Client, header: str, status: int) -> None:
@@ -420,6 +443,14 @@ IF_MATCH = [
     ("", False),
     ('"' + "9" * 18 + '"', False),
     ('"' + "9" * 400 + '"', False),
+    (',"7" ,\t"1",', True),
+    ('"a, b", "1"', True),
+    ('w/"1"', False),
+    ('"1" garbage', False),
+    ('garbage, "1"', False),
+    ('"1" "7"', False),
+    ('"1', False),
+    ('*, "1"', False),
 ]
 
 
@@ -476,6 +507,35 @@ def test_a_change_on_if_none_match_is_refused(client: httpx.Client, method: str,
     url = f"{USERS}/{create(client)['id']}"
     assert_problem(client.request(method, url, headers={"if-none-match": header}, **keys), 412, "version-mismatch")
     assert client.get(url).headers["etag"] == '"1"'
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "status"),
+    [
+        ("if-match", "*", 201),
+        ("if-match", '"1"', 412),
+        ("if-match", "garbage", 412),
+        ("if-none-match", "*", 412),
+        ("if-none-match", '"1"', 201),
+    ],
+)
+def test_the_conditions_of_a_creation_are_about_the_list(
+    client: httpx.Client, name: str, header: str, status: int
+) -> None:
+    """RFC 9110, sections 13.1.1 and 13.1.2: it is there, and has no ETag."""
+    response = client.post(USERS, json={"email": "ada@example.com"}, headers={name: header})
+    assert response.status_code == status
+    if status == 412:
+        assert_problem(response, 412, "version-mismatch")
+    assert len(client.get(USERS).json()) == (status == 201)
+    # A request that is refused anyway is so for its own reason (section 13.2.1).
+    assert client.post(USERS, json={}, headers={name: header}).status_code == 422
+
+
+def test_a_list_of_tags_is_read_in_linear_time(client: httpx.Client) -> None:
+    url = f"{USERS}/{create(client)['id']}"
+    for header in (" " * 30_000 + "x", "," * 30_000 + "x", '"' * 30_000, '"",' * 10_000 + "x", "W/" * 15_000):
+        assert client.get(url, headers={"if-none-match": header}).elapsed.total_seconds() < 1
 
 
 def test_conditions_may_come_in_several_lines(client: httpx.Client) -> None:

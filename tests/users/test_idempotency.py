@@ -119,7 +119,14 @@ def test_a_key_is_a_quoted_string_or_printable_ascii(client: httpx.Client, writt
     assert is_replayed(create(client, meant or written))
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, "é".encode(), b"tab\there", b"\xff"])
+def test_two_keys_are_none(client: httpx.Client) -> None:
+    headers = [("idempotency-key", "one"), ("idempotency-key", "two")]
+    refused = client.post(USERS, json=ADA, headers=headers)
+    assert_problem(refused, 400, "invalid-request", "Send one idempotency-key header")
+    assert client.post(USERS, json=ADA, headers=headers[:1]).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "k" * 4500, b"\xed\xa0\x80", "é".encode(), b"tab\there", b"\xff"])
 def test_a_key_that_is_none(client: httpx.Client, key: str | bytes) -> None:
     refused = create(client, key)
     assert_problem(refused, 422, "invalid")

@@ -249,11 +249,92 @@ def test_what_does_not_fit_together_is_said(client: httpx.Client, query: str) ->
         ("created_before", "0001-01-01T00:00:00+14:00"),
         ("created_before", "infinity"),
         ("created_before", "2026-01-01T00:00:00+24:00"),
+        ("created_before", "2026-01-01T00:00:00+23:60"),
+        ("created_before", "2026-01-01T24:00:00Z"),
+        ("created_before", "2026-01-01T23:60:00Z"),
+        ("created_before", "2026-01-30T23:59:60Z"),
+        ("created_before", "2026-01-31T23:59:60+01:00"),
+        ("created_before", "2026-01-31T22:59:60Z"),
+        ("created_before", "9999-12-31T23:59:60Z"),
         ("created_before", "\uff12026-01-01T00:00:00Z"),
     ],
 )
 def test_what_is_no_such_value(client: httpx.Client, name: str, value: str) -> None:
     assert_invalid(client.get(USERS, params={name: value}), ["query", name])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2026-02-29T00:00:00Z", "has a day that is in no calendar"),
+        ("2026-13-01T00:00:00Z", "has a day that is in no calendar"),
+        ("2026-01-01T00:00:00+24:00", "must be a time such as"),
+        ("2026-01-01T25:00:00Z", "must be a time such as"),
+        ("2026-01-01T00:00:60Z", "has the second 60"),
+        ("0000-01-01T00:00:00Z", "is no time of the years 1 to 9999"),
+        ("0001-01-01T00:00:00+01:00", "is no time of the years 1 to 9999"),
+        ("9999-12-31T23:59:60Z", "is no time of the years 1 to 9999"),
+    ],
+)
+def test_what_is_wrong_with_a_time_is_said(client: httpx.Client, text: str, message: str) -> None:
+    assert client.get(USERS, params={"created_after": text}).json()["errors"][0]["msg"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_before"),
+    [
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00.000001Z"),
+        ("2016-12-31T23:59:60.25Z", "2017-01-01T00:00:00.250001Z"),
+        ("1990-12-31T15:59:60-08:00", "1991-01-01T00:00:00.000001Z"),
+        ("2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000001Z"),
+        ("2024-02-29t00:00:00.123456789z", "2024-02-29T00:00:00.123457Z"),
+        ("2024-02-29 00:00:00-00:00", "2024-02-29T00:00:00.000001Z"),
+    ],
+)
+def test_times_of_rfc_3339(client: httpx.Client, database: str, text: str, is_before: str) -> None:
+    """A user created a microsecond later is found, and one created then is not."""
+    for number, moment in enumerate((is_before, is_before + "::timestamptz - interval '1 microsecond'")):
+        at = moment.replace(is_before, f"'{is_before}'")
+        execute(database, f"insert into users (email, created_at) values ('{number}@example.com', {at})")
+    assert emails(walk(client, created_after=text)) == ["0@example.com"]
+
+
+ADDRESSES = ["josé@bücher.example.com", "joe@example.com", "zoë@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("q", "found"),
+    [
+        ("jose\u0301@bücher.example.com", ADDRESSES[:1]),
+        ("josé@xn--bcher-kva.example.com", ADDRESSES[:1]),
+        ("JOSE\u0301@XN--BCHER-KVA.EXAMPLE.COM", ADDRESSES[:1]),
+        ("jose\u0301@bu\u0308cher", ADDRESSES[:1]),
+        ("josé@xn--bcher-kva", ADDRESSES[:1]),
+        ("josé@xn--bcher-kva.ex", ADDRESSES[:1]),
+        ("josé@bücher\u3002example.com", ADDRESSES[:1]),
+        (" josé@bücher.example.com ", ADDRESSES[:1]),
+        ("jose\u0301", ADDRESSES[:1]),
+        ("zoe\u0308", ADDRESSES[2:]),
+        ("josé@xn--bcher-kv.", []),
+        ("josé@xn--" + "a\ud800".encode("punycode").decode(), []),
+        ("josé@xn--99999999999", []),
+        ("@", []),
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 100])
+def test_an_address_in_another_form_is_found_too(client: httpx.Client, q: str, found: list[str], limit: int) -> None:
+    for address in ADDRESSES:
+        create(client, address)
+    assert emails(walk(client, q=q, limit=limit)) == found
+    if found and q.endswith("com"):
+        assert [user["email"] for user in client.get(USERS, params={"email": q}).json()] == found
+
+
+def test_a_decomposed_name_is_found_as_it_is(client: httpx.Client) -> None:
+    create(client, "one@example.com", name="Zoe\u0308")
+    create(client, "two@example.com", name="Zoë")
+    assert emails(walk(client, q="zoe\u0308")) == ["one@example.com"]
+    assert emails(walk(client, q="zoë")) == ["two@example.com"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def client_silent(seconds: float) -> Problem:
 
 def client_slow(seconds: float) -> Problem:
     """The problem of a client that sends a body byte by byte."""
-    detail = f"Less than {MIN_BYTES_A_SECOND * seconds:g} bytes have come in {seconds:g} seconds"
+    detail = f"Less than {int(MIN_BYTES_A_SECOND * seconds)} bytes have come in {seconds:g} seconds"
     return Problem(408, detail, headers={"Connection": "close"})
 
 

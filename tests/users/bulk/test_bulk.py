@@ -7,8 +7,8 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from operator import attrgetter
 from typing import Any
 
@@ -18,16 +18,20 @@ import pytest
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.auth.keys import make_api_key
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
-from api.errors import DatabaseUnavailableError
+from api.errors import DatabaseUnavailableError, Problem
 from api.neon.url import parse_url
 from api.server.progress import PERIOD_SECONDS
 from api.server.protocol import HTTPProtocol
 from api.users.bulk import writing
 from api.users.bulk.formats import FORMATS, export_users
 from api.users.bulk.handlers import CHUNK_ROWS
+from api.users.bulk.importing import Counts, Import
+from api.users.bulk.parsing import NDJSONParser, Row
 from api.users.bulk.report import MAX_REFUSAL_BYTES, MAX_REFUSALS
+from api.users.bulk.writing import Written
 from tests.support.catalogue import empty
 from tests.support.database import execute
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
@@ -363,10 +367,12 @@ def test_the_refusals_of_an_answer_have_a_bound_in_bytes(client: httpx.Client) -
 
 
 @contextmanager
-def uploading(client: httpx.Client, *, size: int | None = None, **query: str) -> Iterator[socket.socket]:
+def uploading(client: httpx.Client, *, size: int | None = None, key: str = "", **query: str) -> Iterator[socket.socket]:
     """An import whose body the test sends by itself, in chunks or with a declared size."""
     framing = "transfer-encoding: chunked" if size is None else f"content-length: {size}"
     head = f"POST {httpx.URL(IMPORT, params=query)} HTTP/1.1\r\nhost: x\r\ncontent-type: {NDJSON}\r\n{framing}\r\n"
+    if key:
+        head += f"authorization: Bearer {key}\r\n"
     with connect(client) as connection:
         connection.sendall(f"{head}\r\n".encode())
         yield connection
@@ -479,6 +485,41 @@ def test_a_client_that_falls_silent_is_given_up(strict: httpx.Client) -> None:
     assert load(strict, people(1, 1))[1] == done(1, 1)
 
 
+def test_a_client_that_trickles_is_given_up(strict: httpx.Client) -> None:
+    """A blank now and then is not silence, and holds no slot."""
+    with uploading(strict) as connection:
+        connection.settimeout(0.05)
+        answer = b""
+        while b"request_id" not in answer:
+            with suppress(TimeoutError):
+                answer += connection.recv(65536)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(chunk(b"\n"))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"Less than 1024 bytes have come in 1 seconds" in answer
+    assert load(strict, people(1, 1))[1] == done(1, 1)
+
+
+async def test_the_pace_is_kept_over_a_while_and_counts_the_client_alone() -> None:
+    """Enough in each second is enough, however unevenly it comes, and however long the database takes."""
+
+    async def write(rows: Sequence[Row]) -> Written:
+        await asyncio.sleep(0.1)
+        return Written(created=len(rows))
+
+    async def pieces(sizes: Sequence[int]) -> AsyncIterator[bytes]:
+        for size in sizes:
+            await asyncio.sleep(0.05)
+            yield b'{"email":"ada@example.com"}'.ljust(size - 1) + b"\n"
+
+    def work() -> Import:
+        return Import(NDJSONParser(), write, lambda line: None, counts=Counts(), chunk_rows=1, request_id="")
+
+    await work().run(pieces([500] * 5), 0.3)
+    with pytest.raises(Problem, match="Less than 307"):
+        await work().run(pieces([30] * 20), 0.3)
+
+
 def test_silence_is_told_before_the_connection_would_end_of_it(database: str) -> None:
     with pytest.raises(ValidationError, match="bulk_idle_seconds"):
         settings_for(database, bulk_idle_seconds=PERIOD_SECONDS)
@@ -543,6 +584,31 @@ def test_only_so_many_at_once(database: str, path: str) -> None:
             connection.sendall(b"0\r\n\r\n")
             connection.recv(65536)
         wait_until(lambda: client.get(EXPORT).status_code == 200)
+
+
+@pytest.mark.parametrize("path", [IMPORT, EXPORT])
+def test_one_caller_leaves_a_slot_to_others(database: str, path: str) -> None:
+    execute(database, "truncate users restart identity")
+    (ada, ada_entry), (bob, bob_entry) = (make_api_key(name, read_only=False) for name in ("ada", "bob"))
+    settings = settings_for(database, bulk_max_requests=3, api_keys=f"{ada_entry},{bob_entry}")
+
+    def ask(client: httpx.Client, key: str) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}", "content-type": NDJSON}
+        return client.request("POST" if path == IMPORT else "GET", path, headers=headers)
+
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client, ExitStack() as stack:
+        for number in range(2):
+            assert ask(client, ada).status_code == 200
+            connection = stack.enter_context(uploading(client, key=ada))
+            connection.sendall(chunk(lines_of(people(CHUNK_ROWS, number * CHUNK_ROWS))))
+            wait_until(lambda: count(database) == (number + 1) * CHUNK_ROWS)  # noqa: B023
+        refused = ask(client, ada)
+        assert_problem(refused, 503, "overloaded")
+        assert refused.headers["retry-after"] == "5"
+        assert ask(client, bob).status_code == 200
+        connection.sendall(b"0\r\n\r\n")
+        connection.recv(65536)
+        wait_until(lambda: ask(client, ada).status_code == 200)
 
 
 async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> None:

@@ -46,6 +46,8 @@ EMAIL_AND_NAME = (422, [["body", "email"], ["body", "name"]])
         (ADA + b"\n" + BOB + b"\n", [(1, A), (2, B)]),
         (b"\xef\xbb\xbf" + ADA + b"\r\n\r\n" + BOB, [(1, A), (3, B)]),
         (b"{\n" + ADA, [(1, BODY), (2, A)]),
+        (b'{"email":"ada@example.com","x":NaN}\n{"x":[-Infinity],"email":"bob@example.com"}', [(1, BODY), (2, BODY)]),
+        (b'{"email":"ada@example.com","name":"NaN Infinity"}', [(1, A)]),
         # Two lines that are one list together, and two users on one line.
         (b'{"email":"ada@example.com"\n"name":"Ada"}\n' + ADA + b"," + ADA, [(1, BODY), (2, BODY), (3, BODY)]),
         (b"[]\nnull\n1\n\"x\"\n" + BOB, [*((n, BODY) for n in range(1, 5)), (5, B)]),
