@@ -238,6 +238,7 @@ def test_a_request_that_was_served_before_its_body_broke_has_its_own_answer(
 def test_a_body_that_breaks_is_told_to_who_reads_it(address: tuple[str, int], path: bytes, statuses: list[int]) -> None:
     """A request that never reads on has done what it was to do: its own answer says so, and ends the connection."""
     served.clear()
+    may_answer.clear()
     begun = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n" % path
     with connected(address, begun) as connection:
         wait_until(lambda: served)
