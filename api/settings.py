@@ -69,14 +69,18 @@ class Settings(BaseSettings):
         default=1000, ge=1, le=1000000, description="Waiting requests of one kind; more are refused with 503."
     )
     bulk_max_requests: int = Field(
-        default=2, ge=1, le=100, description="Imports and exports at once per worker; more are refused with 503."
+        default=2,
+        ge=1,
+        le=100,
+        description="Imports and exports at once per worker; more are refused with 503. An authenticated caller gets one "
+        "less, if there are several.",
     )
     bulk_idle_seconds: float = Field(
         default=25.0,
         gt=0,
         lt=30,
-        description="Longest silence in an import or export, of the client or PostgreSQL. Below 30: a connection that "
-        "sends less than 1 KiB of a body in 30 s is closed without a response.",
+        description="Longest silence in an import or export, of the client or PostgreSQL. In this time a client has to "
+        "send 1 KiB a second, or the rest. Below 30: then the connection would be closed without a response.",
     )
     requests_max_under_way: int = Field(
         default=2000, ge=1, le=1000000, description="Requests in progress per worker; more are refused with 503."
