@@ -72,8 +72,8 @@ class Settings(BaseSettings):
         default=2,
         ge=1,
         le=100,
-        description="Imports and exports at once per worker; more are refused with 503. An authenticated caller gets one "
-        "less, if there are several.",
+        description="Imports and exports at once per worker; more are refused with 503. An authenticated caller "
+        "gets one less, if there are several.",
     )
     bulk_idle_seconds: float = Field(
         default=25.0,
