@@ -444,7 +444,8 @@ IF_MATCH = [
     ('"' + "9" * 18 + '"', False),
     ('"' + "9" * 400 + '"', False),
     (',"7" ,\t"1",', True),
-    ('"a, b", "1"', True),
+    ('"a,b", "1"', True),
+    ('"a, b", "1"', False),
     ('w/"1"', False),
     ('"1" garbage', False),
     ('garbage, "1"', False),
@@ -534,7 +535,7 @@ def test_the_conditions_of_a_creation_are_about_the_list(
 
 def test_a_list_of_tags_is_read_in_linear_time(client: httpx.Client) -> None:
     url = f"{USERS}/{create(client)['id']}"
-    for header in (" " * 30_000 + "x", "," * 30_000 + "x", '"' * 30_000, '"",' * 10_000 + "x", "W/" * 15_000):
+    for header in ("," + " " * 30_000 + "x", "," * 30_000 + "x", '"' * 30_000, '"",' * 10_000 + "x", "W/" * 15_000):
         assert client.get(url, headers={"if-none-match": header}).elapsed.total_seconds() < 1
 
 

@@ -118,8 +118,8 @@ class Import:
             while True:
                 awaited = {coming} if self._writing is None else {coming, self._writing}
                 began = time.monotonic()
-                await asyncio.wait(awaited, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                silent += time.monotonic() - began
+                done, _ = await asyncio.wait(awaited, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                silent += time.monotonic() - began if done else _FLUSH_SECONDS  # A timer may fire a little early.
                 if self._writing is not None and self._writing.done():
                     await self._settle()
                 elif coming.done():
