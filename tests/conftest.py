@@ -48,19 +48,20 @@ def _authorities_are_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _log_is_scanned() -> Iterator[None]:
+@pytest.fixture(scope="session")
+def log_scan() -> Iterator[leaks.LogScan]:
     """Search every log record for secrets, at every level down to debug."""
     scan = leaks.LogScan()
-    logging.getLogger().addHandler(scan)
-    for name in ("api", "asyncpg", "uvicorn.error", "yoyo"):
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    yield
+    yield scan
     logging.getLogger().removeHandler(scan)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_leaks(_log_is_scanned: None) -> Iterator[None]:
+def _nothing_leaks(log_scan: leaks.LogScan) -> Iterator[None]:
+    # For each test: a command that a test runs in this process configures logging anew.
+    logging.getLogger().addHandler(log_scan)
+    for name in ("api", "asyncpg", "uvicorn.error", "yoyo"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
     leaks.found.clear()
     yield
     assert not leaks.found, "\n".join(leaks.found)

@@ -295,7 +295,8 @@ async def test_conflicts_of_a_stricter_isolation_are_repeated(
     assert [response.status_code for response in responses] == [200] * 3 + [409] * 2
     assert [response.headers["etag"] for response in responses[:3]] == ['"2"'] * 3  # each change once
     assert json.loads(load.text)["summary"]["updated"] == 1
-    assert caplog.text.count("SQLSTATE 40001") >= 3
+    # Changes that are batched share a statement, and its failure.
+    assert caplog.text.count("SQLSTATE 40001") >= (1 if batching else 3)
 
 
 REPLACEMENT = [
