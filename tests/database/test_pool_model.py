@@ -355,12 +355,13 @@ class PoolMachine(RuleBasedStateMachine):
             loop = asyncio.get_running_loop()
             self.database.state = "up"
             await asyncio.sleep(0.31 + 2 * self.database.latency + 1.1)
-            # Slow statements, and forgotten connections with their checks, keep their places for so long.
-            await asyncio.gather(*self.statements.values(), return_exceptions=True)
+            # Statements, and forgotten connections with their checks, keep their places for so long.
+            under_way = [*self.statements.values(), *(each.task for each in self.callers)]
+            await asyncio.gather(*under_way, return_exceptions=True)
             if self.forgotten:
                 await asyncio.sleep(STATEMENT_SECONDS + 2.0)
             callers = [Caller(self.pool, 0.0, True, ACQUIRE_SECONDS) for _ in range(2 * MAX_SIZE)]
-            await asyncio.gather(*(each.task for each in self.callers + callers), return_exceptions=True)
+            await asyncio.gather(*(each.task for each in callers), return_exceptions=True)
             if self.forgotten:
                 await asyncio.sleep(STATEMENT_SECONDS + 2.0)
             for each in callers:
