@@ -18,10 +18,10 @@ logger = logging.getLogger("api")
 class Stream(Response):
     """A response whose body is produced piece by piece.
 
-    `stack` is closed when the response ends, however it ends. A client that reads nothing for `idle_seconds` is
-    disconnected. The timeout starts when `until` is done: until then the client may still be sending. If the body
-    fails, the response ends without its last chunk: the status was sent already, and HTTP has no other way to report
-    it.
+    `stack` is closed before the last chunk is sent, or when the response is cut off. A client that reads nothing for
+    `idle_seconds` is disconnected. The timeout starts when `until` is done: until then the client may still be sending.
+    If the body fails, the response ends without its last chunk: the status was sent already, and HTTP has no other way
+    to report it.
     """
 
     def __init__(
@@ -43,18 +43,19 @@ class Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        async with self._stack:
-            try:
+        try:
+            async with self._stack:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 async for data in self._body:
                     await self._send_in_time(send, {"type": "http.response.body", "body": data, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
-            except ClientDisconnect:
-                pass
-            except asyncio.CancelledError:  # Only shutdown cancels a request.
-                logger.warning("a streamed response was cut off: the server is stopping")
-            except Exception as error:  # The status was sent, so the error can only be logged.
-                logger.warning("a streamed response was cut off: %s", describe(error))
+            # A client that has the end may send its next request at once: what the stack held is free by then.
+            await send({"type": "http.response.body", "body": b""})
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:  # Only shutdown cancels a request.
+            logger.warning("a streamed response was cut off: the server is stopping")
+        except Exception as error:  # The status was sent, so the error can only be logged.
+            logger.warning("a streamed response was cut off: %s", describe(error))
 
     async def _send_in_time(self, send: Send, message: dict[str, Any]) -> None:
         sending = asyncio.ensure_future(send(message))

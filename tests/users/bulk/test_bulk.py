@@ -611,6 +611,14 @@ def test_one_caller_leaves_a_slot_to_others(database: str, path: str) -> None:
         wait_until(lambda: ask(client, ada).status_code == 200)
 
 
+@pytest.mark.parametrize("path", [IMPORT, EXPORT])
+def test_a_slot_is_free_once_the_end_of_the_answer_has_come(strict: httpx.Client, path: str) -> None:
+    """There is one slot, and the next request comes at once."""
+    for number in range(50):
+        response = send(strict, people(1, number)) if path == IMPORT else strict.get(EXPORT)
+        assert response.status_code == 200
+
+
 async def test_others_get_their_turn_during_an_import(client: httpx.Client) -> None:
     body = lines_of(people(20_000))
     async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as many:
