@@ -1,9 +1,7 @@
 """Random fault injections for `torture.py`: everything that can fail between a client and the disk."""
 
 import asyncio
-import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -15,6 +13,7 @@ import psycopg
 
 from api.neon.url import parse_url
 from tests.support.rig import (
+    LOSES_PACKETS,
     NEON_PERMANENT,
     NEON_TRANSIENT,
     ROLE,
@@ -46,7 +45,7 @@ _FAREWELLS: dict[Point, tuple[Farewell, ...]] = {
     Point.ANSWERED: (SHUTDOWN,),
 }
 # The network loses packets by a filter that only root may attach, on Linux.
-_ALLOWED_CUTS = [cut for cut in Cut if cut is not Cut.LOSS or (sys.platform == "linux" and os.geteuid() == 0)]
+_ALLOWED_CUTS = [cut for cut in Cut if cut is not Cut.LOSS or LOSES_PACKETS]
 _CUTS: dict[str, Action] = {**{cut.value: cut for cut in _ALLOWED_CUTS}, SHUTDOWN.sqlstate: SHUTDOWN}
 
 _OUTAGE_SECONDS = (1.0, 30.0)

@@ -7,6 +7,7 @@
 """
 
 from tests.support.rig.injections import (
+    LOSES_PACKETS,
     NEON_PERMANENT,
     NEON_TRANSIENT,
     POOLER_FULL,
@@ -25,6 +26,7 @@ from tests.support.rig.rig import DISTANCE_SECONDS, HOSTS, PASSWORD, ROLE, NeonD
 __all__ = [
     "DISTANCE_SECONDS",
     "HOSTS",
+    "LOSES_PACKETS",
     "NEON_PERMANENT",
     "NEON_TRANSIENT",
     "PASSWORD",

@@ -1,5 +1,7 @@
 """Fault injections: each is a point in a connection's life and an action."""
 
+import os
+import sys
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Literal
@@ -24,6 +26,10 @@ class Point(StrEnum):
     """The server has committed; the client receives half of the answer's bytes."""
     ANSWERED = "answered"
     """The client has the whole answer; the connection ends with nothing in flight."""
+
+
+LOSES_PACKETS = sys.platform == "linux" and os.geteuid() == 0
+"""Whether Cut.LOSS works here: some kernels attach filters to sockets for root alone."""
 
 
 class Cut(Enum):
