@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
 	$(addprefix tests/users/,test_contract.py bulk/test_formats.py bulk/test_parsing.py) tests/openapi/test_document.py \
 	tests/auth/test_tokens.py
-# Each test file in one process, so that its fixtures are made once; two processes a core, since tests wait half of the time.
+# Each test file in one process, so that its fixtures are made once; three of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
 .PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery install lock clean neon-rig image torture soak
@@ -25,9 +25,9 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	$(BIN)/python -m tests.support.rig
 
 # pytest's 5 says that no test was selected: an error only where neither half has one.
-test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
+test: install ## run every test on real PostgreSQL, first three at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
-	run -m "not heavy" $(BY_FILE) 4 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
+	run -m "not heavy" $(BY_FILE) 3 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
 
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)

@@ -247,6 +247,7 @@ def users(neon: NeonDatabase) -> int:
     return int(str(execute(neon.superuser, "select count(*) from users")[0][0]))
 
 
+@pytest.mark.heavy  # where processors are short, an attempt that takes long gets company
 @pytest.mark.parametrize("batching", [True, False])
 async def test_a_herd_that_wakes_the_compute_is_served_by_one_pool(
     rig: Rig, neon: NeonDatabase, batching: bool

@@ -109,6 +109,7 @@ def shared_sessions(rig: Rig) -> Iterator[None]:
     rig.pgbouncer.run("set default_pool_size = 60")
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("shared_sessions")
 async def test_no_request_fails_while_releases_and_schema_change(neon: NeonDatabase, tmp_path: Path) -> None:
     release, traffic = Release(tmp_path / "next", neon), Traffic()
