@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was found in a cell: seconds after the outage, and the requests in it and after it that got no 200."""
+    """The result of one cell: seconds after the outage, and the requests in it and after it that got no 200."""
 
     cell: Cell
     first: float

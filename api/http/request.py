@@ -11,7 +11,7 @@ from api.errors import Problem
 
 MAX_BODY_BYTES = 64 * 1024
 MIN_BYTES_A_SECOND = 1024
-"""What a client sends of a body at least, on average: slower ones must not hold a connection or a slot."""
+"""The lowest average rate of a request body: a slower client would hold a connection or a slot for too long."""
 
 NO_ENCODING = {"Accept-Encoding": "identity"}
 """Says in a 415 that the Content-Encoding was the reason (RFC 9110, section 12.5.3)."""

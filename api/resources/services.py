@@ -1,4 +1,4 @@
-"""What a resource is given to make its handlers with."""
+"""The services that the handlers of a resource are made with."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass

@@ -68,7 +68,7 @@ class TimedProtocol(CountingProtocol):
         if self._idle_since is not None:
             awaited = None
         elif cycle is not None and cycle.response_complete and cycle.more_body:
-            awaited, is_enough = cycle, False  # the rest of a body that nobody reads, however much of it comes
+            awaited, is_enough = cycle, False  # the rest of a body that the handler did not read: no rate is enough
         elif cycle is not None and not cycle.response_complete and (self.flow.read_paused or not cycle.more_body):
             awaited = None  # The request has its whole body, or does not read yet what has come.
         if awaited is not self._awaited or is_enough:

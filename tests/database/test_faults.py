@@ -77,7 +77,7 @@ SERVER_CRASHED = Farewell("08P01", "server conn crashed?")
 
 
 def quoted(text: str) -> asyncpg.PostgresError:
-    """What PgBouncer says while it cannot log in at PostgreSQL: it quotes the reason without its SQLSTATE."""
+    """PgBouncer's message while it cannot log in to PostgreSQL: it quotes the reason without its SQLSTATE."""
     return said("08P01", f"server login has been failing, cached error: {text} (server_login_retry)")
 
 
