@@ -6,6 +6,7 @@ from api.database.files import SQL_DIRECTORY
 from api.resources.description import Description
 from api.resources.idempotency import UNREACHABLE
 from tests.support.database import execute
+from tests.support.roles import GRANTS_SQL, READER, SERVER
 
 # All but the tables that record migrations.
 _TABLES = r"""
@@ -45,6 +46,15 @@ _UNINDEXED = f"""
 def empty(url: str) -> None:
     """Delete every row of the service, and begin the ids at 1 again."""
     execute(url, f"truncate {_tables(url)} restart identity cascade")
+
+
+def grant(url: str) -> None:
+    """Grant what docs/neon.md does, and the same on the tables of resources that it does not name."""
+    execute(url, GRANTS_SQL)
+    for _, name in execute(url, _TABLES):
+        if f"public.{name}" not in GRANTS_SQL:
+            execute(url, f'grant select, insert, update, delete on "{name}" to {SERVER}')
+            execute(url, f'grant select on "{name}" to {READER}')
 
 
 def vacuum(url: str) -> None:
