@@ -186,7 +186,6 @@ def test_every_endpoint_has_its_line() -> None:
         ("docs/api.md", f"at least {MIN_BYTES // 1024} KiB of it in {PERIOD_SECONDS:g} s"),
         ("docs/api.md", {1000: "at most a thousand at a time"}[CHUNK_ROWS]),
         ("docs/operations.md", f"{STATEMENTS} statements fit the database"),
-        ("docs/neon.md", f" {STATEMENTS} fit the database"),
         ("docs/operations.md", f"within {Settings.model_fields['grace_seconds'].default + 2:g} seconds"),
         *(("docs/operations.md", f"`{name}") for name in FAMILIES),
         ("README.md", "http://127.0.0.1:{}".format(*(each.default for each in serve.params if each.name == "port"))),
