@@ -130,3 +130,18 @@ def test_a_draft_passes_lint_whatever_its_name(project: Project, name: str) -> N
     project.run("users-api", "new-resource", name, "--singular", "x" * len(name))
     project.run("ruff", "format", "--check", ".")
     project.run("ruff", "check", ".")
+
+
+@pytest.mark.parametrize(
+    ("path", "imported", "contract"),
+    [
+        ("api/ab/handlers.py", "api.cli", "Resources import nothing above them BROKEN"),
+        ("api/resources/pages.py", "api.ab.problems", "No circles within a layer BROKEN"),
+    ],
+)
+def test_an_import_that_points_up_is_found(project: Project, path: str, imported: str, contract: str) -> None:
+    """Although no list of the layers names the resource."""
+    project.run("users-api", "new-resource", "ab", "--singular", "a" * 3)
+    file = project.root / path
+    file.write_text(f"{file.read_text()}\nimport {imported}\n")
+    assert contract in project.run("lint-imports", "--no-cache", ends_with=1)
