@@ -8,13 +8,14 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from api.app import create_app
+from api.app import RESOURCES, create_app
 from api.cli.check_sql import check_sql
 from api.cli.export_users import export_users
 from api.cli.import_users import import_users
 from api.database import statements
 from api.database.statements import Statement
 from api.neon.url import parse_url
+from tests.support import ROOT
 from tests.support.database import execute
 from tests.support.rig import ROLE, NeonDatabase, Rig
 from tests.support.serving import serve
@@ -75,9 +76,11 @@ def populated(postgres: str, template: str) -> Iterator[str]:
         " select 'user' || i || '@example.com', 'User ' || i, timestamptz '2026-01-31T09:30Z' + i * interval '1 hour'"
         " from generate_series(1, 300) i;"
         "insert into idempotency_keys (caller, key, fingerprint, body, created_at)"
-        " select '', i, 'f', 'b', now() - i * interval '1 hour' from generate_series(1, 100) i;"
-        f"analyze; create schema trap; {TRAPS.format(kind='', schema='trap')}",
+        " select '', i, 'f', 'b', now() - i * interval '1 hour' from generate_series(1, 100) i;",
     )
+    for each in RESOURCES[1:]:
+        execute(url, (ROOT / "tests" / each.name / "fill.sql").read_text().replace("100000", "300"))
+    execute(url, f"analyze; create schema trap; {TRAPS.format(kind='', schema='trap')}")
     yield url
     execute(postgres, "drop database sessions with (force)")
 
@@ -86,17 +89,22 @@ Answers = dict[str, list[str]]
 
 
 async def answers(connection: asyncpg.Connection) -> Answers:
-    """Run each statement as if no other had run, with the same ids for the users that it creates.
+    """Run each statement as if no other had run, with the same ids for the rows that it creates.
 
     The caller's transaction makes now() stand still. The position of the log goes on, and is left out.
     """
     found = {}
+    # A function that was altered is compiled again, under the settings that now hold.
+    functions = await connection.fetch(
+        "select oid::regprocedure::text as name from pg_catalog.pg_proc where pronamespace = 'public'::regnamespace"
+    )
+    anew = "; ".join(f"alter function {each['name']} cost 100" for each in functions)
     for statement in statements.declared_statements():
         if statement.name == "wal/select_position.sql":
             continue
         await connection.execute(
-            # A function that was altered is compiled again, under the settings that now hold.
-            "savepoint each; select setval('public.users_id_seq', 1000); alter function public.user_body cost 100"
+            "savepoint each; select setval(format('public.%I', sequencename)::regclass, 1000)"
+            f" from pg_catalog.pg_sequences where schemaname = 'public'; {anew}"
         )
         rows = await connection.fetch(statement.sql, *arguments(statement, 3))
         found[statement.name] = sorted(str(tuple(row)) for row in rows)

@@ -203,6 +203,7 @@ def as_role(database: str) -> Iterator[str]:
 
 
 POLICY = """
+    grant select on all tables in schema public to tenant; -- which /ready asks for
     grant select, insert, update, delete on users, idempotency_keys to tenant;
     alter table users enable row level security;
     create policy readers on users for select using (true);
