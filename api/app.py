@@ -18,7 +18,7 @@ from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
 from api.http.cors import allow_origins
 from api.http.gate import Gate
-from api.http.resource import make_router, resources
+from api.http.resource import Routes, resources
 from api.openapi.document import document
 from api.openapi.pages import documentation
 from api.resources.description import Description, make_routes, ping, words_of
@@ -80,7 +80,7 @@ def create_app(
         # Startup does not wait for the issuer: a failure to fetch its keys is logged.
         background.append(tokens.keys.keep_fresh)
 
-    app: ASGIApp = make_router([*served, *others], _lifespan(databases, background, tracing))
+    app: ASGIApp = Routes([*served, *others], _lifespan(databases, background, tracing))
     if settings.authentication_configured:
         open_paths = [path for path, resource in resources([*documented, *others]) if resource.is_open]
         app = Guard(app, keys=settings.keys, tokens=tokens, scopes=scopes, open_paths=open_paths)

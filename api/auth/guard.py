@@ -10,6 +10,7 @@ from api.auth.keys import Caller, digest_of
 from api.auth.problems import insufficient_scope, invalid_credentials, several_credentials, unauthenticated
 from api.auth.scopes import Scopes
 from api.auth.tokens import Tokens
+from api.http.request import values_of
 from api.http.response import send_problem
 
 _INVALID = "The API key or token is not valid"
@@ -56,7 +57,7 @@ class Guard:
 
     async def _authenticate(self, scope: Scope, path: str) -> str:
         """Return the name of the caller. Raises Problem for missing or invalid credentials and for a missing scope."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = values_of(scope, b"authorization")
         if len(sent) > 1:
             raise several_credentials()
         scheme, _, credentials = sent[0].partition(b" ") if sent else (b"", b"", b"")

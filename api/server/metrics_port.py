@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from api.http.resource import make_router
+from api.http.resource import Routes
 from api.server.protocol import HTTPProtocol
 from api.service.metrics import metrics_route
 from api.settings import SettingsError
@@ -49,7 +49,7 @@ class MetricsServer(uvicorn.Server):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(
             uvicorn.Config(
-                make_router([metrics_route(registry, compresses=True)]),
+                Routes([metrics_route(registry, compresses=True)]),
                 loop="uvloop",
                 http=MetricsProtocol,
                 lifespan="off",
