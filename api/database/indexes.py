@@ -10,7 +10,7 @@ import asyncpg
 
 from api.database.statements import declare
 
-_SELECT_INDEX = declare(
+SELECT_INDEX = declare(
     "indexes/select_index.sql",
     ["text", "text"],
     {"definition": "text"},
@@ -40,7 +40,7 @@ async def identify(
     if name is None or error.schema_name is None or name in _names.values():
         return True  # without a schema, a function raised it
     if name not in known:
-        rows = await fetch(_SELECT_INDEX, error.schema_name, name)
+        rows = await fetch(SELECT_INDEX, error.schema_name, name)
         if not rows:
             return False
         registered = _names.get(rows[0]["definition"])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from api.database.files import ROOT, SQL_DIRECTORY
-from api.database.privileges import find_grants
+from api.database.privileges import find_grants, words_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ def declare(
 def declared_statements() -> list[Statement]:
     """Return the statements that the imported modules have declared, ordered by name."""
     return [_declared[name] for name in sorted(_declared)]
+
+
+def used_tables() -> set[str]:
+    """Return the tables of the declared statements with their schema, such as `public.users`, and other such words."""
+    return {word for each in _declared.values() for word in words_in(each.sql) if "." in word}
 
 
 def undeclared_files() -> list[str]:
