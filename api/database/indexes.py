@@ -23,7 +23,7 @@ _names: dict[str, str] = {}  # by definition
 def register_index(name: str, definition: str) -> None:
     """Give a violation of any unique index with this definition the constraint name `name`.
 
-    The definition is written as PostgreSQL writes it, such as `public.users (lower(email))`.
+    The definition is written as PostgreSQL writes it, such as `public.NAME (lower(name))`.
     """
     _names[definition] = name
 

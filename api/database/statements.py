@@ -17,7 +17,7 @@ from api.database.privileges import find_grants, words_in
 class Statement:
     """One SQL file, with the types that Python expects of its parameters and columns.
 
-    `name` is the file's path below `sql/`, such as `users/select_users.sql`. Types are PostgreSQL's internal names, as
+    `name` is the file's path below `sql/`, such as `NAME/select_NAME.sql`. Types are PostgreSQL's internal names, as
     in `pg_type.typname`; an array's is the element's with `[]` after it. `batched` statements take many keys, and
     requests share them.
 
@@ -94,7 +94,7 @@ def declared_statements() -> list[Statement]:
 
 
 def used_tables() -> set[str]:
-    """Return the tables of the declared statements with their schema, such as `public.users`, and other such words."""
+    """Return the tables of the declared statements with their schema, such as `public.NAME`, and other such words."""
     return {word for each in _declared.values() for word in words_in(each.sql) if "." in word}
 
 

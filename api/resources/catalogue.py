@@ -58,7 +58,7 @@ class Gaps(NamedTuple):
 
 
 async def find_gaps(connection: asyncpg.Connection, described: Sequence[Description], tables: Iterable[str]) -> Gaps:
-    """Compare the constraints of `tables`, such as `public.users`, with what the resources say. It only reads."""
+    """Compare the constraints of `tables`, such as `public.NAME`, with what the resources say. It only reads."""
     problems = {name for each in described for name in each.constraints}
     owners = dict.fromkeys(UNREACHABLE, "idempotency")
     definitions = dict(INDEXES)
