@@ -21,7 +21,7 @@ from api.http.gate import Gate
 from api.http.resource import Routes, resources
 from api.openapi.document import document
 from api.openapi.pages import documentation
-from api.resources.description import Description, make_routes, ping, words_of
+from api.resources.description import Description, load, make_routes, ping, words_of
 from api.resources.idempotency import keep_erasing
 from api.resources.services import Services
 from api.service.metrics import metrics_route
@@ -30,14 +30,13 @@ from api.service.read_after import replicated
 from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
-from api.users.resource import USERS
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import Tracing
 
 
-RESOURCES = (USERS,)
-"""Every resource. What the rest of the service does for one is derived from its description."""
+RESOURCES = load("users")
+"""Every resource, by its package. What the rest of the service does for one is derived from its description."""
 
 
 def create_app(

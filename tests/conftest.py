@@ -19,9 +19,10 @@ from api.database import embedded, migrations
 from api.neon.url import parse_url
 from tests.support import leaks
 from tests.support import rig as neon_rig
+from tests.support.catalogue import grant
 from tests.support.database import MakeDatabase, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
-from tests.support.roles import GRANTS_SQL, OWNER, ROLES_SQL, as_role
+from tests.support.roles import OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
 
 _names = count(1)
@@ -110,7 +111,7 @@ def template(postgres: str) -> str:
     execute(postgres, "create database migrated")
     owner = as_role(_url_of(postgres, "migrated"), OWNER)
     migrations.migrate(parse_url(owner), report=lambda line: None)
-    execute(owner, GRANTS_SQL)
+    grant(owner)
     return "migrated"
 
 

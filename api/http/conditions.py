@@ -69,8 +69,8 @@ def is_current(request: Request, tag: bytes, mismatch: Problem) -> bool:
 def check_conditions(request: Request, *, is_there: bool) -> None:
     """Check the conditions of a POST to a resource without ETag. Raises Problem: 412.
 
-    They are about that resource, such as the list of users, and not about the user that is created: RFC 9110, sections
-    13.1.1 and 13.1.2. `*` matches if the resource has a representation (`is_there`), a tag never does.
+    They are about that resource, such as a collection, and not about the row that is created: RFC 9110, sections 13.1.1
+    and 13.1.2. `*` matches if the resource has a representation (`is_there`), a tag never does.
     """
     if not _has_conditions(request):
         return

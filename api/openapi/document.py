@@ -74,7 +74,7 @@ _ALWAYS = "X-Request-Id"
 def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, str]) -> dict[str, Any]:
     """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use.
 
-    `words` has what the descriptions call the resources: `names`, such as users; `noun`, such as user; and a `path`.
+    `words` has what the descriptions call the resources: `names` of all, the `noun` for one, and a `path`.
     """
     schemas: dict[str, Any] = {"Problem": _PROBLEM}
     paths: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ Derived are the scopes and the paths that they guard, the OpenAPI document, CORS
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 
 from starlette.routing import BaseRoute, Route
 
@@ -40,6 +41,11 @@ class Description:
             register_constraint(name, problem)
         for name, definition in self.indexes.items():
             register_index(name, definition)
+
+
+def load(*names: str) -> tuple[Description, ...]:
+    """Return RESOURCE of api/NAME/resource.py for each name. Raises ImportError and AttributeError if there is none."""
+    return tuple(resolve_name(f"api.{name}.resource:RESOURCE") for name in names)
 
 
 def make_routes(descriptions: Iterable[Description], services: Services) -> list[BaseRoute]:

@@ -20,6 +20,18 @@ def without_nul(text: str) -> str:
     return text
 
 
+def lower(text: str) -> str:
+    """Return a text as PostgreSQL's `lower(… collate pg_c_utf8)` does: the key of an index without regard to case.
+
+    That maps each character to one other (Unicode's simple case mapping). str.lower() does the same with two
+    exceptions: it turns the capital I with a dot into two characters, and the capital sigma at the end of a word into
+    another one. Other differences are characters that only one of the two versions of Unicode has.
+    """
+    if text.isascii():
+        return text.lower()
+    return text.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
+
+
 def read_time(text: str) -> datetime:
     """Parse a time (RFC 3339) to UTC. Raises ValueError.
 

@@ -47,7 +47,7 @@ AnyChange = TypeVar("AnyChange", bound=Change)
 
 
 class Rows:
-    """The rows of one kind: `noun` names one of them, such as `user`, and `path` is that of the collection."""
+    """The rows of one kind: `noun` is the word for one of them, and `path` is that of the collection."""
 
     def __init__(self, noun: str, path: str) -> None:
         self.noun = noun
@@ -106,9 +106,12 @@ class Rows:
         """Return the header that names a new row."""
         return b"location", b"%s/%d" % (self._path, id)
 
-    def link(self, next_query: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the header that names the next page, by its query string; none after the last page."""
-        return () if next_query is None else ((b"link", b'<%s?%s>; rel="next"' % (self._path, next_query)),)
+    def link(self, next_query: bytes | None, below: bytes = b"") -> tuple[tuple[bytes, bytes], ...]:
+        """Return the header that names the next page, by its query string; none after the last page.
+
+        `below` is the rest of a path that lies below the collection, such as `/5/members`.
+        """
+        return () if next_query is None else ((b"link", b'<%s%s?%s>; rel="next"' % (self._path, below, next_query)),)
 
 
 def respond(row: Record, status: int = 200, *headers: tuple[bytes, bytes]) -> JSONBody:

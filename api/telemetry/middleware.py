@@ -129,7 +129,7 @@ class Telemetry:
 
 
 def _template(scope: Scope) -> str | None:
-    """Return the path of the route, such as /api/v1/users/{id}; None if no route matched."""
+    """Return the path of the route, such as /api/v1/NAME/{id}; None if no route matched."""
     route = scope.get("route")
     return None if route is None else route.path_format
 

@@ -23,6 +23,8 @@ import email_validator
 from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from pydantic import AfterValidator, WithJsonSchema, validate_email
 
+from api.resources.fields import lower
+
 # Below every limit at once: 254 for the address, 253 for its domain, 64 for its local part (which email-validator
 # checks only if STRICT) and 63 for a label.
 _SHORT = 64
@@ -92,14 +94,5 @@ class HasEmail(Protocol):
 
 
 def email_key(user: HasEmail) -> str:
-    """Return the key of a user's address in the index users_email_key: two users cannot have the same key.
-
-    The index applies `lower` under pg_c_utf8, which maps each character to one other (Unicode's simple case mapping).
-    str.lower() does the same with two exceptions: it turns the capital I with a dot into two characters, and the
-    capital sigma at the end of a word into another one. Other differences are characters that only one of the two
-    versions of Unicode has.
-    """
-    email = user.email
-    if email.isascii():
-        return email.lower()
-    return email.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
+    """Return the key of a user's address in the index users_email_key: two users cannot have the same key."""
+    return lower(user.email)

@@ -6,6 +6,7 @@ from asyncpg import Record
 
 from api.database.fetch import Database
 from api.resources.cursors import MAX_ID, Position, write_cursor
+from api.resources.pages import Page, next_page
 from api.resources.services import Services
 from api.users import queries
 from api.users.emails import stored_form
@@ -29,12 +30,12 @@ class Listing:
             page = await queries.list_users_skip(self._database, query.skip, query.limit)
         elif backwards:
             bound = MAX_ID if query.after is None else query.after - 1
-            page = await self._list_before(queries.Page(bound, query.limit))
+            page = await self._list_before(Page(bound, query.limit))
         else:
-            page = await self._list_after(queries.Page(query.after or 0, query.limit))
-        next_query = None
-        if page["size"] == query.limit:
-            next_query = b"after=%d&limit=%d%s" % (page["last_id"], query.limit, b"&order=-id" if backwards else b"")
+            page = await self._list_after(Page(query.after or 0, query.limit))
+        next_query = next_page(page, query.limit)
+        if next_query and backwards:
+            next_query += b"&order=-id"
         return page["body"].encode(), next_query
 
 

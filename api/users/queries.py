@@ -9,18 +9,11 @@ from typing import NamedTuple
 from asyncpg import Record
 
 from api.database.fetch import Database
-from api.database.statements import Statement
 from api.resources.arrays import array, columns, in_order, lock_timeout, versions
 from api.resources.cursors import Position
 from api.resources.idempotency import Creation
+from api.resources.pages import Page, fetch_pages
 from api.users import statements as sql
-
-
-class Page(NamedTuple):
-    """At most `limit` users: after the id `bound`, or backwards from it, inclusive."""
-
-    bound: int
-    limit: int
 
 
 class NewUser(NamedTuple):
@@ -116,21 +109,12 @@ async def delete_users(database: Database, removals: Sequence[UserRemoval]) -> l
 
 async def list_users_after(database: Database, pages: Sequence[Page]) -> list[Record]:
     """Return each page of users after its bound: n, last_id, size, body (a JSON array)."""
-    return await _list_pages(database, sql.LIST_USERS_AFTER, pages)
+    return await fetch_pages(database, sql.LIST_USERS_AFTER, pages)
 
 
 async def list_users_before(database: Database, pages: Sequence[Page]) -> list[Record]:
     """Return each page of users up to its bound, largest id first; rows as in list_users_after."""
-    return await _list_pages(database, sql.LIST_USERS_BEFORE, pages)
-
-
-async def _list_pages(database: Database, statement: Statement, pages: Sequence[Page]) -> list[Record]:
-    # Equal pages are read once.
-    distinct = list(dict.fromkeys(pages))
-    bounds, limits = [page.bound for page in distinct], [page.limit for page in distinct]
-    rows = await database.fetch(statement, array(bounds), array(limits))
-    found = {distinct[row["n"] - 1]: row for row in rows}
-    return [found[page] for page in pages]
+    return await fetch_pages(database, sql.LIST_USERS_BEFORE, pages)
 
 
 async def list_users_skip(database: Database, skip: int, limit: int) -> Record:

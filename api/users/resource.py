@@ -21,7 +21,7 @@ async def _ping(database: Database) -> None:
     await select_users(database, ())
 
 
-USERS = Description(
+RESOURCE = Description(
     name="users",
     noun=USER.noun,
     path=USER.path,

@@ -1,7 +1,8 @@
 -- Creates users as insert_users.sql does, once for each idempotency key of a caller: the response is stored for 24 hours
 -- and replayed. For each n a row: the user (null if its address is taken), the body of the response ($4 if the address is
--- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3). No row for n: a trigger or a policy
--- of the database left the user out, and nothing is stored. $7 are addresses that are known to be taken.
+-- taken), is_replayed, and is_reused: the key was used with another fingerprint ($3), or for another resource. No row for
+-- n: a trigger or a policy of the database left the user out, and nothing is stored. $7 are addresses that are known to be
+-- taken.
 --
 -- A concurrent session that uses the same key is waited for, by the address or by the key. Then users_email_key or
 -- idempotency_keys_pkey is violated, which undoes this statement as a whole: run again, it sees the other's response.
@@ -13,7 +14,9 @@ with lock_timeout as materialized (
     from unnest((select $1::text[]), $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text::boolean[])
         with ordinality as asked (caller, key, fingerprint, conflict, email, name, is_taken, n)
 ), stored as (
-    select asked.n, kept.user_id, kept.body, kept.fingerprint <> asked.fingerprint as is_reused
+    -- The release before this one stored user_id in place of row_id.
+    select asked.n, coalesce(kept.row_id, kept.user_id) as row_id, kept.body,
+        (kept.resource, kept.fingerprint) <> ('users', asked.fingerprint) as is_reused
     from asked
     join public.idempotency_keys as kept on kept.caller = asked.caller and kept.key = asked.key
     where kept.created_at > now() - interval '24 hours'
@@ -53,17 +56,18 @@ with lock_timeout as materialized (
     when not matched and not fresh.is_conflict then insert (email, name) values (fresh.email, fresh.name)
     returning fresh.n, users.id, users.body
 ), answers as (
-    select fresh.*, created.id as user_id, coalesce(created.body, fresh.conflict) as body
+    select fresh.*, created.id as row_id, coalesce(created.body, fresh.conflict) as body
     from fresh
     left join created on created.n = fresh.n
     where fresh.is_conflict or created.n is not null
 ), recorded as (
-    insert into public.idempotency_keys (caller, key, fingerprint, user_id, body)
-    select caller, key, fingerprint, user_id, body
+    -- And it replays by user_id, if a request is sent again to one of its servers.
+    insert into public.idempotency_keys (caller, key, fingerprint, resource, row_id, user_id, body)
+    select caller, key, fingerprint, 'users', row_id, row_id, body
     from answers
     -- Refers to "expired", so that an expired key is deleted before it is inserted again.
     where (select count(*) from expired) >= 0
 )
-select n, user_id::bigint as row_id, body::text, true as is_replayed, is_reused from stored
+select n, row_id::bigint, body::text, true as is_replayed, is_reused from stored
 union all
-select n, user_id::bigint, body::text, false, false from answers
+select n, row_id::bigint, body::text, false, false from answers

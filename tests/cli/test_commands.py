@@ -128,6 +128,32 @@ def test_check_sql(database: str) -> None:
     assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
 
 
+def test_check_sql_names_constraints(database: str) -> None:
+    """Those of tables that the statements use, and that refer to these; rules of your own are no fault."""
+    execute(
+        database,
+        """
+        create unique index users_name_key on users (name);
+        create table orders (id int primary key, user_id bigint constraint orders_user_id_fkey references users)
+        """,
+    )
+    ended = run("check-sql", **on(database))
+    assert (ended.returncode, ended.stdout) == (0, f"{STATEMENTS} statements fit the database\n")
+    assert ended.stderr.splitlines() == [
+        "orders_user_id_fkey: no resource names it, so what violates it is 409 refused-by-database",
+        "users_name_key: no resource names it, so what violates it is 409 refused-by-database",
+        "orders_user_id_fkey: no index begins with its columns, so a delete reads the table: "
+        "create index concurrently on public.orders (user_id)",
+    ]
+    execute(database, "drop index users_email_key")
+    ended = run("check-sql", **on(database))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "users_email_key: the database has no such constraint, and the resource users names it"
+    )
+    assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
+
+
 def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> None:
     with served(cwd=directory) as (url, _):
         assert httpx.get(f"{url}/api/v1/users").text == "[]"

@@ -8,24 +8,24 @@ from api.app import RESOURCES
 from tests.support.catalogue import empty, find_gaps
 from tests.support.database import execute
 
-MEMBERS = """
-    create table teams (id bigint constraint teams_pkey primary key, name text);
-    create unique index teams_name_key on teams (lower(name));
-    create table members (
-        team_id bigint constraint members_team_id_fkey references teams on delete cascade,
-        user_id bigint constraint members_user_id_fkey references users on delete cascade,
+OWNERS = """
+    create table gadgets (id bigint constraint gadgets_pkey primary key, name text);
+    create unique index gadgets_name_key on gadgets (lower(name));
+    create table owners (
+        gadget_id bigint constraint owners_gadget_id_fkey references gadgets on delete cascade,
+        user_id bigint constraint owners_user_id_fkey references users on delete cascade,
         during tstzrange,
-        constraint members_pkey primary key (team_id, user_id),
-        constraint members_during_excl exclude using gist (during with &&)
+        constraint owners_pkey primary key (gadget_id, user_id),
+        constraint owners_during_excl exclude using gist (during with &&)
     )
 """
 NAMES = [
-    "members_during_excl",
-    "members_pkey",
-    "members_team_id_fkey",
-    "members_user_id_fkey",
-    "teams_name_key",
-    "teams_pkey",
+    "gadgets_name_key",
+    "gadgets_pkey",
+    "owners_during_excl",
+    "owners_gadget_id_fkey",
+    "owners_pkey",
+    "owners_user_id_fkey",
 ]
 
 
@@ -38,27 +38,30 @@ def test_a_reason_is_a_sentence() -> None:
 
 
 def test_constraints_that_no_resource_names_are_found(database: str) -> None:
-    execute(database, MEMBERS)
+    execute(database, OWNERS)
     gaps = find_gaps(database, RESOURCES)
-    assert [gap.partition(":")[0] for gap in gaps if "no resource has a problem" in gap] == NAMES
+    assert [gap.partition(":")[0] for gap in gaps if "no resource names it" in gap] == NAMES
 
 
 @pytest.mark.parametrize(
     ("index", "unindexed"),
     [
         ("", True),
-        ("create index members_user on members (user_id)", False),
-        ("create index members_user on members (user_id, team_id)", False),
-        ("create index members_user on members (user_id) where user_id is not null", False),
-        ("create index members_user on members (user_id) where team_id > 0", True),
-        ("create index members_user on members (lower(user_id::text))", True),
+        ("create index owners_user on owners (user_id)", False),
+        ("create index owners_user on owners (user_id, gadget_id)", False),
+        ("create index owners_user on owners (user_id) where user_id is not null", False),
+        ("create index owners_user on owners (user_id) where gadget_id > 0", True),
+        ("create index owners_user on owners (lower(user_id::text))", True),
     ],
 )
 def test_a_foreign_key_without_an_index_is_found(database: str, index: str, unindexed: bool) -> None:
-    """The primary key begins with team_id, and is no help to who deletes a user."""
-    execute(database, f"{MEMBERS}; {index}")
+    """The primary key begins with gadget_id, and is no help to who deletes a user."""
+    execute(database, f"{OWNERS}; {index}")
     gaps = [gap for gap in find_gaps(database, RESOURCES) if "no index" in gap]
-    expected = "members_user_id_fkey: no index begins with its columns, so a delete reads the table"
+    expected = (
+        "owners_user_id_fkey: no index begins with its columns, so a delete reads the table: "
+        "create index concurrently on public.owners (user_id)"
+    )
     assert gaps == ([expected] if unindexed else [])
 
 
@@ -67,26 +70,38 @@ def test_a_unique_index_that_is_not_recognised_by_its_definition_is_found(
     database: str, indexes: dict[str, str]
 ) -> None:
     """While it is replaced it has another name, under which its violation would have no problem."""
-    (users,) = RESOURCES
-    (gap,) = find_gaps(database, [replace(users, indexes=indexes)])
-    assert gap.startswith("users_email_key: its definition is public.users (lower(email COLLATE pg_c_utf8)), so")
+    users, *others = RESOURCES
+    (gap,) = find_gaps(database, [replace(users, indexes=indexes), *others])
+    assert gap.startswith("users_email_key: its definition is public.users (lower(email COLLATE pg_c_utf8)); expected")
 
 
 def test_names_that_the_database_does_not_have_are_found(database: str) -> None:
-    (users,) = RESOURCES
-    more = replace(users, name="teams", constraints={}, unreachable={"teams_key": "none", "users_pkey": "none"})
-    assert find_gaps(database, (users, more)) == [
-        "users_pkey: named twice, by users and by teams",
-        "teams_key: teams names it, and the database has no such constraint",
+    users = RESOURCES[0]
+    more = replace(users, name="gadgets", constraints={}, unreachable={"gadgets_key": "none", "users_pkey": "none"})
+    assert find_gaps(database, (*RESOURCES, more)) == [
+        "users_pkey: named twice",
+        "gadgets_key: the database has no such constraint, and the resource gadgets names it",
     ]
 
 
+@pytest.mark.parametrize(
+    "replacing",
+    [
+        "create unique index users_email_key_ccnew on users (lower(email collate pg_c_utf8))",
+        "alter index users_email_key rename to users_email_key_ccold",
+    ],
+)
+def test_an_index_that_is_being_replaced_is_recognised(database: str, replacing: str) -> None:
+    execute(database, replacing)
+    assert find_gaps(database, RESOURCES) == []
+
+
 def test_what_refers_to_a_table_is_emptied_with_it(database: str) -> None:
-    execute(database, MEMBERS)
+    execute(database, OWNERS)
     for _ in range(2):
         execute(database, "insert into users (email) values ('ada@example.com')")
-        execute(database, "insert into teams values (1); insert into members select 1, id from users")
+        execute(database, "insert into gadgets values (1); insert into owners select 1, id from users")
         empty(database)
-        assert execute(database, "select (select count(*) from members), (select count(*) from teams)") == [(0, 0)]
+        assert execute(database, "select (select count(*) from owners), (select count(*) from gadgets)") == [(0, 0)]
     execute(database, "insert into users (email) values ('ada@example.com')")
     assert execute(database, "select id from users") == [(1,)]

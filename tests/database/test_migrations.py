@@ -31,10 +31,10 @@ with relation as (
 select 'relation', relname, relkind::text from relation
 union all
 select 'column', relname || '.' || attname, concat_ws(
-    ' ', attnum, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, attcollation::regcollation,
-    pg_get_expr(adbin, adrelid))
+    ' ', row_number() over (partition by relname order by attnum), format_type(atttypid, atttypmod), attnotnull,
+    attidentity, attgenerated, attcollation::regcollation, pg_get_expr(adbin, adrelid))
 from relation join pg_attribute on attrelid = relation.oid left join pg_attrdef on (adrelid, adnum) = (attrelid, attnum)
-where attnum > 0 and relkind = 'r'
+where attnum > 0 and not attisdropped and relkind = 'r'
 union all
 select 'constraint', conname, pg_get_constraintdef(pg_constraint.oid) from relation
 join pg_constraint on conrelid = relation.oid

@@ -242,7 +242,7 @@ async def test_one_row_that_cannot_be_read_fails_no_other_of_a_batch(database: s
 
 PLACES = [
     "drop schema public cascade",
-    "drop table users",
+    "drop table users cascade",
     "alter table users drop column body",
     "drop function user_body cascade",
     "drop table idempotency_keys",

@@ -8,8 +8,9 @@ import asyncio
 import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.database import migrations
+from api.neon.url import parse_url
+from api.users import statements
 from tests.support import ROOT
 from tests.support.commands import USERS_API, run, served
 from tests.support.database import execute
@@ -143,3 +147,40 @@ def test_a_taken_address_is_told_while_its_index_is_rebuilt(client: httpx.Client
     path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
     execute(database, f"alter index users_email_key rename to {name}")
     assert client.patch(path, json={"email": "taken@example.com"}).status_code == 409
+
+
+Create = Callable[[str, str], httpx.Response]
+
+
+@pytest.fixture
+def create(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Create:
+    """Create a user with a key and that name, by this release or by the one `before` it."""
+    before = replace(statements.INSERT_USERS_ONCE, sql=(CHANGES / "before/insert_users_once.sql").read_text("utf-8"))
+    by = {"before": before, "this": statements.INSERT_USERS_ONCE}
+
+    def create(release: str, name: str) -> httpx.Response:
+        monkeypatch.setattr(statements, "INSERT_USERS_ONCE", by[release])
+        return client.post(USERS, json={"email": f"{name}@example.com"}, headers={"idempotency-key": name})
+
+    return create
+
+
+@pytest.mark.parametrize(("first", "second"), [("before", "this"), ("this", "before"), ("this", "this")])
+def test_a_creation_that_is_sent_again_to_a_server_of_the_other_release(
+    client: httpx.Client, create: Create, first: str, second: str
+) -> None:
+    client.post(USERS, json={"email": "taken@example.com"})
+    for name, status in (("ada", 201), ("taken", 409)):
+        created, again = create(first, name), create(second, name)
+        assert (created.status_code, again.status_code) == (status, status)
+        assert (again.content, again.headers.get("location")) == (created.content, created.headers.get("location"))
+        assert again.headers["idempotency-replayed"] == "true"
+
+
+def test_the_release_before_replays_after_a_rollback_of_the_schema(database: str, create: Create) -> None:
+    created = create("this", "ada")
+    while migrations.rollback(parse_url(database)) != "0004.key-any-resource":
+        pass
+    again = create("before", "ada")
+    assert (again.status_code, again.content) == (201, created.content)
+    assert create("before", "grace").status_code == 201

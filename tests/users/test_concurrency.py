@@ -73,6 +73,6 @@ async def test_two_workers_that_create_the_same_users_never_deadlock(database: s
         rows = [each for each in outcomes if isinstance(each, list)]
         assert {type(each) for each in outcomes} <= {list, asyncpg.UniqueViolationError}
         assert [each for each in rows if all(row and row["body"] for row in each)]
-        execute(database, "truncate users")
+        execute(database, "delete from users")
     for worker in workers:
         await worker.close()

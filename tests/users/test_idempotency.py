@@ -1,7 +1,6 @@
 """Idempotency-Key: however often a creation is sent, there is one user and one answer."""
 
 import asyncio
-import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -363,11 +362,25 @@ def test_a_failure_to_erase_fails_no_request(
         wait_until_true(database, ERASED)
 
 
-def test_a_deleted_user_stays_in_the_answer_until_it_expires(client: httpx.Client, database: str) -> None:
+STATEMENT = "delete from public.idempotency_keys where resource = 'users' and coalesce(row_id, user_id) = 42"
+
+
+@pytest.mark.parametrize("row_id", ["row_id", "null"], ids=["this release", "the release before"])
+def test_a_deleted_user_stays_in_the_answer_until_it_expires(client: httpx.Client, database: str, row_id: str) -> None:
     """As documented, with the statement that erases it at once."""
     first = create(client, "one")
     client.delete(first.headers["location"])
     assert execute(database, "select body from idempotency_keys") == [(first.text,)]
-    (statement,) = re.findall("delete from public.idempotency_keys where user_id = 42", OPERATIONS.read_text())
-    execute(database, statement.replace("42", str(first.json()["id"])))
-    assert execute(database, "select count(*) from idempotency_keys") == [(0,)]
+    execute(database, f"update idempotency_keys set row_id = {row_id}")
+    execute(database, "insert into idempotency_keys values ('', 'other', '', null, '', now(), 'teams', 42)")
+    assert STATEMENT in OPERATIONS.read_text()
+    execute(database, STATEMENT.replace("42", str(first.json()["id"])))
+    assert execute(database, "select key from idempotency_keys") == [("other",)]
+
+
+def test_a_key_stands_for_one_creation_of_one_resource(client: httpx.Client, database: str) -> None:
+    """Even if both were asked for with the same values."""
+    created = create(client, "one")
+    assert execute(database, "select resource, row_id from idempotency_keys") == [("users", created.json()["id"])]
+    execute(database, "update idempotency_keys set resource = 'teams'")
+    assert_problem(create(client, "one"), 422, "idempotency-key-reused")

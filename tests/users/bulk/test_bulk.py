@@ -588,7 +588,7 @@ def test_only_so_many_at_once(database: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", [IMPORT, EXPORT])
 def test_one_caller_leaves_a_slot_to_others(database: str, path: str) -> None:
-    execute(database, "truncate users restart identity")
+    execute(database, "truncate users restart identity cascade")
     (ada, ada_entry), (bob, bob_entry) = (make_api_key(name, read_only=False) for name in ("ada", "bob"))
     settings = settings_for(database, bulk_max_requests=3, api_keys=f"{ada_entry},{bob_entry}")
 
