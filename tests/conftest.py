@@ -24,6 +24,7 @@ from tests.support.database import MakeDatabase, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
 from tests.support.roles import OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
+from tests.support.standby import Standby
 
 _names = count(1)
 
@@ -165,6 +166,25 @@ def neon(rig: Rig, postgres: str) -> Iterator[NeonDatabase]:
     with _new_database(postgres, "neon_migrated", neon_rig.ROLE) as url:
         yield rig.database(url)
         rig.cut(neon_rig.Cut.RESET)
+
+
+@pytest.fixture(scope="session")
+def session_standby(postgres: str) -> Iterator[Standby]:
+    """A replica of this session's PostgreSQL."""
+    directory = Path(parse_url(postgres).hosts[0][0]).parent / "standby"
+    standby = Standby(postgres, directory)
+    standby.start()
+    yield standby
+    standby.stop()
+
+
+@pytest.fixture
+def standby(session_standby: Standby, database: str) -> Iterator[Standby]:
+    """The replica, which has this test's database and replays."""
+    session_standby.catch_up()
+    yield session_standby
+    session_standby.start()
+    session_standby.resume()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ _COMMANDS = {
     "import": "api.cli.import_users:import_users",
     "key": "api.cli.key:key",
     "migrate": "api.cli.migrate:migrate",
+    "new-resource": "api.cli.new_resource:new_resource",
     "openapi": "api.cli.openapi:openapi",
     "serve": "api.cli.serve:serve",
 }

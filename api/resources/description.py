@@ -44,7 +44,10 @@ class Description:
 
 
 def load(*names: str) -> tuple[Description, ...]:
-    """Return RESOURCE of api/NAME/resource.py for each name. Raises ImportError and AttributeError if there is none."""
+    """Return the description in each of these packages of `api`: RESOURCE of its module `resource`.
+
+    Raises ImportError or AttributeError if there is none.
+    """
     return tuple(resolve_name(f"api.{name}.resource:RESOURCE") for name in names)
 
 

@@ -30,6 +30,7 @@ STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
         (["check-sql"], ["Exit code 1"]),
         (["doctor"], ["--replicas", "--workers", "--timeout", "--json", "Exit code 1", "NO_COLOR", "Examples"]),
         (["key"], ["--read-only", "API_KEYS", "Examples"]),
+        (["new-resource"], ["--singular", "never touches", "docs/add-a-resource.md", "Examples", "Exit code 2"]),
         (["openapi"], ["/openapi.json", "Example"]),
         (["import"], ["--on-conflict", "refused", "Examples", "DIRECT_URL", "Exit code 1"]),
         (["export"], ["--format", "snapshot", "Examples", "DIRECT_URL"]),

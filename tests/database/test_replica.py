@@ -31,25 +31,6 @@ BEYOND = "FFFFFFFF/FFFFFFFF"
 both_ways = pytest.mark.parametrize("batching", [True, False], indirect=True, ids=["batching", "no batching"])
 
 
-@pytest.fixture(scope="session")
-def session_standby(postgres: str) -> Iterator[Standby]:
-    """A replica of this session's PostgreSQL."""
-    directory = Path(parse_url(postgres).hosts[0][0]).parent / "standby"
-    standby = Standby(postgres, directory)
-    standby.start()
-    yield standby
-    standby.stop()
-
-
-@pytest.fixture
-def standby(session_standby: Standby, database: str) -> Iterator[Standby]:
-    """The replica, which has this test's database and replays."""
-    session_standby.catch_up()
-    yield session_standby
-    session_standby.start()
-    session_standby.resume()
-
-
 @pytest.fixture(params=[True])
 def batching(request: pytest.FixtureRequest) -> bool:
     """Whether requests share statements: both ways where that makes a difference."""

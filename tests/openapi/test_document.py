@@ -60,7 +60,9 @@ def test_every_operation_says_what_it_takes_gives_and_refuses(document: dict[str
         for content in operation.get("requestBody", {}).get("content", {}).values():
             assert "example" in content, where
         if path not in ("/health", "/ready"):
-            assert operation["security"] == [{"bearer": ["users:read" if method == "get" else "users:write"]}]
+            (resource,) = operation["tags"]
+            assert path.startswith(f"/api/v1/{resource}")
+            assert operation["security"] == [{"bearer": [f"{resource}:{'read' if method == 'get' else 'write'}"]}]
             assert {"400", "401", "403", "500", "503"} <= set(operation["responses"]), where
 
 
