@@ -16,6 +16,7 @@ from api.auth.tokens import Tokens
 from api.database.fetch import PooledDatabase
 from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
+from api.environment import SettingsError
 from api.http.cors import allow_origins
 from api.http.gate import Gate
 from api.http.resource import Routes, resources
@@ -27,7 +28,7 @@ from api.resources.services import Services
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
 from api.service.read_after import replicated
-from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
+from api.settings import AUTHENTICATION_MISSING, Settings
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 

@@ -20,7 +20,8 @@ from api.cli.progress import Progress
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.database.pooling import is_pooled, meet_backends
-from api.settings import Settings, SettingsError
+from api.environment import SettingsError
+from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.writing import copy_rows, write_rows

@@ -150,8 +150,8 @@ RELIANCES = (
         "uvicorn.config:Config",
         "api.server.lifecycle:Server",
         "`on_tick` makes the default headers of `encoded_headers` once a second; `shutdown` reads "
-        "`timeout_graceful_shutdown` when it begins. The supervisor binds the socket for its workers.",
-        {"bind_socket": "97f8fea4957c", "configure_logging": "2636c3164cd0"},
+        "`timeout_graceful_shutdown` when it begins.",
+        {"configure_logging": "2636c3164cd0"},
         ("encoded_headers", "log_config", "timeout_graceful_shutdown"),
     ),
 )
