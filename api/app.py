@@ -70,7 +70,7 @@ def create_app(
         reads = make_routes(described, replace(_services(settings, database, gate), database=replica))
         served = replicated(documented, reads, replica)
 
-    others = documentation(document(documented, scopes, words_of(described)))
+    others = documentation(partial(document, documented, scopes, words_of(described)))
     if settings.metrics_port is None:
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
