@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
-from api.auth.tokens import check_key_set_url
+from api.auth.loopback import check_key_set_url
 from api.http.cors import parse_origins
 from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
