@@ -13,6 +13,8 @@ RUNNABLE := $(firstword $(wildcard $(INSTALLED)) $(VENV)/.installed-run)
 FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
 	$(addprefix tests/users/,test_contract.py bulk/test_formats.py bulk/test_parsing.py) tests/openapi/test_document.py \
 	tests/auth/test_tokens.py
+# Some machines forbid bytecode. Each of the hundreds of processes that the tests start would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; three of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 

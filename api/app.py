@@ -12,7 +12,6 @@ from starlette.types import ASGIApp
 
 from api.auth.guard import Guard
 from api.auth.scopes import Scopes
-from api.auth.tokens import Tokens
 from api.database.fetch import PooledDatabase
 from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
@@ -33,6 +32,7 @@ from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 
 if TYPE_CHECKING:
+    from api.auth.tokens import Tokens
     from api.telemetry.tracing import Tracing
 
 
@@ -70,7 +70,7 @@ def create_app(
         reads = make_routes(described, replace(_services(settings, database, gate), database=replica))
         served = replicated(documented, reads, replica)
 
-    others = documentation(document(documented, scopes, words_of(described)))
+    others = documentation(partial(document, documented, scopes, words_of(described)))
     if settings.metrics_port is None:
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
@@ -130,8 +130,10 @@ def _services(settings: Settings, database: PooledDatabase, gate: Gate) -> Servi
     )
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _tokens(settings: Settings) -> "Tokens | None":
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
+        from api.auth.tokens import Tokens  # with PyJWT and cryptography, a fifth of the time in which a server starts
+
         return Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
     return None
 

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
-from api.auth.tokens import check_key_set_url
+from api.auth.loopback import check_key_set_url
 from api.environment import SettingsError, clean, read_env_file
 from api.http.cors import parse_origins
 from api.neon.drivers import DatabaseURL

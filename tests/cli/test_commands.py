@@ -1,4 +1,4 @@
-"""The command line, each command in a process of its own."""
+"""The command line."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from api.cli import main
 from tests.support import ROOT
-from tests.support.commands import USERS_API, environment, on, run, served
+from tests.support.commands import environment, on, run, served
 from tests.support.database import execute
 
 STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
@@ -85,7 +85,7 @@ def test_wrong_settings_end_with_one_message(command: list[str], variables: dict
 @pytest.mark.parametrize("command", [["serve"], ["migrate"], ["check-sql"], ["doctor"], ["import", "-"], ["export"]])
 def test_an_env_file_that_is_not_utf_8_ends_with_one_message(command: list[str], directory: Path) -> None:
     (directory / ".env").write_bytes(b"# caf\xe9\n")
-    ended = run(*command, program=["sh", "-c", 'cd "$0" && exec "$@"', directory, USERS_API])
+    ended = run(*command, cwd=str(directory))
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == ["users-api: .env: not UTF-8 at byte 5: save it as UTF-8"]
 
