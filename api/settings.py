@@ -1,12 +1,15 @@
 """Every setting, from the environment or from `.env`: typed, ranged, documented. An error names its variable."""
 
+import os
+from collections.abc import Callable
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
-from api.auth.tokens import check_key_set_url
+from api.auth.loopback import check_key_set_url
+from api.environment import SettingsError, clean, read_env_file
 from api.http.cors import parse_origins
 from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
@@ -17,8 +20,27 @@ AUTHENTICATION_MISSING = (
 )
 
 
-class SettingsError(Exception):
-    """Invalid settings. The message names each variable and the remedy, and contains no secret."""
+def _check_visible(value: str) -> None:
+    if not value.isprintable():
+        raise ValueError("it has an invisible character: type it anew")
+
+
+def _check_replica(url: str) -> None:
+    if len(parse_url(url).hosts) > 1:
+        raise ValueError("it names several hosts, but replicas may lag differently: name one host")
+
+
+_CHECKS: dict[str, Callable[[str], object]] = {
+    "database_url": parse_url,
+    "direct_url": parse_url,
+    "read_database_url": _check_replica,
+    "api_keys": parse_api_keys,
+    "jwt_issuer": _check_visible,
+    "jwt_audience": _check_visible,
+    "jwt_jwks_url": check_key_set_url,
+    "cors_origins": parse_origins,
+}
+"""What reads a text; each raises ValueError, with the remedy, for one that it cannot use."""
 
 
 class Settings(BaseSettings):
@@ -130,39 +152,16 @@ class Settings(BaseSettings):
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
 
-    @field_validator("database_url", "direct_url", "read_database_url")
+    @field_validator("*", mode="before")
     @classmethod
-    def _url_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            parse_url(value.get_secret_value())
-        return value
+    def _value_is_clean(cls, value: object, info: ValidationInfo) -> object:
+        return clean(value, str(info.field_name).upper()) if isinstance(value, str) else value
 
-    @field_validator("read_database_url")
+    @field_validator(*_CHECKS)
     @classmethod
-    def _one_replica(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(parse_url(value.get_secret_value()).hosts) > 1:
-            raise ValueError("it names several hosts, but replicas may lag differently: name one host")
-        return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _keys_are_readable(cls, value: SecretStr | None) -> SecretStr | None:
+    def _value_is_usable(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
         if value is not None:
-            parse_api_keys(value.get_secret_value())
-        return value
-
-    @field_validator("jwt_jwks_url")
-    @classmethod
-    def _keys_come_over_https(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_key_set_url(value)
-        return value
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _origins_are_origins(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_origins(value)
+            _CHECKS[str(info.field_name)](value.get_secret_value() if isinstance(value, SecretStr) else value)
         return value
 
     @model_validator(mode="after")
@@ -210,7 +209,7 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> list[str]:
         """The origins listed in CORS_ORIGINS."""
-        return parse_origins(self.cors_origins or "")
+        return parse_origins(self.cors_origins) if self.cors_origins else []
 
     @property
     def pooled(self) -> DatabaseURL:
@@ -228,19 +227,20 @@ class Settings(BaseSettings):
         return None if self.read_database_url is None else parse_url(self.read_database_url.get_secret_value())
 
 
+VARIABLES = tuple(name.upper() for name in Settings.model_fields)
+
+
 def load_settings() -> Settings:
     """Read the environment and `.env` in the working directory; the environment wins.
 
     Raises SettingsError with one line per invalid variable, or one line for a `.env` that cannot be read.
     """
+    in_environment = {name.lower() for name, value in os.environ.items() if value}
+    in_file = {name.lower(): value for name, value in read_env_file().items() if name.lower() not in in_environment}
     try:
-        return Settings(_env_file=".env")
+        return Settings(**in_file)  # type: ignore[arg-type] # pydantic parses texts
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(each["loc"], each["msg"]) for each in error.errors())) from None
-    except UnicodeDecodeError as error:  # Its text quotes the bytes, which may be a secret.
-        raise SettingsError(f".env: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except OSError as error:
-        raise SettingsError(f".env: {error.strerror}: make it readable for this user or remove it") from None
 
 
 def _parse(url: SecretStr | None, variable: str, purpose: str) -> DatabaseURL:

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from api.app import create_app
@@ -20,7 +21,7 @@ from api.neon.url import parse_url
 from tests.support import leaks
 from tests.support import rig as neon_rig
 from tests.support.catalogue import grant
-from tests.support.database import MakeDatabase, execute, in_memory
+from tests.support.database import MakeDatabase, NewDatabase, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
 from tests.support.roles import OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
@@ -98,12 +99,22 @@ def _url_of(postgres: str, name: str) -> str:
     return postgres.replace("/postgres?", f"/{name}?")
 
 
-@contextmanager
-def _new_database(postgres: str, template: str, owner: str = "postgres") -> Iterator[str]:
-    name = f"test_{next(_names)}"
-    execute(postgres, f"create database {name} template {template} owner {owner}")
-    yield _url_of(postgres, name)
-    execute(postgres, f"drop database {name} with (force)")
+@pytest.fixture(scope="session")
+def new_database(postgres: str) -> Iterator[NewDatabase]:
+    """Clone a template for the length of a block."""
+    # One connection for all of them: opening one takes PostgreSQL longer than most statements.
+    with psycopg.connect(**parse_url(postgres).psycopg_arguments(), autocommit=True) as connection:  # type: ignore[arg-type]
+
+        @contextmanager
+        def create(template: str, owner: str = "postgres") -> Iterator[str]:
+            name = f"test_{next(_names)}"
+            # Copying the files, which are in memory, takes two thirds of the time of writing each page to the log.
+            clone = f"create database {name} template {template} strategy file_copy owner {owner}"
+            connection.execute(clone.encode())
+            yield _url_of(postgres, name)
+            connection.execute(f"drop database {name} with (force)".encode())
+
+        yield create
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +128,10 @@ def template(postgres: str) -> str:
 
 
 @pytest.fixture
-def make_database(postgres: str, template: str) -> Iterator[MakeDatabase]:
+def make_database(new_database: NewDatabase, template: str) -> Iterator[MakeDatabase]:
     """Create a migrated database with each call."""
     with ExitStack() as databases:
-        yield lambda: databases.enter_context(_new_database(postgres, template))
+        yield lambda: databases.enter_context(new_database(template))
 
 
 @pytest.fixture
@@ -130,9 +141,9 @@ def database(make_database: MakeDatabase) -> str:
 
 
 @pytest.fixture
-def empty_database(postgres: str) -> Iterator[str]:
+def empty_database(new_database: NewDatabase) -> Iterator[str]:
     """The URL of a database that was never migrated."""
-    with _new_database(postgres, "template0") as url:
+    with new_database("template0") as url:
         yield url
 
 
@@ -161,9 +172,9 @@ def rig(session_rig: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def neon(rig: Rig, postgres: str) -> Iterator[NeonDatabase]:
+def neon(rig: Rig, new_database: NewDatabase) -> Iterator[NeonDatabase]:
     """A migrated database without a user, behind the rig."""
-    with _new_database(postgres, "neon_migrated", neon_rig.ROLE) as url:
+    with new_database("neon_migrated", neon_rig.ROLE) as url:
         yield rig.database(url)
         rig.cut(neon_rig.Cut.RESET)
 

@@ -3,14 +3,18 @@
 import hmac
 from collections.abc import Collection, Iterable
 from time import time
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth.keys import Caller, digest_of
 from api.auth.problems import insufficient_scope, invalid_credentials, several_credentials, unauthenticated
 from api.auth.scopes import Scopes
-from api.auth.tokens import Tokens
+from api.http.request import values_of
 from api.http.response import send_problem
+
+if TYPE_CHECKING:
+    from api.auth.tokens import Tokens
 
 _INVALID = "The API key or token is not valid"
 _MAX_CACHED_TOKENS = 10_000
@@ -30,7 +34,7 @@ class Guard:
         app: ASGIApp,
         *,
         keys: Iterable[Caller],
-        tokens: Tokens | None,
+        tokens: "Tokens | None",
         scopes: Scopes,
         open_paths: Collection[str],
     ) -> None:
@@ -56,7 +60,7 @@ class Guard:
 
     async def _authenticate(self, scope: Scope, path: str) -> str:
         """Return the name of the caller. Raises Problem for missing or invalid credentials and for a missing scope."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = values_of(scope, b"authorization")
         if len(sent) > 1:
             raise several_credentials()
         scheme, _, credentials = sent[0].partition(b" ") if sent else (b"", b"", b"")

@@ -11,11 +11,9 @@ from http.client import HTTPMessage
 from math import inf
 from time import monotonic
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 import jwt
 
-from api.auth.loopback import is_loopback
 from api.auth.problems import invalid_credentials, keys_unavailable
 from api.errors import describe
 from api.threads import in_daemon_thread
@@ -166,15 +164,6 @@ class SigningKeys:
             self._reading.release()
 
 
-def check_key_set_url(url: str) -> None:
-    """Raise ValueError unless `url` is https, or http on a loopback host: anyone in between could replace the keys."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        raise ValueError("write an https:// URL (http:// for the loopback address alone)")
-    if not parts.hostname or parts.username is not None:
-        raise ValueError("write https://HOST/PATH, without a user")
-
-
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -185,7 +174,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def _fetch_keys(url: str) -> dict[str, list[jwt.PyJWK]]:
     """Fetch a JWKS (RFC 7517, section 5); blocks. Keys for other algorithms are left out."""
     ends = monotonic() + 2 * _FETCH_SECONDS
-    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - check_key_set_url allows only https, and http on a loopback host
+    request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "users-api"})  # noqa: S310 - settings allow only https, and http on a loopback host
     try:
         response = urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS)
     except urllib.error.HTTPError as error:

@@ -10,8 +10,9 @@ import click
 from pydantic import SecretStr
 
 from api.database import embedded
+from api.environment import SettingsError, warn_of_misspelt_names
 from api.errors import DatabaseUnavailableError, MigrationError, OutcomeUnknownError, Problem, describe
-from api.settings import Settings, SettingsError, load_settings
+from api.settings import VARIABLES, Settings, load_settings
 
 P = ParamSpec("P")
 
@@ -41,12 +42,22 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def read_settings() -> Settings:
+    """Return the settings, after a warning about variables that look like one but are none."""
+    warn_of_misspelt_names(VARIABLES)
+    return load_settings()
+
+
 def settings_with_database() -> tuple[Settings, bool]:
+    """Return the settings, and True if their database is the embedded one: see `with_database`."""
+    return with_database(read_settings())
+
+
+def with_database(settings: Settings) -> tuple[Settings, bool]:
     """Return the settings, and True if their database is the embedded one, which is started if no URL is set.
 
     With one URL alone `Settings.pooled` or `Settings.direct` raises SettingsError, for the command that needs it.
     """
-    settings = load_settings()
     if settings.database_url is not None or settings.direct_url is not None:
         return settings, False
     url = embedded.start()

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import click
 import orjson
 
-import api.app  # noqa: F401 - declares the statements that doctor checks
 from api.cli.common import explain_errors, settings_with_database
 from api.doctor import examine
 from api.doctor.findings import Step

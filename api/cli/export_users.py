@@ -18,6 +18,7 @@ from api.database.options import database_options
 from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.formats import export_users as copy_users
+from api.users.resource import RESOURCE
 from api.users.statements import ESTIMATE_USERS
 
 
@@ -60,17 +61,17 @@ def export_users(file: Path, format_name: str | None) -> None:
 async def _export(settings: Settings, output: BinaryIO, format: Format, file: Path) -> None:
     async with PooledDatabase(database_options(settings)).connect() as connection:
         size = await connection.fetchval(ESTIMATE_USERS.sql)
-        with Progress(str(file), size if size > 0 else None) as progress:
+        with Progress(str(file), RESOURCE.name, size if size > 0 else None) as progress:
 
             async def write(data: bytes) -> None:
                 try:
                     output.write(data)
                 except OSError as error:
                     raise _WriteError from error
-                users = data.count(b"\n")
-                progress.update(users, progress.users + users)
+                rows = data.count(b"\n")
+                progress.update(rows, progress.rows + rows)
 
-            progress.users = await copy_users(connection, format, write)
+            progress.rows = await copy_users(connection, format, write)
     click.echo(str(progress), err=True)
 
 

@@ -15,16 +15,17 @@ from typing import Any, BinaryIO, get_args
 import click
 import orjson
 
-import api.users.resource  # noqa: F401 - registers the problems of constraints
 from api.cli.common import POOLED_DIRECT_URL, direct_settings, explain_errors
 from api.cli.progress import Progress
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.database.pooling import is_pooled, meet_backends
-from api.settings import Settings, SettingsError
+from api.environment import SettingsError
+from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.importing import Counts, Import
 from api.users.bulk.writing import copy_rows, write_rows
+from api.users.resource import RESOURCE
 from api.users.schemas import OnConflict
 
 _CHUNK_ROWS = 10_000
@@ -76,7 +77,7 @@ def import_users(file: BinaryIO, format_name: str | None, on_conflict: OnConflic
 
 async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflict: OnConflict, counts: Counts) -> None:
     request_id = secrets.token_hex(8)
-    progress = Progress(file.name, _size(file))
+    progress = Progress(file.name, RESOURCE.name, _size(file))
 
     def report(line: dict[str, Any]) -> None:
         if "problem" in line:
@@ -104,7 +105,7 @@ async def _import(settings: Settings, file: BinaryIO, format: Format, on_conflic
                 await work.run(_show(_read(file), progress, counts))
     finally:
         await database.close()
-        progress.users = counts.users
+        progress.rows = counts.users
         outcomes = ", ".join(f"{number:,} {name}" for name, number in asdict(counts).items() if name != "lines")
         click.echo(f"{outcomes} ({progress})", err=True)
 
@@ -122,7 +123,7 @@ async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
         while piece := file.read(_PIECE_BYTES):
             yield piece
         return
-    # The event loop writes users while the pipe is silent.
+    # The event loop writes rows while the pipe is silent.
     reader = asyncio.StreamReader(_PIECE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
     while piece := await reader.read(_PIECE_BYTES):

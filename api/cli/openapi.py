@@ -6,8 +6,7 @@ import click
 from pydantic import SecretStr
 
 from api.app import describe
-from api.cli.common import explain_errors
-from api.settings import load_settings
+from api.cli.common import explain_errors, read_settings
 
 
 @click.command()
@@ -20,5 +19,5 @@ def openapi() -> None:
       users-api openapi > openapi.json
     """
     # The routes are described and not served, so the URL is never used: none has to be set.
-    settings = load_settings().model_copy(update={"database_url": SecretStr("postgresql://user@localhost/database")})
+    settings = read_settings().model_copy(update={"database_url": SecretStr("postgresql://user@localhost/database")})
     click.echo(json.dumps(describe(settings), indent=2, ensure_ascii=False))

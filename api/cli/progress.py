@@ -13,11 +13,12 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Counts users, and steps up to `length` (None: unknown), from which it estimates the time left."""
+    """Counts rows, which it calls `names`, and steps up to `length` (None: unknown), which tell the time left."""
 
-    def __init__(self, label: str, length: int | None) -> None:
-        self.users = 0
+    def __init__(self, label: str, names: str, length: int | None) -> None:
+        self.rows = 0
         self._label = label
+        self._names = names
         self._started = self._shown = time.monotonic()
         steps: Iterator[int] = count()  # click needs an iterable if the length is unknown
         self._bar = click.progressbar(
@@ -31,9 +32,9 @@ class Progress:
         )
 
     def __str__(self) -> str:
-        """Return the number of users so far, and the rate."""
+        """Return the number of rows so far, and the rate."""
         seconds = max(time.monotonic() - self._started, 0.001)
-        return f"{self.users:,} users, {self.users / seconds:,.0f} users/s"
+        return f"{self.rows:,} {self._names}, {self.rows / seconds:,.0f} {self._names}/s"
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
@@ -44,9 +45,9 @@ class Progress:
     ) -> None:
         self._bar.__exit__(kind, error, traceback)
 
-    def update(self, steps: int, users: int) -> None:
-        """Add steps, and set the number of users so far."""
-        self.users = users
+    def update(self, steps: int, rows: int) -> None:
+        """Add steps, and set the number of rows so far."""
+        self.rows = rows
         self._bar.update(steps)
         if self._bar.hidden and time.monotonic() - self._shown >= _LINE_SECONDS:
             self._shown = time.monotonic()

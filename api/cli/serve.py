@@ -1,15 +1,18 @@
 """`users-api serve`."""
 
 import logging.config
+import shlex
 import sys
 
 import click
 
 from api.auth.loopback import is_loopback
-from api.cli.common import explain_errors, settings_with_database
+from api.cli.common import explain_errors, read_settings, with_database
+from api.environment import SettingsError
+from api.server.listening import bind, port_of, url_of
 from api.server.run import run_server
-from api.server.workers import prepare_environment
-from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError, load_settings
+from api.server.workers import prepare_environment, warn_without_authentication
+from api.settings import AUTHENTICATION_MISSING, Settings
 from api.telemetry.directory import shared_directory
 from api.telemetry.logs import log_config
 
@@ -42,8 +45,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     On the embedded PostgreSQL the migrations are applied first. Run `users-api migrate` first for any other database.
     The database may be suspended or down at startup: requests wait for it, and /health responds at once.
 
-    Without API_KEYS or JWT_ISSUER there is no authentication. Then --host must be a loopback address, unless AUTH=off
-    is set.
+    Without API_KEYS or JWT_ISSUER there is no authentication: anybody who reaches the port may read and write. Then
+    --host must be a loopback address, unless AUTH=off is set.
 
     SIGTERM stops without losing a request: /ready is 503 for DRAIN_SECONDS, and the process exits within GRACE_SECONDS.
     SIGHUP replaces two or more workers one by one. New workers load the current code and .env. Changing these options
@@ -56,16 +59,21 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     """
     if reload and workers > 1:
         raise click.UsageError("--reload works with one worker: leave out --workers")
-    _check_authentication(load_settings(), host)
-    settings, is_embedded = settings_with_database()
+    settings = read_settings()
+    _check_authentication(settings, host)
+    context = click.get_current_context()
+    sockets = context.with_resource(bind(host, port, "--port"))
+    port = port_of(sockets)
+    url = url_of(host, port)
+    settings, is_embedded = with_database(settings)
     if is_embedded:
         from api.database import migrations  # with psycopg and yoyo, a third of the time in which a server starts
 
         migrations.migrate(settings.direct, report=click.echo)
-    for variable, url in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
-        for note in url.notes if url else ():
+    for variable, database in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
+        for note in database.notes if database else ():
             logger.warning("%s: %s", variable, note)
-    context = click.get_current_context()
+    warn_without_authentication(settings, url)
     directory = context.with_resource(shared_directory())
     if settings.metrics_port is not None:
         if settings.metrics_port == port:
@@ -78,16 +86,13 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         logging.config.dictConfig(log_config(settings.log_level))
         context.with_resource(serve_metrics(directory, host, settings.metrics_port))
     prepare_environment(settings, host=host, is_embedded=is_embedded, metrics_directory=directory)
-    click.echo(f"users-api serves on http://{host}:{port}; try:")
     key = "-H 'Authorization: Bearer KEY' " if settings.authentication_configured else ""
-    click.echo(f"  curl -s {key}http://{host}:{port}/api/v1/users")
-    sys.exit(run_server(settings, host=host, port=port, workers=workers, reload=reload))
+    click.echo(f"users-api serves on {url}; try:")
+    click.echo(f"  curl -s {key}{shlex.quote(f'{url}/api/v1/users')}")
+    sys.exit(run_server(settings, sockets, workers=workers, reload=reload))
 
 
 def _check_authentication(settings: Settings, host: str) -> None:
     """Raise SettingsError if authentication is not configured and other machines can connect, unless AUTH=off."""
-    if settings.authentication_configured or is_loopback(host):
-        return
-    if settings.auth != "off":
+    if not settings.authentication_configured and settings.auth != "off" and not is_loopback(host):
         raise SettingsError(f"--host {host} is reachable from other machines, but {AUTHENTICATION_MISSING}")
-    logger.warning("AUTH=off: any client that reaches %s can read and change every user", host)

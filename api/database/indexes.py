@@ -10,7 +10,7 @@ import asyncpg
 
 from api.database.statements import declare
 
-_SELECT_INDEX = declare(
+SELECT_INDEX = declare(
     "indexes/select_index.sql",
     ["text", "text"],
     {"definition": "text"},
@@ -23,7 +23,7 @@ _names: dict[str, str] = {}  # by definition
 def register_index(name: str, definition: str) -> None:
     """Give a violation of any unique index with this definition the constraint name `name`.
 
-    The definition is written as PostgreSQL writes it, such as `public.users (lower(email))`.
+    The definition is written as PostgreSQL writes it, such as `public.NAME (lower(name))`.
     """
     _names[definition] = name
 
@@ -40,7 +40,7 @@ async def identify(
     if name is None or error.schema_name is None or name in _names.values():
         return True  # without a schema, a function raised it
     if name not in known:
-        rows = await fetch(_SELECT_INDEX, error.schema_name, name)
+        rows = await fetch(SELECT_INDEX, error.schema_name, name)
         if not rows:
             return False
         registered = _names.get(rows[0]["definition"])

@@ -63,13 +63,14 @@ async def find_grants(connection: asyncpg.Connection, used: Iterable[str], refus
     table of a refused statement gets every verb of that statement. So the GRANTs suffice, and together are no more than
     all statements need.
     """
-    tables = sorted(set().union(*(_words(sql) for sql in used)))
-    pairs = sorted({(word, verb) for sql in refused for word in _words(sql) for verb in _VERBS & _words(sql)})
+    tables = sorted(set().union(*(words_in(sql) for sql in used)))
+    pairs = sorted({(word, verb) for sql in refused for word in words_in(sql) for verb in _VERBS & words_in(sql)})
     # In a transaction, which stays on one backend of a pooler.
     async with connection.transaction(readonly=True):
         rows = await connection.fetch(_GRANTS, tables, [table for table, _ in pairs], [verb for _, verb in pairs])
     return [row["statement"] for row in rows]
 
 
-def _words(sql: str) -> set[str]:
+def words_in(sql: str) -> set[str]:
+    """Return the words of a statement, its comments aside: a table is one word with its schema."""
     return set(re.findall(r"\w+(?:\.\w+)?", re.sub("--.*", "", sql)))

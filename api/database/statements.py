@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from api.database.files import ROOT, SQL_DIRECTORY
-from api.database.privileges import find_grants
+from api.database.privileges import find_grants, words_in
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
     """One SQL file, with the types that Python expects of its parameters and columns.
 
-    `name` is the file's path below `sql/`, such as `users/select_users.sql`. Types are PostgreSQL's internal names, as
+    `name` is the file's path below `sql/`, such as `NAME/select_NAME.sql`. Types are PostgreSQL's internal names, as
     in `pg_type.typname`; an array's is the element's with `[]` after it. `batched` statements take many keys, and
     requests share them.
 
@@ -91,6 +91,11 @@ def declare(
 def declared_statements() -> list[Statement]:
     """Return the statements that the imported modules have declared, ordered by name."""
     return [_declared[name] for name in sorted(_declared)]
+
+
+def used_tables() -> set[str]:
+    """Return the tables of the declared statements with their schema, such as `public.NAME`, and other such words."""
+    return {word for each in _declared.values() for word in words_in(each.sql) if "." in word}
 
 
 def undeclared_files() -> list[str]:

@@ -45,6 +45,7 @@ async def examine(settings: Settings, *, replicas: int, workers: int, time_limit
             "statement_timeout", lambda: check_statement_timeout(pooled.first, settings.statement_timeout_seconds)
         )
         await first.take("statements", pooled.check_statements)
+        await first.take("constraints", pooled.check_constraints)
         await first.take("connections", lambda: pooled.check_connections(replicas, workers, settings.pool_max_size))
         await first.take("round trip", pooled.check_round_trip)
 

@@ -12,17 +12,23 @@ from statistics import median
 import asyncpg
 from psycopg.errors import InsufficientPrivilege
 
+from api.app import RESOURCES
 from api.database import migrations, pooling, statements
 from api.database.faults import DATABASE_ERRORS, classify
 from api.doctor.findings import Finding, green, red, yellow
 from api.errors import MigrationError
 from api.neon.drivers import DatabaseURL
+from api.resources.catalogue import find_gaps
 from api.threads import in_daemon_thread
 
 _ROUND_TRIPS = 21
 _FAR_SECONDS = 0.02  # more than any round trip within one region
 _NEON_POOLER_CLIENTS = 10_000  # https://neon.com/docs/connect/connection-pooling
 _WAKING_PAUSE_SECONDS = 0.2
+_MIGRATE = (
+    "run `users-api migrate`; if none is pending, deploy the release that fits this database; "
+    "`users-api check-sql` lists all"
+)
 
 
 class ConnectionChecks:
@@ -200,13 +206,17 @@ class ConnectionChecks:
                 f"run as the owner of the tables: {'; '.join(grants)}",
             )
         if mismatches:
-            more = f", and {len(mismatches) - 1} more" if mismatches[1:] else ""
-            return red(
-                f"{mismatches[0]}{more}",
-                "run `users-api migrate`; if none is pending, deploy the release that fits this database; "
-                "`users-api check-sql` lists all",
-            )
+            return red(_first(mismatches), _MIGRATE)
         return green(f"{len(statements.declared_statements())} fit the database")
+
+    async def check_constraints(self) -> Finding:
+        """Compare the constraints of the tables with those that the resources name, as `users-api check-sql` does."""
+        misfits, unnamed, unindexed = await find_gaps(self.first, RESOURCES, statements.used_tables())
+        if misfits:
+            return red(_first(misfits), _MIGRATE)
+        if unindexed:
+            return yellow(_first(unindexed), "run that as the owner of the table; `users-api check-sql` lists all")
+        return green("; ".join(["as the release expects", *unnamed]))
 
     async def check_round_trip(self) -> Finding:
         """Time the smallest statement."""
@@ -220,6 +230,10 @@ class ConnectionChecks:
         if p50 > _FAR_SECONDS:
             return yellow(f"{detail}, added to every request", "run the service in the database's region")
         return green(detail)
+
+
+def _first(lines: list[str]) -> str:
+    return f"{lines[0]}, and {len(lines) - 1} more" if lines[1:] else lines[0]
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,13 +8,12 @@ import re
 from starlette.requests import Request
 
 from api.errors import Problem
-from api.http.request import read_list
+from api.http.request import fields_of, read_list
 
 # RFC 9110, section 8.8.3, with the commas before it and up to the one behind it. `W` is case-sensitive.
 _ENTITY_TAG = re.compile(rb'[ \t,]*((?:W/)?"[!#-~\x80-\xff]*")[ \t]*(?=,|\Z)')
 _REST = re.compile(rb"[ \t,]*")
 _VERSION = re.compile(rb'"([1-9][0-9]{0,17})"')
-_CONDITIONS = frozenset({b"if-match", b"if-none-match"})
 
 
 def etag(version: int) -> bytes:
@@ -70,8 +69,8 @@ def is_current(request: Request, tag: bytes, mismatch: Problem) -> bool:
 def check_conditions(request: Request, *, is_there: bool) -> None:
     """Check the conditions of a POST to a resource without ETag. Raises Problem: 412.
 
-    They are about that resource, such as the list of users, and not about the user that is created: RFC 9110, sections
-    13.1.1 and 13.1.2. `*` matches if the resource has a representation (`is_there`), a tag never does.
+    They are about that resource, such as a collection, and not about the row that is created: RFC 9110, sections 13.1.1
+    and 13.1.2. `*` matches if the resource has a representation (`is_there`), a tag never does.
     """
     if not _has_conditions(request):
         return
@@ -85,7 +84,8 @@ def check_conditions(request: Request, *, is_there: bool) -> None:
 
 
 def _has_conditions(request: Request) -> bool:
-    return bool([name for name, _ in request.scope["headers"] if name in _CONDITIONS])
+    fields = fields_of(request.scope)
+    return b"if-match" in fields or b"if-none-match" in fields
 
 
 def version_mismatch(noun: str) -> Problem:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import DeadlineExceededError, OverloadedError, Problem, StoppingError, problem_of
-from api.http.request import invalid_header, read_header
+from api.http.request import fields_of, invalid_header, read_header
 
 Result = TypeVar("Result")
 
@@ -38,10 +38,9 @@ class Gate:
             raise OverloadedError
         self.under_way += 1
         try:
-            for name, _ in request.scope["headers"]:
-                if name == b"request-timeout":
-                    seconds = _read_seconds(read_header(request, name) or b"")
-                    return await _within(seconds, handler(request))
+            if b"request-timeout" in fields_of(request.scope):
+                seconds = _read_seconds(read_header(request, b"request-timeout") or b"")
+                return await _within(seconds, handler(request))
             return await handler(request)
         except asyncio.CancelledError:
             # Only shutdown cancels a request; tell the client.

@@ -86,7 +86,7 @@ RESPONSE_HEADERS: Mapping[str, Mapping[str, Any]] = {
     },
     "Idempotency-Replayed": {
         "description": "`true` if this is the stored response to an earlier request with the same Idempotency-Key.",
-        "schema": {"const": "true"},
+        "schema": {"type": "string", "const": "true"},
         "example": "true",
     },
     "Retry-After": {

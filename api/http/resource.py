@@ -72,19 +72,45 @@ def resources(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, Resource]]:
             yield route.path_format, route.endpoint
 
 
-def make_router(
-    routes: Sequence[BaseRoute], lifespan: Callable[[object], AbstractAsyncContextManager[None]] | None = None
-) -> Router:
-    """Return the application of `routes`: a path that is not exactly one of theirs is 404, and nothing redirects.
+class Routes(Router):
+    """The application of `routes`: a path that is not exactly one of theirs is 404, and nothing redirects.
 
     It is Starlette's router without Starlette's application, which would add two layers of exception handlers to each
-    request. Resource handles every exception already.
+    request: Resource handles every exception already. Resources whose paths have no parameter, or whose last segment is
+    the only one, are looked up; the other routes are tried in turn, behind them.
     """
-    for route in routes:
-        if isinstance(route, Route):
-            # Starlette's pattern ends in `$`, which matches before a line feed too: /health%0A would be /health.
-            route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
-    return Router(routes, redirect_slashes=False, default=_respond_not_found, lifespan=lifespan)
+
+    def __init__(
+        self, routes: Sequence[BaseRoute], lifespan: Callable[[object], AbstractAsyncContextManager[None]] | None = None
+    ) -> None:
+        for route in routes:
+            if isinstance(route, Route):
+                # Starlette's pattern ends in `$`, which matches before a line feed too: /health%0A would be /health.
+                route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+        super().__init__(routes, redirect_slashes=False, default=_respond_not_found, lifespan=lifespan)
+        self._fixed: dict[str, Route] = {}
+        self._by_directory: dict[str, Route] = {}
+        for route in routes:
+            if isinstance(route, Route) and isinstance(route.endpoint, Resource):
+                directory = route.path.rpartition("/")[0]
+                if not route.param_convertors:
+                    self._fixed.setdefault(route.path, route)
+                elif "{" not in directory:
+                    self._by_directory.setdefault(directory, route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or the lifespan."""
+        if scope["type"] == "http" and not scope.get("root_path"):
+            path: str = scope["path"]
+            route = self._fixed.get(path) or self._by_directory.get(path[: path.rfind("/")])
+            if route and (match := route.path_regex.match(path)):
+                scope["route"], scope["endpoint"] = route, route.endpoint
+                scope["path_params"] = {
+                    name: each.convert(match[name]) for name, each in route.param_convertors.items()
+                }
+                await route.endpoint(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 async def _respond_not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -33,6 +33,7 @@ id of its request in `X-Request-Id` (1 to 64 of the characters `A-Za-z0-9._:/+=-
 _REQUEST_ID = "2b9ea715591e7aa5"
 _VALIDATION_ERROR = {
     "type": "object",
+    "description": "An entry in `errors` of a 422.",
     "properties": {
         "loc": {
             "type": "array",
@@ -61,7 +62,7 @@ _PROBLEM = {
         "request_id": {"type": "string", "pattern": REQUEST_ID, "description": "X-Request-Id, the id in the log."},
         "errors": {
             "type": "array",
-            "items": _VALIDATION_ERROR,
+            "items": {"$ref": _REFERENCE.format(model="ValidationError")},
             "description": "The validation errors; only a 422 has them.",
         },
     },
@@ -74,9 +75,9 @@ _ALWAYS = "X-Request-Id"
 def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, str]) -> dict[str, Any]:
     """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use.
 
-    `words` has what the descriptions call the resources: `names`, such as users; `noun`, such as user; and a `path`.
+    `words` has what the descriptions call the resources: `names` of all, the `noun` for one, and a `path`.
     """
-    schemas: dict[str, Any] = {"Problem": _PROBLEM}
+    schemas: dict[str, Any] = {"Problem": _PROBLEM, "ValidationError": _VALIDATION_ERROR}
     paths: dict[str, dict[str, Any]] = {}
     for path, resource in resources(routes):
         if path.endswith("/"):  # the same as without it
@@ -170,13 +171,11 @@ def _parameters(model: type[BaseModel] | None, location: str) -> list[dict[str, 
     """Return the fields of a model as parameters. The type null is left out: a query string cannot express it."""
     if model is None:
         return []
-    schema = model.model_json_schema()
+    schema = _without_null_defaults(model.model_json_schema())
     parameters = []
     for name, of_field in schema["properties"].items():
         kinds = [kind for kind in of_field.pop("anyOf", ()) if kind != {"type": "null"}]
         of_field.update(*kinds[:1])
-        if of_field.get("default", ...) is None:
-            del of_field["default"]
         parameter = {"name": name, "in": location, "required": name in schema.get("required", ())}
         parameters.append({**parameter, "description": of_field.pop("description", ""), "schema": of_field})
     return parameters
@@ -229,9 +228,20 @@ def _schema(described: Any, schemas: dict[str, Any]) -> Mapping[str, Any]:
     """Return the JSON Schema of a schema or a type. Models are added to `schemas` and referenced."""
     if isinstance(described, Mapping):
         return described
-    schema = TypeAdapter(described).json_schema(ref_template=_REFERENCE)
-    schemas.update(schema.pop("$defs", {}))
+    schema = _without_null_defaults(TypeAdapter(described).json_schema(ref_template=_REFERENCE))
+    schemas.update({name: _without_null_defaults(model) for name, model in schema.pop("$defs", {}).items()})
     if isinstance(described, type) and issubclass(described, BaseModel):
         schemas[described.__name__] = schema
         return {"$ref": _REFERENCE.format(model=described.__name__)}
+    return schema
+
+
+def _without_null_defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    """Take each default of null out of a model's schema: a key is optional by being absent from `required`.
+
+    Generated clients take a key with a default for one that is always sent.
+    """
+    for of_field in schema.get("properties", {}).values():
+        if of_field.get("default", ...) is None:
+            del of_field["default"]
     return schema

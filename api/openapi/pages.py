@@ -4,7 +4,8 @@ Both require no authentication: they contain no data, and document how to authen
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -56,10 +57,10 @@ _RANGE = re.compile(rb"bytes=(?:([0-9]{1,4000})-([0-9]{0,4000})|-([0-9]{1,4000})
 _ASSET_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"public, max-age=86400")]
 
 
-def documentation(document: Mapping[str, Any]) -> list[BaseRoute]:
-    """Return the routes that show the OpenAPI document."""
-    text = _constant(orjson.dumps(document), "application/json")
-    page = _constant(_PAGE, "text/html")
+def documentation(document: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
+    """Return the routes that show the OpenAPI document, which `document` makes for the first request."""
+    text = _constant(lambda: orjson.dumps(document()), "application/json")
+    page = _constant(lambda: _PAGE, "text/html")
 
     async def get_page(request: Request) -> Response:
         if _assets() is None:
@@ -69,7 +70,7 @@ def documentation(document: Mapping[str, Any]) -> list[BaseRoute]:
     return [
         _open("/openapi.json", text, SECURITY_HEADERS),
         _open("/docs", get_page, _PAGE_HEADERS),
-        _open("/docs/start.js", _constant(_START, "text/javascript"), _ASSET_HEADERS),
+        _open("/docs/start.js", _constant(lambda: _START, "text/javascript"), _ASSET_HEADERS),
         _open("/docs/swagger-ui.css", _asset("swagger-ui.css"), _ASSET_HEADERS),
         _open("/docs/swagger-ui-bundle.js", _asset("swagger-ui-bundle.js"), _ASSET_HEADERS),
     ]
@@ -79,10 +80,14 @@ def _open(path: str, handler: Handler, headers: list[tuple[bytes, bytes]]) -> Ro
     return Route(path, Resource(gate=None, is_open=True, headers=headers, get=(handler, None)))
 
 
-def _constant(body: bytes, media_type: str) -> Handler:
-    tag = f'"{sha256(body).hexdigest()[:32]}"'
+def _constant(make_body: Callable[[], bytes], media_type: str) -> Handler:
+    @cache
+    def made() -> tuple[bytes, str]:
+        body = make_body()
+        return body, f'"{sha256(body).hexdigest()[:32]}"'
 
     async def get_constant(request: Request) -> Response:
+        body, tag = made()
         if _is_current(request, tag):
             return Response(status_code=304, headers={"ETag": tag})
         return Response(body, headers={"ETag": tag}, media_type=media_type)

@@ -58,7 +58,7 @@ def read_time(text: str) -> datetime:
 
 
 def without_default(schema: dict[str, Any]) -> None:
-    """Take the default out of a schema: an absent key leaves the value unchanged, so null is no default."""
+    """Take the default out of a schema, for a field where sending it differs from leaving it out."""
     del schema["default"]
 
 

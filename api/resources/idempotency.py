@@ -43,13 +43,17 @@ Item = TypeVar("Item", bound=tuple[Any, ...])
 UNREACHABLE = {"idempotency_keys_pkey": "create_once runs the statement again, which then sees the other row"}
 """The constraint of idempotency_keys that no request violates in the end."""
 
+INDEXES = {"idempotency_keys_pkey": "public.idempotency_keys (caller, key)"}
+"""Its definition."""
+
 _DELETE_EXPIRED = declare(
     "idempotency/delete_expired_keys.sql", ["int8"], {"deleted": "int8"}, writes=True, example=lambda ids: [len(ids)]
 )
 
 logger = logging.getLogger("api.database")
 
-register_index("idempotency_keys_pkey", "public.idempotency_keys (caller, key)")
+for _name, _definition in INDEXES.items():
+    register_index(_name, _definition)
 
 
 class Creation(NamedTuple, Generic[Item]):

@@ -47,7 +47,7 @@ AnyChange = TypeVar("AnyChange", bound=Change)
 
 
 class Rows:
-    """The rows of one kind: `noun` names one of them, such as `user`, and `path` is that of the collection."""
+    """The rows of one kind: `noun` is the word for one of them, and `path` is that of the collection."""
 
     def __init__(self, noun: str, path: str) -> None:
         self.noun = noun

@@ -6,9 +6,6 @@ from ipaddress import IPv6Address
 
 from api.errors import Problem
 
-FRAMING = frozenset({b"host", b"transfer-encoding"})
-"""The fields that `check_framing` examines."""
-
 # RFC 3986, section 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets. No user, and no empty name, which
 # RFC 9110, section 4.2.1 forbids. Nothing repeats within a repetition, so that matching takes linear time.
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?", re.ASCII)
@@ -26,7 +23,7 @@ def parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 def check_framing(version: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
-    """Check the fields that FRAMING names. Raises Problem: 400 or 501.
+    """Check Host and Transfer-Encoding. Raises Problem: 400 or 501.
 
     The parser takes `gzip, chunked` as if it were `chunked`. Other codings it refuses only once the request is running.
     """

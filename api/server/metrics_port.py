@@ -10,10 +10,11 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from api.http.resource import make_router
+from api.environment import SettingsError
+from api.http.resource import Routes
+from api.server.listening import bind
 from api.server.protocol import HTTPProtocol
 from api.service.metrics import metrics_route
-from api.settings import SettingsError
 from api.telemetry.metrics import shared_registry
 
 MAX_CONNECTIONS = 16
@@ -49,7 +50,7 @@ class MetricsServer(uvicorn.Server):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(
             uvicorn.Config(
-                make_router([metrics_route(registry, compresses=True)]),
+                Routes([metrics_route(registry, compresses=True)]),
                 loop="uvloop",
                 http=MetricsProtocol,
                 lifespan="off",
@@ -78,21 +79,12 @@ def serve_metrics(directory: Path | None, host: str, port: int) -> Iterator[Metr
             "METRICS_PORT: the workers have no directory to share their counters in: make /dev/shm, or the directory "
             "that TMPDIR names, writable, or unset METRICS_PORT to have /metrics on the port of the API"
         )
-    try:
-        listener = _listen(host, port)
-    except OSError as error:
-        raise SettingsError(f"METRICS_PORT: cannot listen on port {port} of {host}: {error.strerror}") from None
-    server = MetricsServer(shared_registry(directory))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join(_STOP_SECONDS)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS, dualstack_ipv6=dual_stack)
+    with bind(host, port, "METRICS_PORT") as sockets:
+        server = MetricsServer(shared_registry(directory))
+        thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.should_exit = True
+            thread.join(_STOP_SECONDS)

@@ -11,8 +11,10 @@ import httptools
 from api.context import DISCONNECTED
 from api.errors import Problem, to_response
 from api.http.headers import SECURITY_HEADERS
+from api.http.request import fields_of
+from api.http.response import START_WITH_BODY
 from api.server.cycle import Cycle, render_head
-from api.server.head import FRAMING, check_framing, parse_target
+from api.server.head import check_framing, parse_target
 from api.server.internals import RequestResponseCycle
 from api.server.progress import TimedProtocol
 
@@ -22,6 +24,7 @@ MAX_PIPELINED = 64
 
 _SLICE_BYTES = 2 * 1024  # at most as much is parsed before the bounds are checked, however much came at once
 _SLASH, _FRAGMENT = b"/#"
+_EXTENSIONS: dict[str, dict[str, Any]] = {START_WITH_BODY: {}}
 _ENCODED_SLASH = re.compile("%(2[Ff])")
 
 
@@ -47,7 +50,7 @@ class HTTPProtocol(TimedProtocol):
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # No path is a WebSocket, whatever is installed.
         self._parsed = 0  # bytes received up to the last complete head or piece of a body
-        self._framing: list[tuple[bytes, bytes]] | None = None  # the FRAMING fields that were found valid last
+        self._framing: tuple[object, ...] = ()  # the version, Host and Transfer-Encoding that were found valid last
         self._is_closing = False  # input is ignored: the connection closes after the pending responses
         self._problem: Problem | None = None
         self._task: asyncio.Task[None] | None = None  # of the request that started last
@@ -116,14 +119,16 @@ class HTTPProtocol(TimedProtocol):
 
     def _begin(self) -> None:
         """Start the request, or queue it: uvicorn's on_headers_complete without the parts that we never use."""
-        parser, scope = self.parser, self.scope
+        parser = self.parser
+        scope: Any = self.scope
         version, method, target = parser.get_http_version(), parser.get_method(), self.url
         raw_path, _, query = target.partition(b"?")
-        framing = [field for field in self.headers if field[0] in FRAMING]
+        fields = fields_of(scope)
+        framing = version, fields.get(b"host"), fields.get(b"transfer-encoding")
         try:
             # Most requests of a connection have the same fields as the one before.
-            if framing != self._framing or version != "1.1":
-                check_framing(version, framing)
+            if framing != self._framing or len(fields) < len(self.headers):
+                check_framing(version, self.headers)
                 self._framing = framing
             if target[0] != _SLASH or _FRAGMENT in target:
                 raw_path, query = parse_target(method, target)
@@ -138,6 +143,7 @@ class HTTPProtocol(TimedProtocol):
         # An encoded slash is a character of its segment, and separates none (RFC 3986, section 2.2).
         scope["path"] = unquote(_ENCODED_SLASH.sub(r"%25\1", path)) if "%" in path else path
         scope["query_string"] = query
+        scope["extensions"] = _EXTENSIONS
         before = self.cycle
         self.cycle = Cycle(self, keep_alive=version != "1.0" and parser.should_keep_alive())
         if before is None or before.response_complete:

@@ -1,6 +1,7 @@
 """The server of `serve`: one process, or a supervisor and its workers."""
 
 import sys
+from socket import socket
 
 import uvicorn
 
@@ -13,13 +14,11 @@ from api.telemetry.logs import log_config
 _WINDOWS = sys.platform == "win32"
 
 
-def run_server(settings: Settings, *, host: str, port: int, workers: int, reload: bool) -> int:
-    """Serve the API until a signal ends it. Returns the exit code."""
+def run_server(settings: Settings, sockets: list[socket], *, workers: int, reload: bool) -> int:
+    """Serve the API on bound sockets until a signal ends it. Returns the exit code."""
     config = uvicorn.Config(
         "api.server.workers:app_from_environment",
         factory=True,
-        host=host,
-        port=port,
         workers=workers,
         reload=reload,
         # Both by name: where they are missing, uvicorn's "auto" falls back silently to slower ones.
@@ -37,11 +36,11 @@ def run_server(settings: Settings, *, host: str, port: int, workers: int, reload
     drain, grace = settings.drain_seconds, settings.grace_seconds
     if reload:  # for a developer, who waits for each restart
         server = Server(config, drain_seconds=0, grace_seconds=grace)
-        ChangeReload(config, target=server.run, sockets=[config.bind_socket()]).run()
+        ChangeReload(config, target=server.run, sockets=sockets).run()
     elif workers == 1:
-        Server(config, drain_seconds=drain, grace_seconds=grace).run()
+        Server(config, drain_seconds=drain, grace_seconds=grace).run(sockets)
     elif _WINDOWS:  # It lacks the signals that our supervisor uses.
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        Multiprocess(config, sockets=sockets).run()
     else:
-        return Supervisor(config, grace_seconds=grace).run()
+        return Supervisor(config, sockets, grace_seconds=grace).run()
     return 0

@@ -1,4 +1,4 @@
-"""The supervisor: workers on one listening socket, restarted when they die, replaced one by one on SIGHUP.
+"""The supervisor: workers on the same listening sockets, restarted when they die, replaced one by one on SIGHUP.
 
 uvicorn has a supervisor too. It cannot be stopped while it replaces workers, which takes as long as the slowest request
 of each. It waits for ever for a worker that hangs. A replaced worker gets the same signal as a stopping one, so /ready
@@ -20,8 +20,9 @@ from typing import Any
 
 import uvicorn
 
+from api.environment import SettingsError
 from api.server.lifecycle import Server
-from api.settings import SettingsError, load_settings
+from api.settings import load_settings
 from api.telemetry.logs import log_config
 
 logger = logging.getLogger("api.supervisor")
@@ -39,23 +40,22 @@ _End = asyncio.Future[tuple[signal.Signals, int]]
 
 
 class Supervisor:
-    """Runs `config.workers` processes.
+    """Runs `config.workers` processes on bound sockets, which it closes.
 
     A worker that has not exited 2 s after its GRACE_SECONDS is killed, so the supervisor exits within that time too. A
     worker reads GRACE_SECONDS when it starts; `grace_seconds` count until it has done so.
     """
 
-    def __init__(self, config: uvicorn.Config, *, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], *, grace_seconds: float) -> None:
         self._config = config
+        self._sockets = sockets
         self._grace_seconds = grace_seconds
-        self._listener: socket
         self._workers: list[_Worker] = []  # one for each slot
         self._alive: set[_Worker] = set()  # all running: in a slot, starting, or replaced and draining
 
     def run(self) -> int:
         """Serve until a signal ends it. Returns the exit code: not 0 if no worker starts or one had to be killed."""
-        with self._config.bind_socket() as self._listener:
-            return asyncio.run(self._run())
+        return asyncio.run(self._run())
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -74,8 +74,9 @@ class Supervisor:
         for task in tasks:
             task.add_done_callback(partial(self._stop_on_failure, end))
         sig, code = await end
-        # While this process has it open, the kernel accepts connections that no worker serves any more.
-        self._listener.close()
+        # While this process has them open, the kernel accepts connections that no worker serves any more.
+        for listener in self._sockets:
+            listener.close()
         for task in tasks:
             task.cancel()  # No worker starts after this, so the signal reaches all of them.
         self._signal_all(sig)
@@ -84,7 +85,7 @@ class Supervisor:
     def _start(self) -> "_Worker | None":
         """Start a worker. Returns None if the system lacks the resources."""
         try:
-            worker = _Worker(self._config, self._listener, self._grace_seconds)
+            worker = _Worker(self._config, self._sockets, self._grace_seconds)
         except OSError as error:
             # A traceback would say nothing more.
             logger.error("cannot start a worker (%s): check the limits on files, processes and memory", error)  # noqa: TRY400
@@ -178,14 +179,14 @@ class _Worker:
     Raises OSError if the system lacks the resources for it.
     """
 
-    def __init__(self, config: uvicorn.Config, listener: socket, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], grace_seconds: float) -> None:
         self.grace_seconds = grace_seconds
         self._loop = asyncio.get_running_loop()
         self.serves: asyncio.Future[bool] = self._loop.create_future()
         self.replaced: asyncio.Future[Any] = self._loop.create_future()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
-        self._process = _spawn.Process(target=_work, args=(config, listener, its_end), daemon=True)
+        self._process = _spawn.Process(target=_work, args=(config, sockets, its_end), daemon=True)
         # Signals of a terminal stay blocked until the worker, which inherits the mask, can ignore them. Start the
         # resource tracker first: starting it unblocks SIGINT.
         resource_tracker.ensure_running()
@@ -228,7 +229,7 @@ class _Worker:
         self.ended.set_result(self._process.exitcode or 0)
 
 
-def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
+def _work(config: uvicorn.Config, sockets: list[socket], parent: Connection) -> None:
     """Serve, as the main function of a worker process."""
     for each in _FROM_TERMINAL:
         signal.signal(each, signal.SIG_IGN)
@@ -238,6 +239,6 @@ def _work(config: uvicorn.Config, listener: socket, parent: Connection) -> None:
         config.log_config = log_config(settings.log_level)
         config.configure_logging()
         drain, grace = settings.drain_seconds, settings.grace_seconds
-        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run([listener])
+        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run(sockets)
     except SettingsError as error:  # They have changed since the supervisor started.
         sys.exit(f"users-api: {error}")

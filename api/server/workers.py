@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.auth.loopback import is_loopback
-from api.settings import Settings, load_settings
+from api.environment import warn_of_misspelt_names
+from api.settings import VARIABLES, Settings, load_settings
 from api.telemetry.directory import open_metrics
 from api.telemetry.otel import tracing_from_environment
 
@@ -38,9 +39,19 @@ def prepare_environment(
         os.environ["DATABASE_URL"] = os.environ["DIRECT_URL"] = settings.database_url.get_secret_value()
 
 
+def warn_without_authentication(settings: Settings, where: str) -> None:
+    """Log one warning if authentication is not configured. `where` names the server."""
+    if not settings.authentication_configured:
+        reason = "AUTH=off" if settings.auth == "off" else "neither API_KEYS nor JWT_ISSUER is set"
+        logger.warning("%s: anybody who reaches %s, through a proxy too, may read and write every user", reason, where)
+
+
 def worker_settings() -> Settings:
     """Return the current settings, except for what `serve` decided. Under another server nothing is decided."""
     settings = load_settings()
+    if _LOOPBACK not in os.environ:
+        warn_of_misspelt_names(VARIABLES)
+        warn_without_authentication(settings, "this server")
     if os.environ.get(_LOOPBACK) and not settings.authentication_configured:
         # Only this machine can connect, so authentication may be off.
         settings = settings.model_copy(update={"auth": "off"})

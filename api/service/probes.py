@@ -22,7 +22,13 @@ _TIMEOUT_SECONDS = 0.8
 
 
 def _status_doc(status: str, description: str) -> ResponseDoc:
-    return ResponseDoc(description, [Content({"const": {"status": status}}, {"status": status})])
+    schema = {
+        "type": "object",
+        "properties": {"status": {"type": "string", "const": status}},
+        "required": ["status"],
+        "additionalProperties": False,
+    }
+    return ResponseDoc(description, [Content(schema, {"status": status})])
 
 
 _HEALTH = Operation(

@@ -70,7 +70,7 @@ FAILED = Family("users_api_connection_failures", "Failed attempts to connect to 
 WORKERS = Family("users_api_workers", "Worker processes.", is_gauge=True)
 _GAUGES = (
     WORKERS,
-    Family("users_api_requests_under_way", "Requests of users in flight.", is_gauge=True),
+    Family("users_api_requests_under_way", "Requests in flight, but for probes and documentation.", is_gauge=True),
     Family("users_api_pool_max_connections", "Connections that the pools may open.", ("url",), is_gauge=True),
     Family("users_api_pool_connections", "Open connections of the pools.", ("url",), is_gauge=True),
     Family("users_api_pool_in_use", "Connections of the pools that statements use.", ("url",), is_gauge=True),

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import CLIENT_LEFT, DISCONNECTED, RequestContext, serving
 from api.http.headers import REQUEST_ID
+from api.http.request import fields_of, values_of
 from api.telemetry.families import SECONDS, SUM
 from api.telemetry.metrics import Metrics
 
@@ -23,7 +24,6 @@ logger = logging.getLogger("api.requests")
 _REQUEST_ID = re.compile(REQUEST_ID.encode())
 # https://www.w3.org/TR/trace-context/#traceparent-header: versions after 00 may have more fields; ff is invalid.
 _TRACEPARENT = re.compile(rb"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_IDENTIFYING = frozenset({b"x-request-id", b"traceparent"})
 
 
 def _make_ids() -> Iterator[bytes]:
@@ -86,12 +86,15 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         request = self._make_context(next(self._new_ids), send)
-        for name, value in [header for header in scope["headers"] if header[0] in _IDENTIFYING]:
-            if name == b"traceparent":
+        fields = fields_of(scope)
+        if b"x-request-id" in fields:
+            for value in values_of(scope, b"x-request-id"):
+                if _REQUEST_ID.fullmatch(value):
+                    request.name = value
+        if b"traceparent" in fields:
+            for value in values_of(scope, b"traceparent"):
                 if parent := _TRACEPARENT.fullmatch(value):
                     request.trace_id = parent[1].decode()
-            elif _REQUEST_ID.fullmatch(value):
-                request.name = value
         if self._tracing is not None:
             self._tracing.begin(request, scope)
         serving.set((request,))
@@ -126,7 +129,7 @@ class Telemetry:
 
 
 def _template(scope: Scope) -> str | None:
-    """Return the path of the route, such as /api/v1/users/{id}; None if no route matched."""
+    """Return the path of the route, such as /api/v1/NAME/{id}; None if no route matched."""
     route = scope.get("route")
     return None if route is None else route.path_format
 

@@ -31,11 +31,12 @@ _SHORT = 64
 
 # A dot-atom (RFC 5322 3.2.3, `ATEXT` of email_validator/rfc_constants.py): no quotes, no blanks, no angle brackets.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++"
-# A hostname label (RFC 1123 2.1) without two hyphens in a row: neither Punycode nor a reserved "ab--" (RFC 5890 2.3.1).
-_LABEL = r"[A-Za-z0-9]++(?:-[A-Za-z0-9]++)*+"
+# Hostname labels (RFC 1123 2.1) without two hyphens in a row: neither Punycode nor a reserved "ab--" (RFC 5890 2.3.1).
+_WORD = "[A-Za-z0-9]++"
 # At least one dot in the domain, and letters alone after the last one. The classes are spelt out because with
-# IGNORECASE [a-z] would match the Kelvin sign too; the quantifiers are possessive, so that nothing backtracks.
-_is_plain = re.compile(rf"{_ATOM}(?:\.{_ATOM})*+@(?:{_LABEL}\.)++[A-Za-z]++").fullmatch
+# IGNORECASE [a-z] would match the Kelvin sign too. Only they have possessive quantifiers: those of groups are wrong in
+# Python before 3.11.5, which Debian 12 has. What is left to backtrack ends at the first dot or hyphen.
+_is_plain = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_WORD}(?:[.-]{_WORD})*\.[A-Za-z]++").fullmatch
 
 _SPECIAL_USE = tuple(f"{before}{name}" for name in email_validator.SPECIAL_USE_DOMAIN_NAMES for before in "@.")
 _ENCODED_LABEL = re.compile(r"(?<![^.])xn--([a-z0-9-]{1,59})(?![^.])", re.IGNORECASE | re.ASCII)

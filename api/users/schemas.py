@@ -25,8 +25,9 @@ SearchText = Annotated[
 
 
 class User(BaseModel):
-    """A user. Every endpoint returns the same bytes for it. PostgreSQL renders them; this model describes them."""
+    """A user. Every endpoint returns the same bytes for it."""
 
+    # This model is for the documentation: PostgreSQL renders the bytes.
     model_config = ConfigDict(extra="forbid")
 
     id: Annotated[int, Field(ge=1, le=MAX_ID)]
@@ -50,10 +51,11 @@ class UserCreate(BaseModel):
 
 
 class UserUpdate(BaseModel):
-    """The body of PATCH. `model_fields_set` has the keys that were sent: absent ones stay unchanged, null clears."""
+    """The body of PATCH. A key that is absent leaves its value unchanged."""
 
+    # `model_fields_set` has the keys that were sent.
     email: Address | None = Field(default=None, json_schema_extra=without_null)
-    name: Name | None = Field(default=None, json_schema_extra=without_default, description="null clears it.")
+    name: Name | None = Field(default=None, description="null clears it.")
 
     @field_validator("email")
     @classmethod
@@ -67,7 +69,12 @@ class ListQuery(BaseModel):
     """The query string of GET /api/v1/users: four mutually exclusive listing modes, each with its parameters."""
 
     limit: int = Field(default=100, ge=1, le=1000, description="Maximum users in a page.")
-    skip: ID = Field(default=0, description="Users to skip. The cost grows with the number. Excludes `after`.")
+    # Its default is left out of the documentation: some generated clients send each default that they find there.
+    skip: ID = Field(
+        default=0,
+        description="Users to skip. The cost grows with the number. Excludes `after`.",
+        json_schema_extra=without_default,
+    )
     after: ID | None = Field(
         default=None, description="Only users after this id: the last id of the previous page, `0` for the first page."
     )

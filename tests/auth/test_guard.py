@@ -14,7 +14,8 @@ from api.app import create_app, scopes_of
 from api.auth.guard import Guard, caller
 from api.auth.keys import make_api_key, parse_api_keys
 from api.auth.loopback import is_loopback
-from api.settings import AUTHENTICATION_MISSING, Settings, SettingsError
+from api.environment import SettingsError
+from api.settings import AUTHENTICATION_MISSING, Settings
 from tests.support.commands import run, served
 from tests.support.database import execute
 from tests.support.serving import serve, settings_for
@@ -252,7 +253,7 @@ def test_another_server_is_refused(guarded: str) -> None:
 
 
 def test_authentication_can_be_turned_off_in_so_many_words(guarded: str, tmp_path: Path) -> None:
-    says = "AUTH=off: any client that reaches 0.0.0.0"
+    says = "AUTH=off: anybody who reaches http://0.0.0.0:"
     with served("--host", "0.0.0.0", cwd=tmp_path, says=says, DATABASE_URL=guarded, DIRECT_URL=guarded, AUTH="off") as (
         url,
         _,

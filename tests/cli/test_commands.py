@@ -1,4 +1,4 @@
-"""The command line, each command in a process of its own."""
+"""The command line."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from api.cli import main
 from tests.support import ROOT
-from tests.support.commands import USERS_API, environment, on, run, served
+from tests.support.commands import environment, on, run, served
 from tests.support.database import execute
 
 STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
@@ -85,7 +85,7 @@ def test_wrong_settings_end_with_one_message(command: list[str], variables: dict
 @pytest.mark.parametrize("command", [["serve"], ["migrate"], ["check-sql"], ["doctor"], ["import", "-"], ["export"]])
 def test_an_env_file_that_is_not_utf_8_ends_with_one_message(command: list[str], directory: Path) -> None:
     (directory / ".env").write_bytes(b"# caf\xe9\n")
-    ended = run(*command, program=["sh", "-c", 'cd "$0" && exec "$@"', directory, USERS_API])
+    ended = run(*command, cwd=str(directory))
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == ["users-api: .env: not UTF-8 at byte 5: save it as UTF-8"]
 
@@ -126,6 +126,32 @@ def test_check_sql(database: str) -> None:
     ended = run("check-sql", **on(database))
     assert ended.returncode == 1
     assert "sql/users/insert_users.sql, declared at api/users/statements.py:" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
+
+
+def test_check_sql_names_constraints(database: str) -> None:
+    """Those of tables that the statements use, and that refer to these; rules of your own are no fault."""
+    execute(
+        database,
+        """
+        create unique index users_name_key on users (name);
+        create table orders (id int primary key, user_id bigint constraint orders_user_id_fkey references users)
+        """,
+    )
+    ended = run("check-sql", **on(database))
+    assert (ended.returncode, ended.stdout) == (0, f"{STATEMENTS} statements fit the database\n")
+    assert ended.stderr.splitlines() == [
+        "orders_user_id_fkey: no resource names it, so what violates it is 409 refused-by-database",
+        "users_name_key: no resource names it, so what violates it is 409 refused-by-database",
+        "orders_user_id_fkey: no index begins with its columns, so a delete reads the table: "
+        "create index concurrently on public.orders (user_id)",
+    ]
+    execute(database, "drop index users_email_key")
+    ended = run("check-sql", **on(database))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "users_email_key: the database has no such constraint, and the resource users names it"
+    )
     assert ended.stderr.splitlines()[-1].startswith("run `users-api migrate`; if none is pending, ")
 
 

@@ -1,4 +1,4 @@
-"""`users-api import` and `users-api export`, each in a process of its own."""
+"""`users-api import` and `users-api export`."""
 
 import csv
 import io

@@ -43,7 +43,7 @@ from tests.support.waiting import wait_until
 
 NETWORK = ["name resolution", "TCP", "TLS"]
 SESSION = ["TimeZone", "transactions", "statement_timeout"]
-POOLED = ["pooling", "prepared statements", *SESSION, "statements", "connections", "round trip"]
+POOLED = ["pooling", "prepared statements", *SESSION, "statements", "constraints", "connections", "round trip"]
 DIRECT = ["same database", "pooling", *SESSION, "migrations", "round trip"]
 
 
@@ -348,7 +348,10 @@ def test_migrations(neon: NeonDatabase) -> None:
     assert report["DIRECT_URL", "migrations"].detail == f"edited after it was applied: {', '.join(MIGRATIONS)}"
     execute(neon.superuser, f"drop schema public cascade; create schema public authorization {owner}")
     report = doctor(neon.settings())
-    assert report.reds == [("DATABASE_URL", "statements"), ("DIRECT_URL", "migrations")]
+    assert report.reds == [
+        *(("DATABASE_URL", name) for name in ("statements", "constraints")),
+        ("DIRECT_URL", "migrations"),
+    ]
     assert report["DIRECT_URL", "migrations"].detail == f"pending: {', '.join(MIGRATIONS)}"
     assert report["DIRECT_URL", "migrations"].remedy == "run `users-api migrate`"
     assert re.search(r'relation "public\.\w+" does not exist', report["DATABASE_URL", "statements"].detail)
@@ -361,6 +364,22 @@ def test_statements_that_do_not_fit(neon: NeonDatabase) -> None:
     assert report.reds == [("DATABASE_URL", "statements")]
     assert "sql/users/export_users_csv.sql" in report["DATABASE_URL", "statements"].detail
     assert "check-sql" in str(report["DATABASE_URL", "statements"].remedy)
+
+
+def test_constraints(neon: NeonDatabase) -> None:
+    execute(neon.superuser, "create unique index users_name_key on users (name)")
+    step = doctor(neon.settings())["DATABASE_URL", "constraints"]
+    assert (step.status, step.detail.split(":")[0]) == ("green", "as the release expects; users_name_key")
+    execute(neon.superuser, "create table orders (user_id bigint references users)")
+    step = doctor(neon.settings())["DATABASE_URL", "constraints"]
+    assert step.status == "yellow"
+    assert step.detail.endswith("create index concurrently on public.orders (user_id)")
+    execute(neon.superuser, "drop index users_email_key; create unique index users_email_key on users (email)")
+    step = doctor(neon.settings())["DATABASE_URL", "constraints"]
+    assert step.status == "red"
+    assert step.detail.startswith(
+        "users_email_key: its definition is public.users (email); expected public.users (lower("
+    )
 
 
 def test_the_server_s_role_alone_is_green(database: str) -> None:

@@ -73,7 +73,9 @@ def test_other_origins_are_let_in_by_name_alone(client: httpx.Client) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("origins", [f"{APP}, http://localhost:3000"])
+@pytest.mark.parametrize(
+    "origins", [f"{APP}, http://localhost:3000", "HTTPS://App.example.com:443,http://LOCALHOST:3000"]
+)
 def test_named_origins(client: httpx.Client, database: str) -> None:
     methods = {method.upper() for path in describe(settings_for(database))["paths"].values() for method in path}
     for origin in (APP, "http://localhost:3000"):

@@ -26,7 +26,7 @@ _WAYS = ({"email"}, {"q"}, {"created_after", "created_before"}, {"order"}, {"aft
 
 @schemathesis.serializer("application/x-ndjson")
 def _as_it_is(context: schemathesis.SerializationContext, value: Any) -> bytes:
-    return str(value).encode()
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 @schemathesis.hook

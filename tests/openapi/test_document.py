@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from api.auth.keys import make_api_key
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.http.resource import resources
+from api.users.schemas import ListQuery
 from tests.support import ROOT
 from tests.support.serving import serve, settings_for
 
@@ -97,6 +99,38 @@ def test_examples_are_what_the_schemas_say(document: dict[str, Any]) -> None:
         for response in [*operation["responses"].values(), operation.get("requestBody", {})]:
             for content in response.get("content", {}).values():
                 check(content)
+
+
+def schemas_in(part: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a part of the document that may be a schema."""
+    if isinstance(part, dict):
+        yield part
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from schemas_in(each)
+
+
+def test_client_generators_understand_it(document: dict[str, Any]) -> None:
+    """What each of those in test_generators.py refuses or takes for something else, wherever it may come back."""
+    for schema in schemas_in(document):
+        if "const" in schema:
+            assert (schema["type"], type(schema["const"])) == ("string", str), schema
+        assert schema.get("default", ...) is not None, schema
+    for where, operation in operations(document).items():
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+            # A key of a body with a default counts as required.
+            model = document["components"]["schemas"].get(content["schema"].get("$ref", "").rpartition("/")[2], {})
+            assert not [name for name, of in model.get("properties", {}).items() if "default" in of], where
+            assert media_type != "application/x-ndjson" or content["schema"]["format"] == "binary", where
+
+
+@pytest.mark.parametrize("wanted", ["after=5", "email=ada@example.com", "q=ada", "order=-id", "order=created_at"])
+def test_defaults_may_be_sent_with_any_other_parameter(document: dict[str, Any], wanted: str) -> None:
+    """Some clients send the default of each parameter that they leave out."""
+    name, _, value = wanted.partition("=")
+    parameters = operations(document)["/api/v1/users", "get"]["parameters"]
+    schemas = {each["name"]: each["schema"] for each in parameters if "schema" in each}
+    assert name in schemas
+    ListQuery.model_validate({key: of["default"] for key, of in schemas.items() if "default" in of} | {name: value})
 
 
 def test_it_is_served_open_and_printed_the_same(document: dict[str, Any]) -> None:

@@ -78,8 +78,8 @@ RELIANCES = (
     Reliance(
         "uvicorn.protocols.http.httptools_impl:RequestResponseCycle",
         "api.server.cycle:Cycle",
-        "`send` is written anew: head and body are sent by one system call. `run_asgi`, `receive` and "
-        "`send_500_response` run as they are, on the same attributes.",
+        "`send` is written anew: head and body are sent by one system call. So is `__init__`, without what is never "
+        "used. `run_asgi`, `receive` and `send_500_response` run as they are, on the same attributes.",
         {
             "__init__": "4d2f220910c3",
             "run_asgi": "0f33f2449a44",
@@ -88,12 +88,14 @@ RELIANCES = (
             "send_500_response": "37c64da40eed",
         },
         (
+            "body",
             "chunked_encoding",
             "default_headers",
             "disconnected",
             "expected_content_length",
             "flow",
             "keep_alive",
+            "logger",
             "message_event",
             "more_body",
             "on_response",
@@ -148,8 +150,8 @@ RELIANCES = (
         "uvicorn.config:Config",
         "api.server.lifecycle:Server",
         "`on_tick` makes the default headers of `encoded_headers` once a second; `shutdown` reads "
-        "`timeout_graceful_shutdown` when it begins. The supervisor binds the socket for its workers.",
-        {"bind_socket": "97f8fea4957c", "configure_logging": "2636c3164cd0"},
+        "`timeout_graceful_shutdown` when it begins.",
+        {"configure_logging": "2636c3164cd0"},
         ("encoded_headers", "log_config", "timeout_graceful_shutdown"),
     ),
 )

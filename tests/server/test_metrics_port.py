@@ -15,8 +15,8 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+from api.environment import SettingsError
 from api.server.metrics_port import MAX_CONNECTIONS, MetricsProtocol, MetricsServer, serve_metrics
-from api.settings import SettingsError
 from api.telemetry.metrics import Metrics
 from benchmarks.processes import free_port
 from tests.support.commands import USERS_API, on, served

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from api.http.response import START_WITH_BODY
 from api.server.protocol import HTTPProtocol
 from tests.support.serving import live, serve
 from tests.support.sockets import connected, exchange, read_all
@@ -69,6 +70,12 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/patient":
         await receive()
         waiting.append((await receive())["type"])
+    if scope["path"].startswith("/whole"):
+        assert START_WITH_BODY in scope["extensions"]
+        status, headers, pieces = ANSWERS[scope["path"].removeprefix("/whole")]
+        for _ in range(2 if scope["query_string"] == b"twice" else 1):
+            await send({"type": "http.response.start", "status": status, "headers": headers, "body": pieces[0]})
+        return
     status, headers, pieces = ANSWERS[scope["path"]]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for number, piece in enumerate(pieces, 1):
@@ -102,6 +109,19 @@ def test_an_answer_is_one_system_call(address: tuple[str, int], version: str) ->
     assert head == [b"HTTP/1.1 200 OK", b"content-length: 5", b"connection: close"]
     assert body == b"Ada\r\n"
     assert len(writes) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path", ["/short", "/empty-stream", "/nothing", "/unchanged", "/broken", "/too-long", "/too-short"]
+)
+def test_a_start_with_body_is_the_same_answer(address: tuple[str, int], path: str, method: str) -> None:
+    assert get(address, f"/whole{path}", method) == get(address, path, method)
+
+
+def test_a_second_start_with_body_changes_nothing(address: tuple[str, int], caplog: pytest.LogCaptureFixture) -> None:
+    assert get(address, "/whole/short?twice") == get(address, "/short")
+    assert "Unexpected ASGI message 'http.response.start'" in caplog.text
 
 
 def test_an_answer_in_pieces(address: tuple[str, int]) -> None:

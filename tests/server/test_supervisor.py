@@ -32,7 +32,9 @@ def said(log: Path, text: str, times: int = 1) -> Callable[[], bool]:
 def run_supervisor(code: str) -> "subprocess.CompletedProcess[str]":
     """Run `supervisor`, which `code` makes."""
     code = (
-        "import asyncio, resource, sys; from uvicorn import Config; from api.server.supervisor import Supervisor\n"
+        "import asyncio, contextlib, resource, sys; from uvicorn import Config; from api.server.listening import bind\n"
+        "from api.server.supervisor import Supervisor\n"
+        "stack = contextlib.ExitStack(); sockets = stack.enter_context(bind('127.0.0.1', 0, 'PORT'))\n"
         f"{code}\n"
         "if __name__ == '__main__': sys.exit(supervisor.run())"
     )
@@ -43,7 +45,7 @@ def run_supervisor(code: str) -> "subprocess.CompletedProcess[str]":
 
 def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
     ended = run_supervisor(
-        "supervisor = Supervisor(Config('api.no_such_module:app', port=0, workers=2), grace_seconds=5)"
+        "supervisor = Supervisor(Config('api.no_such_module:app', workers=2), sockets, grace_seconds=5)"
     )
     assert ended.returncode == STARTUP_FAILURE
     assert "exited unexpectedly, with exit code 3" in ended.stderr
@@ -51,7 +53,7 @@ def test_a_supervisor_whose_workers_do_not_start_gives_up() -> None:
 
 def test_a_supervisor_that_has_no_room_for_its_workers_says_so() -> None:
     ended = run_supervisor(
-        "supervisor = Supervisor(Config('tests.support.serving:live', port=0, workers=2), grace_seconds=5)\n"
+        "supervisor = Supervisor(Config('tests.support.serving:live', workers=2), sockets, grace_seconds=5)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))"
     )
     assert ended.returncode == 1
@@ -63,7 +65,7 @@ def test_a_supervisor_that_fails_ends_and_takes_its_workers_along() -> None:
     ended = run_supervisor(
         "class Broken(Supervisor):\n"
         "    async def _keep(self, place, end): raise LookupError('a defect')\n"
-        "supervisor = Broken(Config('tests.support.serving:live', port=0, workers=2), grace_seconds=30)"
+        "supervisor = Broken(Config('tests.support.serving:live', workers=2), sockets, grace_seconds=30)"
     )
     assert ended.returncode == 1
     assert "the supervisor has failed: the workers stop" in ended.stderr

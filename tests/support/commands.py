@@ -1,5 +1,6 @@
-"""Run `users-api` in a process of its own, as its users do."""
+"""Run `users-api` as its users do: a server in a process of its own, another command in this one."""
 
+import logging
 import os
 import pty
 import re
@@ -9,12 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, chdir, contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import psutil
 
+from api.cli import main
 from benchmarks.processes import free_port
 from tests.support import leaks
 
@@ -29,22 +32,55 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, "DRAIN_SECONDS": "0", **variables}
 
 
-def run(
-    *arguments: str, stdin: str = "", program: Sequence[str | Path] = (USERS_API,), **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str = "", cwd: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command here, with the environment, working directory, files and pipe of a process of its own.
+
+    That process would import everything again: half a second of a processor, for each of some hundred commands.
+    """
+    receiving, sending = os.pipe()
+    os.write(sending, stdin.encode())  # a pipe holds 64 KiB
+    os.close(sending)
+    root, on_sigterm = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    before = root.handlers[:]
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+        open("<stdin>", opener=lambda *_: receiving) as given,  # the name is told to users
+        patch.dict(os.environ, environment(**variables), clear=True),
+        patch.multiple(sys, stdin=given, stdout=out, stderr=err),
+        chdir(cwd or tempfile.gettempdir()),
+    ):
+        try:
+            main(arguments, prog_name="users-api")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+            root.handlers[:] = before
+        out.seek(0)
+        err.seek(0)
+        return _ended(arguments, code, out.read(), err.read())
+
+
+def run_program(program: Sequence[str | Path], *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of another program than this checkout's `users-api`, or in another way, in a process of its own."""
     ended = subprocess.run(
         [*program, *arguments],
         env=environment(**variables),
         cwd=tempfile.gettempdir(),
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
     )
+    return _ended(arguments, ended.returncode, ended.stdout, ended.stderr)
+
+
+def _ended(arguments: Sequence[str], code: int, out: str, err: str) -> subprocess.CompletedProcess[str]:
     # "key" prints a key and "export" email addresses, as they should; help has examples of both.
     if arguments[0] not in ("key", "export") and "--help" not in arguments:
-        leaks.search(ended.stdout + ended.stderr, " ".join(arguments))
-    return ended
+        leaks.search(out + err, " ".join(arguments))
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -12,6 +12,10 @@ from api.neon.url import parse_url
 from tests.support.waiting import wait_until
 
 MakeDatabase = Callable[[], str]
+
+
+NewDatabase = Callable[..., AbstractContextManager[str]]
+"""Takes the name of a template, and of an owner other than the superuser; the value is the database's URL."""
 
 
 KILL_ALL = """

@@ -59,7 +59,7 @@ def scan_answers(app: ASGIApp) -> ASGIApp:
                 headers = message["headers"]
                 is_problem = (b"content-type", b"application/problem+json") in headers
                 search(repr(headers), "the headers of a response")
-            elif is_problem:
+            if is_problem:
                 search(message.get("body", b"").decode(), "a problem")
             await send(message)
 

@@ -22,7 +22,7 @@ from api.database import migrations
 from api.neon.url import parse_url
 from api.users import statements
 from tests.support import ROOT
-from tests.support.commands import USERS_API, run, served
+from tests.support.commands import USERS_API, run_program, served
 from tests.support.database import execute
 from tests.support.rig import NeonDatabase, Rig
 from tests.support.serving import serve
@@ -47,7 +47,7 @@ class Release:
     def migrate(self, changes: str) -> list[str]:
         """Apply the migrations of a directory below CHANGES, and return the lines that tell so."""
         shutil.copytree(CHANGES / changes, self.directory / "migrations", dirs_exist_ok=True)
-        done = run("migrate", program=self.program, **self.environment)
+        done = run_program(self.program, "migrate", **self.environment)
         assert done.returncode == 0, done.stderr
         return [line for line in done.stdout.splitlines() if line.startswith("applying")]
 
@@ -137,7 +137,7 @@ async def test_no_request_fails_while_releases_and_schema_change(neon: NeonDatab
     failed = {key: n for key, n in traffic.answers.items() if key[1] != EXPECTED.get(key[0], 200)}
     assert not failed, failed
     for program in ((USERS_API,), release.program):  # Both releases' statements fit what it has become.
-        assert run("check-sql", program=program, **release.environment).returncode == 0
+        assert run_program(program, "check-sql", **release.environment).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["users_email_key_ccnew", "users_email_key_ccold", "users_email_key_ccold1"])

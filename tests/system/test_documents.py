@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,6 +13,7 @@ import pytest
 
 import api
 from api.app import RESOURCES
+from api.auth.keys import make_api_key, parse_api_keys
 from benchmarks.processes import free_port
 from tests.support.commands import environment
 from tests.support.rig import NeonDatabase, Rig
@@ -28,7 +30,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": 2,  # it fetches the project; it tests it
     "docs/add-a-resource.md": 3,  # tests/system/test_tutorial.py runs them in a copy of the project
     "README.md": 2,  # it fetches and tests the project; a Neon project
-    "docs/api.md": 1,  # an issuer of tokens
+    "docs/api.md": 2,  # an issuer of tokens; generators of clients: tested in tests/openapi
     "docs/architecture.md": 1,  # minutes
     "docs/neon.md": 3,  # a Neon project; a compute that sleeps: tested below; a replica
     "docs/operations.md": 2,  # Docker; a collector of traces
@@ -43,11 +45,12 @@ serve() {
 }
 trap '[ -z "$server" ] || { kill $server; wait $server; }' EXIT
 """
+KEY, DIGEST = r"users_[\w-]{43}", r"\b[0-9a-f]{64}\b"
 VARYING = [  # what differs from run to run, and what stands for it
     (r"\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT", "DATE"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME"),
     (r"(request.id\W+)[0-9a-f]{16}", r"\1ID"),
-    (r"users_[\w-]{43}|\b[0-9a-f]{64}\b", "KEY"),
+    (f"{KEY}|{DIGEST}", "KEY"),
     (r"(applying \S+\napplied in [\d.]+ s\n)+", "MIGRATIONS\n"),  # a further resource adds its own
     (r"\d+( statements fit)", r"N\1"),
     (r'("seconds":)[\d.e-]+', r"\1N"),
@@ -79,9 +82,13 @@ def test_console_blocks_print_what_they_show(name: str, request: pytest.FixtureR
         is_server = command.startswith("users-api serve") and not output.strip()
         script += [command.removeprefix("users-api ") if is_server else command, "printf '\\n=====\\n'"]
     url = request.getfixturevalue("empty_database" if migrates else "database")
+    text = "\n".join(script).replace("localhost:8000", "localhost:PORT").replace("PORT", str(free_port()))
+    # The key of a document is refused, since everybody knows it: a reader has another one too.
+    key, entry = make_api_key("reader", read_only=True)
+    text = re.sub(KEY, key, re.sub(DIGEST, entry.split(":")[1], text))
     ended = subprocess.run(
         ["bash"],
-        input="\n".join(script).replace("localhost:8000", "localhost:PORT").replace("PORT", str(free_port())),
+        input=text,
         env={
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "LANG": "C.UTF-8",
@@ -100,6 +107,16 @@ def test_console_blocks_print_what_they_show(name: str, request: pytest.FixtureR
     for (command, output), found in zip(todo, printed, strict=False):
         assert normalised(found) == normalised(output), command
     assert len(printed) == len(todo) + 1, ended.stdout
+
+
+def test_a_key_that_is_published_lets_nobody_in() -> None:
+    texts = [*DOCUMENTS.values(), (ROOT / ".env.example").read_text(), (ROOT / "compose.yaml").read_text()]
+    published = {digest for text in texts for digest in re.findall(DIGEST, text)}
+    published |= {sha256(key.encode()).hexdigest() for text in texts for key in re.findall(KEY, text)}
+    assert published
+    for digest in published:
+        with pytest.raises(ValueError, match=r"^entry 2 is of the key that the documentation shows: .*`users-api key"):
+            parse_api_keys(f"{make_api_key('mine', read_only=True)[1]},reporting:{digest}:read")
 
 
 def test_no_block_is_skipped_by_accident() -> None:

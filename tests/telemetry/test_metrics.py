@@ -21,8 +21,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from api.app import create_app
 from api.auth.keys import make_api_key
+from api.environment import SettingsError
 from api.server.metrics_port import serve_metrics
-from api.settings import SettingsError
 from api.telemetry.counters import Counters, read
 from api.telemetry.directory import open_metrics, shared_directory
 from api.telemetry.metrics import Metrics

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,9 @@ import httpx
 import pytest
 
 from api.app import create_app
-from tests.support.database import execute
+from api.settings import Settings
+from tests.support.catalogue import empty
+from tests.support.database import NewDatabase, execute
 from tests.support.serving import serve, settings_for
 from tests.support.users import assert_invalid, assert_problem, create
 
@@ -22,15 +25,44 @@ on_neon_too = pytest.mark.parametrize(
 """For one or two tests of each statement, which run behind the rig too."""
 
 
-@pytest.fixture(params=["PostgreSQL"])
-def client(request: pytest.FixtureRequest, batching: bool) -> Iterator[httpx.Client]:
-    """An HTTP client of the real application, on the test's own database: PostgreSQL as it is, or behind the rig."""
-    if request.param == "Neon":
-        settings = request.getfixturevalue("neon").settings(batching=batching)
-    else:
-        settings = settings_for(request.getfixturevalue("database"), batching=batching)
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def shared(new_database: NewDatabase, template: str) -> Iterator[str]:
+    """The URL of one database for all of these tests: each leaves nothing but rows."""
+    with new_database(template) as url:
+        yield url
+
+
+@pytest.fixture
+def database(shared: str) -> str:
+    empty(shared)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def clients(shared: str) -> Iterator[dict[bool, httpx.Client]]:
+    """Clients of the real application, by whether requests share statements."""
+    with (
+        serving(settings_for(shared, batching=True)) as batched,
+        serving(settings_for(shared, batching=False)) as alone,
+    ):
+        yield {True: batched, False: alone}
+
+
+@pytest.fixture(params=["PostgreSQL"])
+def client(request: pytest.FixtureRequest, batching: bool) -> Iterator[httpx.Client]:
+    """An HTTP client of the real application, on an empty database: PostgreSQL as it is, or behind the rig."""
+    if request.param == "Neon":
+        with serving(request.getfixturevalue("neon").settings(batching=batching)) as client:
+            yield client
+    else:
+        request.getfixturevalue("database")
+        yield request.getfixturevalue("clients")[batching]
 
 
 # The user

@@ -3,6 +3,7 @@
 And `email_key` against PostgreSQL.
 """
 
+import itertools
 import json
 import runpy
 import string
@@ -345,6 +346,22 @@ def test_every_character_at_every_place_gets_the_answer_of_emailstr() -> None:
         for place in range(len(ordinary) + 1):
             assert_same(ordinary[:place] + character + ordinary[place:])
             assert_same(ordinary[:place] + character + ordinary[place + 1 :])
+
+
+def is_plain(text: str) -> bool:
+    """The definition, of texts without other characters than a, 1, a dot, a hyphen and @."""
+    local, at, domain = text.partition("@")
+    *labels, last = domain.split(".")
+    words = [word for label in [*labels, last] for word in label.split("-")]
+    return bool(at and labels and last.isalpha() and all([*local.split("."), *words]) and "@" not in domain)
+
+
+def test_the_expression_is_the_definition_of_a_plain_address() -> None:
+    """Of every short text: a Python that compiles it wrong has no fast path, or takes what is no address."""
+    for length in range(8):
+        for characters in itertools.product("a1.-@", repeat=length):
+            text = "".join(characters)
+            assert bool(emails._is_plain(text)) == is_plain(text), text
 
 
 # An example is a batch of addresses: drawing costs more than comparing. 5 x 600 batches

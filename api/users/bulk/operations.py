@@ -9,6 +9,8 @@ from api.users.bulk.report import MAX_REFUSAL_BYTES, MAX_REFUSALS
 from api.users.schemas import ExportQuery, ImportQuery
 
 _NDJSON, _CSV = "application/x-ndjson", "text/csv"
+# Generated clients treat text/* as text, and JSON-encode any other string that is not said to be binary.
+_BYTES, _TEXT = {"type": "string", "format": "binary"}, {"type": "string"}
 _ADA_NDJSON = '{"id":5,"email":"ada@example.com","name":"Ada","created_at":"…","updated_at":"…"}\n'
 _ADA_CSV = "id,email,name,created_at,updated_at\n5,ada@example.com,Ada,…,…\n"
 
@@ -19,8 +21,8 @@ IMPORT_USERS = Operation(
     "not at all.",
     query=ImportQuery,
     body=[
-        Content({"type": "string"}, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
-        Content({"type": "string"}, "email,name\nada@example.com,Ada\n", _CSV),
+        Content(_BYTES, '{"email": "ada@example.com", "name": "Ada"}\n', _NDJSON),
+        Content(_TEXT, "email,name\nada@example.com,Ada\n", _CSV),
     ],
     responses={
         200: ResponseDoc(
@@ -31,7 +33,7 @@ IMPORT_USERS = Operation(
             "after that line may have been written. Without a summary, the connection ended the import.",
             [
                 Content(
-                    {"type": "string"},
+                    _BYTES,
                     '{"line":7,"problem":{"type":"urn:problem:users-api:email-taken","title":"Conflict","status":409,'
                     '"detail":"Email already registered","request_id":"2b9ea715591e7aa5"}}\n'
                     '{"summary":{"complete":true,"lines":9,"created":8,"updated":0,"skipped":0,"refused":1,'
@@ -58,7 +60,7 @@ EXPORT_USERS = Operation(
     responses={
         200: ResponseDoc(
             "One line per user.",
-            [Content({"type": "string"}, _ADA_NDJSON, _NDJSON), Content({"type": "string"}, _ADA_CSV, _CSV)],
+            [Content(_BYTES, _ADA_NDJSON, _NDJSON), Content(_TEXT, _ADA_CSV, _CSV)],
         )
     },
     problems=[
