@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -465,11 +465,13 @@ def test_a_soak_holds_its_load(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
+    length = (b"content-length", b"5")
+
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"].endswith("7"):
             await constant.app(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"1")]})
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"1"), length]})
         await send({"type": "http.response.body", "body": b"later"})
 
     with serve(refuse) as url:
