@@ -18,10 +18,13 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; three of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery install lock clean neon-rig image torture soak
+.PHONY: run help test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery locust install lock clean neon-rig image torture soak
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and faults at the prompt (Ctrl-C ends it)
 	.ci/pgbouncer >/dev/null
@@ -58,8 +61,10 @@ $(VENV)/.installed-%: requirements-%.lock pyproject.toml | $(BIN)/pip
 	esac; done; echo; test -e $@
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "users-api needs Python >= 3.11 with venv; name another one with: make PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "users-api needs Python >= 3.11; name another one with: make PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) lacks the module venv: apt install $(notdir $(PYTHON))-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 bench: install ## compare with the peers: the table of targets, in less than ten minutes (needs wrk)
@@ -74,6 +79,11 @@ bench-scaling bench-overload bench-latency bench-profile bench-bulk: install ## 
 bench-recovery: install ## how soon a database that is back is used, by distance and outage: 5 minutes
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
+
+URL ?= http://$(HOST):$(PORT)
+locust: install ## a realistic mix for 30 s against what `make run` serves, and its report (URL=https://… ARGS="--users 200"; API_KEY)
+	$(BIN)/locust --locustfile benchmarks/locustfile.py --headless --only-summary --host $(URL) \
+		--users 50 --spawn-rate 50 --run-time 30s --html locust.html $(ARGS)
 
 soak: install ## a mixed load for 20 minutes: no memory may grow, nothing may fail (ARGS="--minutes 2")
 	$(BIN)/python -m benchmarks.soak $(ARGS)

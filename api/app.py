@@ -24,6 +24,7 @@ from api.openapi.pages import documentation
 from api.resources.description import Description, load, make_routes, ping, words_of
 from api.resources.idempotency import keep_erasing
 from api.resources.services import Services
+from api.service.index import index_route
 from api.service.metrics import metrics_route
 from api.service.probes import Probes
 from api.service.read_after import replicated
@@ -105,7 +106,7 @@ def routes(
     services = _services(settings, database, gate or Gate(settings.requests_max_under_way))
     # The probe sends the smallest statements that requests use, so it also fails if the schema is missing.
     probes = Probes(database, partial(ping, described, database), settings.readiness_probe_seconds)
-    return [*make_routes(described, services), *probes.routes()]
+    return [*make_routes(described, services), *probes.routes(), index_route()]
 
 
 def describe(settings: Settings, described: Sequence[Description] = RESOURCES) -> dict[str, Any]:

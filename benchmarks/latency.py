@@ -17,7 +17,7 @@ from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import GENERATOR_LIMIT
 from benchmarks.openloop import Phase, Summary, gets, run_phases, split, summarise_phase
 from benchmarks.progress import Progress
-from benchmarks.report import keep
+from benchmarks.report import as_trial, keep
 from benchmarks.session import run_with_database
 from benchmarks.systems import SYSTEMS, System, serving
 from benchmarks.tables import table
@@ -146,6 +146,7 @@ def main(quick: bool, rounds: int | None, output: Path | None) -> None:
         progress.close()
         titles = {system.name: system.title for system in COMPARED}
         files = render(merge(measured, rates), titles, machine, times)
+        files = as_trial(files) if quick else files
         click.echo(files["latency.md"])
         click.echo(keep(files, output, not quick))
 

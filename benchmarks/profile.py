@@ -13,7 +13,7 @@ from benchmarks.charts import Bar, bar_chart
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import Job, Measurement
-from benchmarks.report import keep
+from benchmarks.report import as_trial, keep
 from benchmarks.session import run_rounds, run_with_database
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.tables import table
@@ -113,6 +113,7 @@ def main(quick: bool, rounds: int | None, output: Path | None) -> None:
         )
         results = {each.system: each for each in medians(measurements).values()}
         files = render(results, machine, times)
+        files = as_trial(files) if quick else files
         click.echo(files["profile.md"])
         click.echo(keep(files, output, not quick))
 

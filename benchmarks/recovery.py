@@ -19,7 +19,7 @@ from benchmarks.database import Database, execute
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.openloop import Outcome, Phase, gets, run_phases
 from benchmarks.progress import Progress
-from benchmarks.report import keep
+from benchmarks.report import as_trial, keep
 from benchmarks.session import run_with_database
 from benchmarks.systems import SYSTEMS, serving
 from benchmarks.tables import table
@@ -105,6 +105,7 @@ def main(quick: bool, output: Path | None) -> None:
         machine = describe_machine(database)
         recoveries = list(measure_cells(database, program, cells))
         files = render(machine, recoveries)
+        files = as_trial(files) if quick else files
         click.echo(files["recovery.md"])
         click.echo(keep(files, output, is_whole=not quick))
         if not all(each.is_met for each in recoveries):

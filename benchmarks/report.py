@@ -15,6 +15,7 @@ from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
 
+TRIAL = "TRIAL: it only checks that everything runs. The figures are noise, and so is whether a target is met."
 METHOD = (
     "Each system runs alone, started afresh for every round; rounds alternate over the systems; figures are medians "
     "over rounds. wrk drives it in a closed loop over keep-alive connections on the loopback interface. PostgreSQL "
@@ -44,6 +45,11 @@ def write_files(directory: Path, files: Mapping[str, str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text)
+
+
+def as_trial(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of a run that was cut down: its Markdown says so first."""
+    return {name: f"**{TRIAL}**\n\n{text}" if name.endswith(".md") else text for name, text in files.items()}
 
 
 def keep(files: Mapping[str, str], output: Path | None, is_whole: bool) -> str:

@@ -7,7 +7,7 @@ import click
 from benchmarks.database import Database
 from benchmarks.machine import describe_machine
 from benchmarks.plan import adjust, default_plan, full_plan, select
-from benchmarks.report import keep, render
+from benchmarks.report import TRIAL, as_trial, keep, render
 from benchmarks.session import run_rounds, run_with_database
 from benchmarks.systems import SYSTEMS, System, parse_system
 from benchmarks.tables import results_table, targets_table
@@ -98,11 +98,14 @@ def main(
         measurements = run_rounds(jobs, database, rounds)
         titles = {system.name: system.title for system in (*SYSTEMS.values(), *extra)}
         results = medians(measurements)
+        if quick:
+            click.echo(f"{TRIAL}\n")
         click.echo(results_table(results.values(), titles))
         is_whole = not (only or workload)
         if is_whole:
-            click.echo(targets_table(results, titles))
+            click.echo(f"{TRIAL}\n\n" * quick + targets_table(results, titles))
         files = render(measurements, machine, settings, titles, with_targets=is_whole)
+        files = as_trial(files) if quick else files
         # A run that was cut down must not replace the results of a whole one.
         click.echo("\n" + keep(files, output, is_whole and not quick and connections is None and rows is None))
 

@@ -14,7 +14,7 @@ from benchmarks.database import Database
 from benchmarks.machine import describe_machine, summarise
 from benchmarks.measure import Job, Measurement
 from benchmarks.plan import FAR_CONNECTIONS
-from benchmarks.report import METHOD, keep
+from benchmarks.report import METHOD, as_trial, keep
 from benchmarks.session import run_rounds, run_with_database
 from benchmarks.systems import SYSTEMS
 from benchmarks.tables import table
@@ -204,6 +204,7 @@ def main(quick: bool, huge: bool, only: tuple[str, ...], rounds: int | None, out
             for measurement in run_rounds([job.lasting(1) if quick else job for job in same_size], database, times)
         ]
         files = render(made, measurements, machine, times)
+        files = as_trial(files) if quick else files
         click.echo(files["scaling.md"])
         click.echo(keep(files, output, not (quick or only)))
 

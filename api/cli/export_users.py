@@ -16,7 +16,7 @@ from api.cli.progress import Progress
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.settings import Settings
-from api.users.bulk.formats import FORMATS, Format
+from api.users.bulk.formats import FORMATS, NDJSON, Format
 from api.users.bulk.formats import export_users as copy_users
 from api.users.resource import RESOURCE
 from api.users.statements import ESTIMATE_USERS
@@ -24,6 +24,25 @@ from api.users.statements import ESTIMATE_USERS
 
 class _WriteError(Exception):
     """Raised from an OSError of the output, to distinguish it from one of the database connection."""
+
+
+class _Lines:
+    """Counts the users in an export by its lines. In CSV the first is a header, and a name in quotes may hold some."""
+
+    def __init__(self, *, is_csv: bool) -> None:
+        self._is_csv = is_csv
+        self._is_quoted = False
+        self._header = int(is_csv)
+
+    def count(self, piece: bytes) -> int:
+        if not self._is_csv:
+            return piece.count(b"\n")
+        parts = piece.split(b'"')
+        lines = sum(part.count(b"\n") for part in parts[self._is_quoted :: 2])
+        self._is_quoted ^= len(parts) % 2 == 0
+        users = max(lines - self._header, 0)
+        self._header -= lines - users
+        return users
 
 
 @click.command("export")
@@ -61,6 +80,7 @@ def export_users(file: Path, format_name: str | None) -> None:
 async def _export(settings: Settings, output: BinaryIO, format: Format, file: Path) -> None:
     async with PooledDatabase(database_options(settings)).connect() as connection:
         size = await connection.fetchval(ESTIMATE_USERS.sql)
+        lines = _Lines(is_csv=format is not NDJSON)
         with Progress(str(file), RESOURCE.name, size if size > 0 else None) as progress:
 
             async def write(data: bytes) -> None:
@@ -68,7 +88,7 @@ async def _export(settings: Settings, output: BinaryIO, format: Format, file: Pa
                     output.write(data)
                 except OSError as error:
                     raise _WriteError from error
-                rows = data.count(b"\n")
+                rows = lines.count(data)
                 progress.update(rows, progress.rows + rows)
 
             progress.rows = await copy_users(connection, format, write)

@@ -3,12 +3,13 @@
 import logging.config
 import shlex
 import sys
+from typing import Any
 
 import click
 
 from api.auth.loopback import is_loopback
 from api.cli.common import explain_errors, read_settings, with_database
-from api.environment import SettingsError
+from api.environment import SettingsError, clean
 from api.server.listening import bind, port_of, url_of
 from api.server.run import run_server
 from api.server.workers import prepare_environment, warn_without_authentication
@@ -19,6 +20,18 @@ from api.telemetry.logs import log_config
 logger = logging.getLogger("api")
 
 
+class _Port(click.IntRange):
+    """The number of a port. PORT may be one of the addresses that Kubernetes sets."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            if isinstance(value, str):
+                value = clean(value, "PORT")
+        except ValueError as error:
+            self.fail(f"PORT: {error}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option(
@@ -27,7 +40,7 @@ logger = logging.getLogger("api")
     show_envvar=True,
     default=8000,
     show_default=True,
-    type=click.IntRange(0, 65535),
+    type=_Port(0, 65535),
     help="Port to listen on.",
 )
 @click.option(

@@ -129,7 +129,7 @@ def test_two_authorization_headers(client: httpx.Client, second: str) -> None:
 
 
 def test_what_is_open(client: httpx.Client) -> None:
-    for path in ("/health", "/ready", "/openapi.json", "/docs"):
+    for path in ("/", "/health", "/ready", "/openapi.json", "/docs"):
         assert client.get(path).status_code == 200
         assert client.get(path, headers=bearer("nonsense")).status_code == 200
         assert client.post(path).status_code == 405

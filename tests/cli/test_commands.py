@@ -3,8 +3,12 @@
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,8 +17,9 @@ from click.testing import CliRunner
 
 from api.cli import main
 from tests.support import ROOT
-from tests.support.commands import environment, on, run, served
+from tests.support.commands import USERS_API, environment, on, run, run_program, served
 from tests.support.database import execute
+from tests.support.waiting import wait_until
 
 STATEMENTS = len(list((ROOT / "sql").rglob("*.sql")))
 
@@ -162,6 +167,170 @@ def test_serving_on_the_embedded_database_keeps_its_data(directory: Path) -> Non
     with served("--workers", "2", cwd=directory) as (url, _):
         assert httpx.get(f"{url}/api/v1/users").json() == [user]
     assert not (directory / ".data/postgres/postmaster.pid").exists()
+
+
+def test_the_embedded_database_starts_below_any_path(directory: Path) -> None:
+    """With what a shell or a URL reads in its own way."""
+    below = directory / "a b" / "it's; (#1 & 100%)+" / "\u00fcml\u00e4ut?*"
+    below.mkdir(parents=True)
+    for path in (*below.parents[:2], below):
+        path.chmod(0o755)
+    with served(cwd=below) as (url, _):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+    assert (below / ".data/postgres/PG_VERSION").exists()
+
+
+IN_DIRECTORY = ["sh", "-c", 'cd "$0" && exec "$@"']
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["migrate"], ["check-sql"], ["doctor"], ["export"]])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("a file", "needs the directory .data, but there is a file of that name: move it"),
+        ("a file inside", "/.data/postgres, but there is a file of that name: move it"),
+        ("unwritable", "does not start on .data/postgres ("),
+        ('a $HOME "path"', "its path has '$', which pg_ctl leaves to a shell"),
+    ],
+)
+def test_an_embedded_database_that_cannot_start_is_one_line(
+    command: list[str], where: str, said: str, directory: Path
+) -> None:
+    below = Path("/proc") if where == "unwritable" else directory / where  # where not even root may write
+    if where != "unwritable":
+        below.mkdir()
+    if where == "a file":
+        (below / ".data").touch()
+    elif where == "a file inside":
+        (below / ".data").mkdir()
+        (below / ".data/postgres").touch()
+    ended = run_program([*IN_DIRECTORY, below, USERS_API], *command)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("users-api: the embedded PostgreSQL ")
+    assert said in line
+    assert "set DATABASE_URL and DIRECT_URL" in line
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--workers", "2"], ["--reload"]])
+def test_a_port_that_is_taken_is_the_only_thing_that_is_said(options: list[str], taken: int, directory: Path) -> None:
+    """Before a database is started."""
+    ended = run_program([*IN_DIRECTORY, directory, USERS_API], "serve", "--port", str(taken), *options)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    url = f"http://127.0.0.1:{taken}"
+    assert ended.stderr == (
+        f"users-api: --port: cannot listen on {url}: Address already in use: "
+        "stop the program that listens there, or choose another port\n"
+    )
+    assert not (directory / ".data").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("192.0.2.1", "http://192.0.2.1:8000: Cannot assign requested address: name an address of this machine"),
+        ("2001:db8::1", "http://[2001:db8::1]:8000: Cannot assign requested address: name an address of this machine"),
+        ("no-such-host.invalid", "http://no-such-host.invalid:8000: "),
+        ("a..b", "http://a..b:8000: no host has this name: name an address of this machine"),
+        ("x" * 70, "no host has this name: name an address of this machine"),
+    ],
+)
+def test_a_host_that_is_not_here_is_one_line(host: str, said: str) -> None:
+    ended = run("serve", "--host", host, "--port", "8000", AUTH="off")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("users-api: --port: cannot listen on http://")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "asked", "workers"),
+    [
+        ("::1", "[::1]", ["[::1]"], "1"),
+        ("localhost", "localhost", ["127.0.0.1"], "1"),
+        ("::", "[::]", ["[::1]", "127.0.0.1"], "1"),
+        ("", "localhost", ["[::1]", "127.0.0.1"], "2"),
+    ],
+)
+def test_a_server_says_where_it_serves(
+    host: str, shown: str, asked: list[str], workers: str, database: str, directory: Path
+) -> None:
+    """With a port that the system chose, once it has it."""
+    command: list[str | Path] = [USERS_API, "serve", "--host", host, "--port", "0", "--workers", workers]
+    with subprocess.Popen(
+        command,
+        env=environment(AUTH="off", **on(database)),
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first, second = process.stdout.readline().decode(), process.stdout.readline().decode()
+            match = re.fullmatch(rf"users-api serves on http://{re.escape(shown)}:(\d+); try:\n", first)
+            assert match, first
+            port = int(match[1])
+            assert second.split()[-1].strip("'") == f"http://{shown}:{port}/api/v1/users"
+            for each in asked:
+                wait_until(partial(answers, f"http://{each}:{port}/health"))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url).status_code == 200
+    return False
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "udp://10.0.0.1:80"])
+def test_the_port_that_kubernetes_sets_is_explained(value: str) -> None:
+    ended = run("serve", PORT=value)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "PORT: it is an address that Kubernetes sets for a Service: set enableServiceLinks: false" in ended.stderr
+
+
+def test_a_name_that_is_near_a_setting_is_in_one_warning(directory: Path, database: str) -> None:
+    (directory / ".env").write_text("API_KEY=sesame\n")
+    with served("--workers", "2", cwd=directory, DATABASE_URL=database, POOL_MAXSIZE="3") as (url, process):
+        assert httpx.get(f"{url}/api/v1/users").text == "[]"
+        process.terminate()
+        _, errors = process.communicate(timeout=40)
+    assert errors.count("without effect") == errors.count("anybody who reaches") == 1
+    assert "API_KEY (did you mean API_KEYS?), POOL_MAXSIZE (did you mean POOL_MAX_SIZE?)" in errors
+    assert "neither API_KEYS nor JWT_ISSUER is set: anybody who reaches http://127.0.0.1:" in errors
+    ended = run_program([*IN_DIRECTORY, directory, USERS_API], "check-sql", DATABASE_URL=database)
+    assert ended.stderr.count("without effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("shell", "typed", "offered"),
+    [
+        ("bash", "users-api se", ["plain,serve"]),
+        ("bash", "users-api migrate st", ["plain,status"]),
+        ("bash", "users-api serve --po", ["plain,--port"]),
+        ("bash", "users-api import --on-conflict s", ["plain,skip"]),
+        ("zsh", "users-api ex", ["plain", "export"]),
+        ("fish", "users-api doc", ["plain,doctor"]),
+    ],
+)
+def test_a_shell_completes_commands(shell: str, typed: str, offered: list[str]) -> None:
+    """As docs/operations.md says."""
+    words = typed.split()
+    variables = {"COMP_WORDS": typed, "COMP_CWORD": words[-1] if shell == "fish" else str(len(words) - 1)}
+    asked = CliRunner().invoke(
+        main, prog_name="users-api", env={"_USERS_API_COMPLETE": f"{shell}_complete", **variables}
+    )
+    assert [line.partition("\t")[0] for line in asked.output.splitlines()][: len(offered)] == offered
 
 
 def test_a_killed_server_leaves_a_database_that_the_next_one_takes_over(directory: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from api.neon.url import parse_url
 from tests.support.catalogue import empty
-from tests.support.commands import USERS_API, environment, on, on_a_terminal, run
+from tests.support.commands import USERS_API, environment, on, on_a_terminal, on_a_terminal_of, run
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 
@@ -322,6 +323,45 @@ def test_an_import_whose_database_fails_says_where(rig: Rig, neon: NeonDatabase,
     assert "users-api: the database failed: " in ended.stderr
     assert run("import", file, "--on-conflict", "skip", **environment).returncode == 0
     assert execute(neon.superuser, "select count(*) from users") == [(10,)]
+
+
+def drawn(terminal: str) -> list[str]:
+    """The lines that a terminal was sent, each state of a bar by itself, without what moves or hides the cursor."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", terminal))
+
+
+@pytest.mark.parametrize("columns", [30, 44, 60, 79, 80, 132])
+def test_a_bar_is_one_line_of_the_terminal(database: str, tmp_path: Path, columns: int) -> None:
+    """Also where standard output is a file, and the name of the input is long."""
+    file = write(tmp_path / f"{'long-name-' * 12}.ndjson", people(30_000))
+    variables = {"TERM": "xterm", **on(database)}
+    imported = on_a_terminal_of(columns, tmp_path / "refused", [USERS_API, "import", file], variables)
+    execute(database, "analyze users")
+    exported = on_a_terminal_of(columns, tmp_path / "out", [USERS_API, "export"], variables)
+    for shown in (imported, exported):
+        assert shown.returncode == 0
+        *states, summary = [line for line in drawn(shown.stdout) if line.strip()]
+        assert "30,000 users, " in summary
+        assert [line for line in states if len(line) >= columns] == []
+        assert bool(states) == (columns >= 44)
+        assert all(line.startswith("[") for line in states if line.strip())
+        # Each state but the last is drawn over by the next: only a line that is left begins another one.
+        assert shown.stdout.count("\n") == 1 + bool(states)
+
+
+@pytest.mark.parametrize("format", ["csv", "csv-safe", "ndjson"])
+def test_a_bar_counts_users_and_no_other_lines(database: str, tmp_path: Path, format: str) -> None:
+    """Not the header of CSV, nor the lines and quotes in a name."""
+    names = "case when n % 3 = 0 then E'two\\n\"lines\"\\n' end"
+    execute(
+        database, f"insert into users (email, name) select n || '@example.com', {names} from generate_series(1, 3000) n"
+    )
+    command: list[str | Path] = [USERS_API, "export", "--format", format]
+    exported = on_a_terminal_of(80, tmp_path / "out", command, {"TERM": "xterm", **on(database)})
+    *states, _ = [line for line in drawn(exported.stdout) if line.strip()]
+    assert "3,000 users, " in states[-1]
+    shown = [int(number.replace(",", "")) for line in states for number in re.findall(r"([\d,]+) users,", line)]
+    assert max(shown) == 3000
 
 
 def test_a_terminal_sees_a_bar(database: str, tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_a_script_in_the_page_is_not_run(page: Page, database: str) -> None:
     assert any("Content Security Policy" in complaint for complaint in complaints)
 
 
+def test_the_root_leads_to_the_documentation(database: str) -> None:
+    """Without a key, as the documentation itself."""
+    with serve(create_app(settings_for(database, api_keys=make_api_key("x", read_only=True)[1]))) as url:
+        found = httpx.get(url)
+        assert (found.status_code, found.headers["content-type"]) == (200, "application/json")
+        assert list(found.json()) == ["documentation", "openapi"]
+        for path in found.json().values():
+            assert httpx.get(f"{url}{path}").status_code == 200
+        assert httpx.head(url).headers["content-length"] == str(len(found.content))
+        assert httpx.get(f"{url}/?x=1").content == found.content
+        assert httpx.post(url).headers["allow"] == "GET, HEAD"
+        for path in ("//", "/%0A", "/index", "/%2F"):
+            assert httpx.get(f"{url}{path}").status_code == 401
+
+
 def test_the_page_without_its_package(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.openapi.pages._assets", lambda: None)
     with serve(create_app(settings_for(database))) as url:

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, chdir, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -85,8 +86,17 @@ def _ended(arguments: Sequence[str], code: int, out: str, err: str) -> subproces
 
 def on_a_terminal(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command on a terminal: both of its outputs are in `stdout`."""
+    return on_a_terminal_of(0, None, command, variables)
+
+
+def on_a_terminal_of(
+    columns: int, output: Path | None, command: Sequence[str | Path], variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on a terminal of a width, 0 if it has none; its standard output may go to a file."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=theirs)
+    termios.tcsetwinsize(theirs, (24, columns))
+    with open(output, "wb") if output else nullcontext(theirs) as stdout:
+        process = subprocess.Popen(command, env=environment(**variables), stdin=theirs, stdout=stdout, stderr=theirs)
     os.close(theirs)
     written = b""
     with suppress(OSError):  # Linux reports a closed peer as EIO

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,7 +30,7 @@ from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
 from benchmarks.redraw import DRAW
-from benchmarks.report import RESULTS, draw, keep, render
+from benchmarks.report import RESULTS, as_trial, draw, keep, render
 from benchmarks.systems import SYSTEMS, parse_system, serving
 from benchmarks.tables import targets_table
 from benchmarks.targets import TARGETS, medians
@@ -236,6 +236,62 @@ def test_a_trial_writes_only_where_it_is_told_to(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a.md").read_text() == "text"
 
 
+def test_a_trial_says_so_over_its_tables() -> None:
+    files = as_trial({"a.md": "# A\n| met |\n", "a.json": "{}"})
+    assert files["a.md"].startswith("**TRIAL: ")
+    assert files["a.json"] == "{}"
+    quick = {
+        file.stem: file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in file.read_text()
+    }
+    assert quick.keys() == {"latency", "profile", "recovery", "run", "scaling"}
+    assert all("as_trial(files) if quick" in text for text in quick.values())
+
+
+def locust(url: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "locust", "-f", "benchmarks/locustfile.py", "--headless", "--host", url]
+    return subprocess.run(
+        [*command, "--users", "2", "--spawn-rate", "2", "--run-time", "3s", "--only-summary"],
+        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_locustfile_says_in_one_line_that_it_needs_a_key(database: str) -> None:
+    with serve(create_app(settings_for(database, api_keys=make_api_key("x", read_only=False)[1]))) as url:
+        for variables, reason in (
+            ({}, "asks for a key: set API_KEY"),
+            ({"API_KEY": "wrong"}, "refuses the key in API_KEY"),
+        ):
+            ended = locust(url, **variables)
+            said = [line for line in ended.stderr.splitlines() if "locustfile: " in line]
+            assert (ended.returncode, len(said)) == (1, 1), ended.stderr
+            assert f"{url} {reason}" in said[0]
+            assert "Traceback" not in ended.stderr
+            assert "Aggregated" not in ended.stdout + ended.stderr
+    ended = locust(url)
+    assert f"locustfile: {url} does not answer (" in ended.stderr
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+
+
+def test_percentiles_of_the_locustfile_have_the_time_that_requests_waited() -> None:
+    """Answers take 0.2 s, and requests are due every 0.1 s: each waits longer than the one before it."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await constant.app(scope, receive, send)
+            return
+        await asyncio.sleep(0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"[" + constant.BODY + b"]"})
+
+    slowest = {}
+    with serve(slow) as url:
+        for interval in ("0", "0.1"):
+            ended = locust(url, INTERVAL_SECONDS=interval)
+            percentiles = re.findall(r"^ +Aggregated +((?:\d+ +){11}\d+)$", ended.stderr, re.MULTILINE)
+            slowest[interval] = int(percentiles[-1].split()[-2])
+    assert slowest["0"] < 600 < slowest["0.1"]
+
+
 def test_charts_need_something_to_compare() -> None:
     assert draw([measured(Job(SYSTEMS["users_api"], WORKLOADS["get"]))], TITLES) == {}
 
@@ -409,11 +465,13 @@ def test_a_soak_holds_its_load(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
+    length = (b"content-length", b"5")
+
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"].endswith("7"):
             await constant.app(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"1")]})
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"1"), length]})
         await send({"type": "http.response.body", "body": b"later"})
 
     with serve(refuse) as url:
@@ -425,6 +483,18 @@ def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
     # The server is gone: a request without an answer counts as an outcome too.
     trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], gets(100)))
     assert {each.status for each in trace.outcomes} == {0}
+
+
+def test_an_open_loop_counts_the_time_in_which_it_was_busy_itself() -> None:
+    def requests() -> Iterator[bytes]:
+        for number, request in enumerate(gets(100)):
+            if number == 20:
+                time.sleep(0.3)  # as where the machine gives it no processor
+            yield request
+
+    with serve(constant.app) as url:
+        trace = asyncio.run(run_phases(int(url.rpartition(":")[2]), [Phase("one", 100, 0.8)], requests()))
+    assert sum(each.seconds > 0.1 for each in trace.outcomes) >= 15
 
 
 def test_another_system_is_a_command_line() -> None:

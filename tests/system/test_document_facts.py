@@ -32,7 +32,8 @@ CONFIGURATION = """\
 <!-- Made from api/settings.py by a test: `WRITE=1 make test ARGS="-k configuration"` writes this file. -->
 
 Settings come from the environment, or from `.env` in the working directory ([.env.example](../.env.example)); the
-environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2.
+environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2. Blanks
+around a value are no part of it. In `.env`, `${x}` is no reference: a value is taken as it stands.
 
 `DATABASE_URL` is for the server, `DIRECT_URL` for the commands that need a session. Without either, every command uses
 the embedded PostgreSQL in `.data/`.
