@@ -78,8 +78,8 @@ class StoppingError(Exception):
     """Shutdown cancelled the request: nothing was changed."""
 
 
-# RFC 9110's names, which older versions of Python lack.
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+# RFC 9110's names, which Python has from 3.13 on.
+_TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 
 _RETRY_AFTER = {"Retry-After": "1"}
 

@@ -60,7 +60,7 @@ def node_modules() -> Path:
 
 
 def test_openapi_python_client(served: tuple[str, str], tmp_path: Path) -> None:
-    """What it makes is mypy's business only where we use it: the client of its own has errors in strict mode."""
+    """Only our program is type-checked: what is generated has errors of its own in strict mode."""
     url, key = served
     config = HERE / "openapi-python-client.yml"
     document = f"{url}/openapi.json"

@@ -35,7 +35,7 @@ def assert_problem(response: httpx.Response, status: int, kind: str | None = Non
         412: "Precondition Failed",
         413: "Content Too Large",
         415: "Unsupported Media Type",
-        416: "Requested Range Not Satisfiable",
+        416: "Range Not Satisfiable",
         422: "Unprocessable Content",
         500: "Internal Server Error",
         503: "Service Unavailable",
