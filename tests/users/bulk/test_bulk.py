@@ -39,6 +39,8 @@ from tests.support.serving import serve, settings_for
 from tests.support.users import assert_invalid, assert_problem, create
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 USERS = "/api/v1/users"
 IMPORT, EXPORT = f"{USERS}/import", f"{USERS}/export"
 NDJSON, CSV = "application/x-ndjson", "text/csv"
