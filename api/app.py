@@ -133,7 +133,7 @@ def _services(settings: Settings, database: PooledDatabase, gate: Gate) -> Servi
 
 def _tokens(settings: Settings) -> "Tokens | None":
     if settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url:
-        from api.auth.tokens import Tokens  # with PyJWT and cryptography, a fifth of the time in which a server starts
+        from api.auth.tokens import Tokens  # with PyJWT and cryptography, a tenth of the time in which a server starts
 
         return Tokens(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
     return None

@@ -9,7 +9,7 @@ import click
 
 from api.telemetry.logs import LOG_CONFIG
 
-# What a command imports is no garbage: looking for some after every 700 new objects takes a seventh of its start. This
+# What a command imports is no garbage: looking for some after every 700 new objects takes a tenth of its start. This
 # module is the first that a worker imports, too.
 gc.set_threshold(10_000)
 

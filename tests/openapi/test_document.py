@@ -145,6 +145,7 @@ def test_it_is_served_open_and_printed_the_same(document: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(360)
 def test_schemathesis_finds_nothing(database: str, document: dict[str, Any], tmp_path: Path) -> None:
     """All its checks, over examples, boundaries, random requests and sequences of them; with a key, and without."""

@@ -15,6 +15,8 @@ from tests.support.database import execute, locked, wait_until_waiting
 from tests.support.users import assert_problem
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 USERS = "/api/v1/users"
 
 

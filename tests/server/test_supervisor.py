@@ -21,6 +21,8 @@ from tests.support.database import locked, wait_until_waiting
 from tests.support.users import USERS
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of another process are Linux's")
 INTO_THE_LOG = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
 

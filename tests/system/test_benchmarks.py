@@ -296,6 +296,7 @@ def test_charts_need_something_to_compare() -> None:
     assert draw([measured(Job(SYSTEMS["users_api"], WORKLOADS["get"]))], TITLES) == {}
 
 
+@pytest.mark.long
 def test_the_committed_charts_are_drawn_from_the_committed_json(tmp_path: Path) -> None:
     drawn = []
     for attempt in ("first", "second"):

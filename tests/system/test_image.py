@@ -22,7 +22,7 @@ from tests.support.database import execute, locked
 MEGABYTE = 10**6
 
 # Building it takes a minute where its base is made first.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 AS_A_CLUSTER_DOES = (
     "--read-only",

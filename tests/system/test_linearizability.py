@@ -37,6 +37,8 @@ from tests.support.rig.injections import STATEMENT_POINTS
 from tests.support.serving import serve, settings_for
 from tests.support.workload import USERS_LEFT, Workload, final_reads
 
+pytestmark = pytest.mark.long
+
 # The checker, on histories written by hand
 
 A = "ada@example.com"

@@ -117,7 +117,9 @@ def far(database: str) -> Iterator[str]:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
 async def test_no_request_fails_and_no_write_is_lost(
     database: str, far: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from api.app import create_app
 from tests.support.database import execute
 from tests.support.serving import serve, settings_for
 
+pytestmark = pytest.mark.long
+
 USERS = "/api/v1/users"
 JSON = {"content-type": "application/json"}
 EXAMPLES = settings(
