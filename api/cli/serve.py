@@ -86,7 +86,6 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     for variable, database in (("DATABASE_URL", settings.pooled), ("READ_DATABASE_URL", settings.replica)):
         for note in database.notes if database else ():
             logger.warning("%s: %s", variable, note)
-    warn_without_authentication(settings, url)
     directory = context.with_resource(shared_directory())
     if settings.metrics_port is not None:
         if settings.metrics_port == port:
@@ -100,6 +99,7 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
         context.with_resource(serve_metrics(directory, host, settings.metrics_port))
     prepare_environment(settings, host=host, is_embedded=is_embedded, metrics_directory=directory)
     key = "-H 'Authorization: Bearer KEY' " if settings.authentication_configured else ""
+    warn_without_authentication(settings, url)
     click.echo(f"users-api serves on {url}; try:")
     click.echo(f"  curl -s {key}{shlex.quote(f'{url}/api/v1/users')}")
     sys.exit(run_server(settings, sockets, workers=workers, reload=reload))

@@ -482,4 +482,4 @@ def test_a_port_that_is_taken_is_named(database: str) -> None:
         port = listener.getsockname()[1]
         ended = run("serve", "--port", "0", METRICS_PORT=str(port), **on(database))
     assert ended.returncode == 2
-    assert re.fullmatch(rf"users-api: METRICS_PORT: cannot listen on port {port} of 127\.0\.0\.1: .+\n", ended.stderr)
+    assert re.fullmatch(rf"users-api: METRICS_PORT: cannot listen on http://127\.0\.0\.1:{port}: .+\n", ended.stderr)
