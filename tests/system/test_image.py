@@ -104,7 +104,8 @@ def test_it_is_small_and_holds_the_service_alone(image: str) -> None:
     names = {file.name for file in files}
     assert not names & {"gcc", "cc", "ld", "strip", ".env", ".env.example", "Dockerfile"}
     installed = [file.relative_to("/opt/users-api") for file in files if file.is_relative_to("/opt/users-api")]
-    parts = {part for file in installed for part in file.parts}
+    # The drafts that `users-api new-resource` writes hold tests too.
+    parts = {part for file in installed if "first_draft" not in file.parts for part in file.parts}
     assert {"api", "asyncpg", "uvloop", "0001.create-users.sql", "insert_users.sql"} <= parts
     assert not parts & {
         "pip",

@@ -496,13 +496,13 @@ class Bug:
         raise NotImplementedError
 
     async def ask(self, scope: Scope, receive: Receive) -> list[Message]:
-        """The real application's answer."""
+        """The real application's answer, its body in messages of its own."""
         messages: list[Message] = []
 
         async def keep(message: Message) -> None:
             messages.append(message)
 
-        await self.app(scope, receive, keep)
+        await self.app({**scope, "extensions": {}}, receive, keep)
         return messages
 
 

@@ -594,7 +594,7 @@ def test_health(client: httpx.Client) -> None:
     assert (response.status_code, response.content) == (200, b'{"status":"healthy"}')
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/v1", "/api/v1/user", f"{USERS}/1/", f"{USERS}/1/x", "/health/"])
+@pytest.mark.parametrize("path", ["/api", "/api/v1", "/api/v1/user", f"{USERS}/1/", f"{USERS}/1/x", "/health/"])
 def test_a_path_that_is_none(client: httpx.Client, path: str) -> None:
     assert_problem(client.get(path), 404)
 

@@ -298,7 +298,7 @@ def by_hand() -> Iterator[Call]:  # noqa: C901 - a list of calls, some of them b
         ("POST", "/health"),
     ]:
         yield Call(method, path, {})
-    for path in ["/", "/api", "/api/v1", "/api/v2/users", one + "/posts", "/healthz"]:
+    for path in ["/api", "/api/v1", "/api/v2/users", one + "/posts", "/healthz"]:
         yield Call("GET", path)
     # Gone is gone, and its address is free.
     yield Call("DELETE", USERS + "<1>")
