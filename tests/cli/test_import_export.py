@@ -266,7 +266,7 @@ def test_a_reader_that_has_had_enough(database: str) -> None:
 
 @pytest.mark.parametrize("command", [["import", "-"], ["export"]])
 def test_what_is_missing_is_said_in_one_line(command: list[str], empty_database: str) -> None:
-    ended = run(*command, **on("postgresql://ada:sesame@127.0.0.1:1/x"))
+    ended = run(*command, ACQUIRE_TIMEOUT_SECONDS="1", **on("postgresql://ada:sesame@127.0.0.1:1/x"))
     assert ended.returncode == 1
     assert "users-api: the database failed: ConnectionRefusedError" in ended.stderr
     assert "sesame" not in ended.stdout + ended.stderr
