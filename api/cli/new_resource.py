@@ -47,20 +47,21 @@ def new_resource(name: str, singular: str | None) -> None:
         click.echo(f"wrote {path}")
     _format([path for path in files if path.endswith(".py")])
     names = ", ".join(f'"{each}"' for each in (*(each.name for each in RESOURCES), name))
-    click.echo(_NEXT.format(names=names, name=name))
+    click.echo(f"\nNow change one line in api/app.py:\n\nRESOURCES = load({names})\n\nThen:")
+    commands = [(command.format(name=name), what) for command, what in _NEXT.items()]
+    width = max(len(command) for command, _ in commands)
+    for command, what in commands:
+        click.echo(f"  {command:{width}}  {what}")
 
 
-_NEXT = """
-Now change one line in api/app.py:
-
-RESOURCES = load({names})
-
-Then:
-  users-api migrate                  apply its migration
-  make lint                          check the types, the layers, the migration
-  make test ARGS=tests/{name}        run its tests
-  users-api check-sql                print each GRANT that a role of its own would need
-  users-api serve                    serve it"""
+_NEXT = {
+    "users-api migrate": "apply its migration",
+    "make lint": "check the types, the layers, the migration",
+    "make test ARGS=tests/{name}": "run its tests",
+    "users-api check-sql": "print each GRANT that a role of its own would need",
+    "users-api serve": "serve it",
+}
+"""What to do after the line in api/app.py, and why."""
 
 
 def _check_words(name: str, noun: str) -> None:

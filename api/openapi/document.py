@@ -76,9 +76,11 @@ def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, st
     """Return the OpenAPI document of `routes`: their operations, the scopes and the schemas that these use.
 
     `words` has what the descriptions call the resources: `names` of all, the `noun` for one, and a `path`.
+    Raises ValueError if an operation links to none.
     """
     schemas: dict[str, Any] = {"Problem": _PROBLEM, "ValidationError": _VALIDATION_ERROR}
     paths: dict[str, dict[str, Any]] = {}
+    links: dict[str, set[str]] = {}
     for path, resource in resources(routes):
         if path.endswith("/"):  # the same as without it
             continue
@@ -86,6 +88,10 @@ def document(routes: Iterable[BaseRoute], scopes: Scopes, words: Mapping[str, st
             if operation is not None:
                 described = _operation(handler.__name__, method, path, operation, resource, scopes, schemas)
                 paths.setdefault(path, {})[method.lower()] = described
+                links[handler.__name__] = {name for each in operation.responses.values() for name in each.links}
+    for name, names in links.items():
+        if unknown := names - links.keys():
+            raise ValueError(f"{name}: no operation has the name in `links`: {', '.join(sorted(unknown))}")
     return {
         "openapi": "3.1.1",
         "info": {

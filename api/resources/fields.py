@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, ValidateAs, WithJsonSchema
 
 from api.resources.cursors import MAX_ID
 
@@ -73,6 +73,7 @@ def text_schema(max_length: int, **more: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", **more, "maxLength": max_length, "pattern": r"^[^\u0000]*$"})
 
 
-Time = Annotated[datetime, PlainValidator(read_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+# ValidateAs refuses what is no text: the JSON of a body may have a number there.
+Time = Annotated[datetime, ValidateAs(str, read_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 ID = Annotated[int, Field(ge=0, le=MAX_ID)]
 """An id, or 0 before the first one."""

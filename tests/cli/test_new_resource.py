@@ -43,6 +43,16 @@ def test_it_says_what_it_wrote_and_what_to_do_next(checkout: Path) -> None:
     assert 'Rows("company", "/api/v1/companies")' in written["api/companies/problems.py"]
 
 
+@pytest.mark.parametrize("name", ["ab", "teams", "z" * 20])
+def test_the_next_commands_are_in_columns(checkout: Path, name: str) -> None:
+    """Whatever the length of the name."""
+    done = draft(name, "--singular", "x" * len(name))
+    lines = done.output.partition("Then:\n")[2].splitlines()
+    assert f"make test ARGS=tests/{name}  run its tests" in done.output
+    assert len(lines) == 5
+    assert len({line.rindex("  ") for line in lines}) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [

@@ -30,7 +30,8 @@ NAMES = [
 
 
 def test_every_constraint_has_its_problem_and_every_foreign_key_its_index(database: str) -> None:
-    assert find_gaps(database, RESOURCES) == []
+    gaps = find_gaps(database, RESOURCES)
+    assert not gaps, "\n".join(gaps)
 
 
 def test_a_reason_is_a_sentence() -> None:
@@ -73,6 +74,18 @@ def test_a_unique_index_that_is_not_recognised_by_its_definition_is_found(
     users, *others = RESOURCES
     (gap,) = find_gaps(database, [replace(users, indexes=indexes), *others])
     assert gap.startswith("users_email_key: its definition is public.users (lower(email COLLATE pg_c_utf8)); expected")
+
+
+def test_a_unique_constraint_that_has_a_problem_is_recognised_by_its_definition_too(database: str) -> None:
+    execute(database, "alter table users add constraint users_id_name_key unique (id, name)")
+    users, *others = RESOURCES
+    problems = {**users.constraints, "users_id_name_key": users.constraints["users_email_key"]}
+    (gap,) = find_gaps(database, [replace(users, constraints=problems), *others])
+    assert gap.startswith("users_id_name_key: its definition is public.users (id, name); expected nothing")
+    definitions = {**users.indexes, "users_id_name_key": "public.users (id, name)"}
+    assert find_gaps(database, [replace(users, constraints=problems, indexes=definitions), *others]) == []
+    reasons = {**users.unreachable, "users_id_name_key": "an id is unique"}
+    assert find_gaps(database, [replace(users, unreachable=reasons), *others]) == []
 
 
 def test_names_that_the_database_does_not_have_are_found(database: str) -> None:

@@ -35,11 +35,13 @@ def check(url: str, declared: Sequence[Statement] | None = None) -> list[Mismatc
 
 
 def test_every_statement_fits_the_migrated_database(database: str) -> None:
-    assert [str(mismatch) for mismatch in check(database)] == []
+    mismatches = check(database)
+    assert not mismatches, "\n".join(map(str, mismatches))
 
 
 def test_every_file_is_declared_and_none_twice() -> None:
-    assert statements.undeclared_files() == []
+    undeclared = statements.undeclared_files()
+    assert not undeclared, "\n".join(undeclared)
     with pytest.raises(ValueError, match="declared twice"):
         statements.declare("users/select_users.sql", [], {})
 

@@ -11,12 +11,17 @@ from typing import Any
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from api.app import create_app, describe, routes
+from api.app import create_app, describe, routes, scopes_of
 from api.auth.keys import make_api_key
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
-from api.http.resource import resources
+from api.http.operation import Operation, ResponseDoc
+from api.http.resource import Resource, resources
+from api.openapi.document import document as make_document
 from api.users.schemas import ListQuery
 from tests.support import ROOT
 from tests.support.serving import serve, settings_for
@@ -82,6 +87,26 @@ def test_the_refusals_of_the_contract(document: dict[str, Any], operation: tuple
     described = {int(status) for status in operations(document)[operation]["responses"]}
     assert statuses <= described
     assert described - statuses <= {400, 401, 403, 422, 500, 503, 504}
+
+
+@pytest.mark.parametrize(
+    ("links", "unknown"), [(["post"], ""), (["post", "update_thing", "delete_thing"], "delete_thing, update_thing")]
+)
+def test_a_link_to_no_operation_is_refused(links: list[str], unknown: str) -> None:
+    """It stays behind where an operation has gone, and no validator of the document follows it."""
+
+    async def post(request: Request) -> Response:
+        return Response()
+
+    operation = Operation(summary="A thing", responses={201: ResponseDoc("The thing.", links=links)})
+    things = [Route("/things", Resource(gate=None, post=(post, operation)))]
+    words = {"names": "things", "noun": "thing", "path": "/things"}
+    if unknown:
+        with pytest.raises(ValueError, match=f"^post: no operation has the name in `links`: {unknown}$"):
+            make_document(things, scopes_of(), words)
+    else:
+        links_of = make_document(things, scopes_of(), words)["paths"]["/things"]["post"]["responses"]["201"]["links"]
+        assert list(links_of) == links
 
 
 def test_examples_are_what_the_schemas_say(document: dict[str, Any]) -> None:
