@@ -15,7 +15,7 @@ FAST := tests/system/test_settings.py tests/database/test_connecting.py tests/ht
 	tests/auth/test_tokens.py
 # Some machines forbid bytecode. Each of the hundreds of processes that the tests start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
-# Each test file in one process, so that its fixtures are made once; three of them, since tests wait for a part of the time.
+# Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
 .PHONY: run help test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery locust install lock clean neon-rig image torture soak
@@ -31,9 +31,9 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	$(BIN)/python -m tests.support.rig
 
 # pytest's 5 says that no test was selected: an error only where neither half has one.
-test: install ## run every test on real PostgreSQL, first three at a time, then two that load the machine (ARGS="-k name" selects)
+test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
-	run -m "not heavy" $(BY_FILE) 3 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
+	run -m "not heavy" $(BY_FILE) 4 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
 
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)

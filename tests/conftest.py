@@ -1,5 +1,6 @@
 """Shared fixtures: one PostgreSQL a session, a migrated template in it, and a clone of the template for each test."""
 
+import gc
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 
+import api.cli  # which collects garbage less often
 from api.app import create_app
 from api.database import embedded, migrations
 from api.neon.url import parse_url
@@ -26,6 +28,10 @@ from tests.support.rig import NeonDatabase, Rig
 from tests.support.roles import OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
 from tests.support.standby import Standby
+
+# As often as Python does: what a test leaves open is reported in that test, and not in a later one.
+assert api.cli
+gc.set_threshold(700)
 
 _names = count(1)
 
