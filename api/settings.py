@@ -40,7 +40,7 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "jwt_jwks_url": check_key_set_url,
     "cors_origins": parse_origins,
 }
-"""What reads a text; each raises ValueError, with the remedy, for one that it cannot use."""
+"""The parser of each setting that is a text. It raises ValueError, with the remedy, for a text that is not valid."""
 
 
 class Settings(BaseSettings):

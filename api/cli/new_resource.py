@@ -61,7 +61,7 @@ _NEXT = {
     "users-api check-sql": "print each GRANT that a role of its own would need",
     "users-api serve": "serve it",
 }
-"""What to do after the line in api/app.py, and why."""
+"""The commands to run after the change of api/app.py, and the purpose of each."""
 
 
 def _check_words(name: str, noun: str) -> None:

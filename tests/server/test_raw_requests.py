@@ -1,6 +1,5 @@
 """A table of raw requests (raw_requests.py), sent to the application directly and through Debian's nginx."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from api.app import create_app
 from benchmarks.processes import free_port
 from tests.server.raw_requests import CASES, Raw
+from tests.support import lacking
 from tests.support.database import execute
 from tests.support.serving import serve, settings_for
 from tests.support.sockets import exchange
@@ -119,10 +119,7 @@ def address(database: str) -> Iterator[tuple[str, int]]:
 @pytest.fixture(scope="module")
 def behind_nginx(address: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     if NGINX is None:
-        missing = "no nginx: apt-get install nginx-light"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        lacking("no nginx: apt-get install nginx-light")
     directory, port = tmp_path_factory.mktemp("nginx"), free_port()
     configuration = directory / "nginx.conf"
     configuration.write_text(CONFIGURATION.format(directory=directory, port=port, api=f"{address[0]}:{address[1]}"))

@@ -1,4 +1,4 @@
-"""The Makefile: what it says to somebody who starts."""
+"""The messages of the Makefile to a newcomer."""
 
 import os
 import re

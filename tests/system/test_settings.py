@@ -138,7 +138,7 @@ def test_blanks_around_a_value_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", [*TEXTS, *OTHERS, "AUTH", "METRICS_PORT"])
 @pytest.mark.parametrize("blank", [" ", "\t", " \u00a0"])
 def test_a_blank_value_is_no_value(monkeypatch: pytest.MonkeyPatch, name: str, blank: str) -> None:
-    """An empty one counts as unset; of one that shows nothing nobody knows what it was to be."""
+    """An empty value counts as unset. A blank one is probably a mistake, so it is refused."""
     assert (
         refusal(monkeypatch, **{name: blank}).splitlines()[0] == f"{name}: it is blank: give it a value, or remove it"
     )

@@ -1,16 +1,13 @@
 """The contract of a further resource, beyond its own tests: test_tutorial.py runs this in the copy that has teams."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 
 from api.app import create_app, scopes_of
 from api.auth.keys import make_api_key
-from tests.support import ROOT
+from tests.support.fuzzing import fuzz
 from tests.support.metrics import STATEMENT, scrape
 from tests.support.serving import serve, settings_for
 from tests.support.standby import Standby
@@ -67,28 +64,5 @@ def test_a_key_names_a_creation_of_one_resource(client: httpx.Client) -> None:
 def test_schemathesis_finds_nothing(database: str, tmp_path: Path) -> None:
     key, entry = make_api_key("schemathesis", read_only=False)
     with serve(create_app(settings_for(database, api_keys=entry))) as url:
-        run = subprocess.run(
-            [
-                *(
-                    Path(sys.executable).with_name("schemathesis"),
-                    "--config-file",
-                    ROOT / "tests/openapi/schemathesis.toml",
-                ),
-                *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {key}", "--checks", "all"),
-                *(
-                    "--include-path-regex",
-                    f"^{TEAMS}",
-                    "--max-examples",
-                    "5",
-                    "--generation-deterministic",
-                    "--no-color",
-                ),
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.openapi.schemathesis_hooks"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr
-    assert re.search(r"Selected: +8", run.stdout), run.stdout
+        report = fuzz(url, key, tmp_path, "--include-path-regex", f"^{TEAMS}", "--max-examples", "5")
+    assert re.search(r"Selected: +8", report), report

@@ -17,7 +17,7 @@ import pytest
 from api.auth.keys import make_api_key
 from api.telemetry.families import FAMILIES
 from benchmarks.processes import free_port
-from tests.support import ROOT
+from tests.support import ROOT, lacking
 from tests.support.commands import on, served
 from tests.support.waiting import wait_until
 
@@ -39,10 +39,7 @@ def programs() -> Path:
     for program in (shutil.which("prometheus"), cache / "prometheus"):
         if program is not None and Path(program).exists():
             return Path(program).parent
-    missing = f"no prometheus for the dashboard: run {SCRIPT}, which finds or fetches it"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    lacking(f"no prometheus for the dashboard: run {SCRIPT}, which finds or fetches it")
 
 
 @contextmanager
