@@ -1,13 +1,11 @@
 """`users-api doctor`: every red finding over the rig; it ends in time, hides secrets and leaves nothing behind."""
 
 import asyncio
-import gc
 import json
 import re
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -22,7 +20,7 @@ from api.doctor.findings import Status, Step
 from api.doctor.network import HostChecks
 from api.neon.url import parse_url
 from api.settings import Settings
-from tests.support.commands import USERS_API, on, on_a_terminal, run
+from tests.support.commands import USERS_API, as_a_process, on, on_a_terminal, run
 from tests.support.database import MIGRATIONS, SESSION_STATE, execute
 from tests.support.rig import (
     NEON_PERMANENT,
@@ -67,9 +65,7 @@ class Report:
 
 def doctor(settings: Settings, *, replicas: int = 1, workers: int = 1, time_limit: float = 20) -> Report:
     told: list[tuple[str, str, Step | None]] = []
-    with warnings.catch_warnings():
-        # asyncpg closes TLS after a failed log-in or statement without waiting for the peer's close_notify.
-        warnings.simplefilter("ignore", ResourceWarning)
+    with as_a_process():
         steps = asyncio.run(
             examine(
                 settings,
@@ -79,7 +75,6 @@ def doctor(settings: Settings, *, replicas: int = 1, workers: int = 1, time_limi
                 report=lambda *event: told.append(event),
             )
         )
-        gc.collect()
     assert told == [event for step in steps for event in ((step.url, step.step, None), (step.url, step.step, step))]
     for step in steps:
         # Each yellow and red says in one line what to do; a skipped step took no time; nothing tells the password.
