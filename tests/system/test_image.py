@@ -25,7 +25,7 @@ from tests.support import ROOT
 from tests.support.database import execute, locked
 
 MEGABYTE = 10**6
-EPOCH = 1_767_225_600  # any time
+SOURCE_URL = "https://example.com/users-api"
 LABEL = "org.opencontainers.image."
 SBOM = "/opt/users-api/sbom.cdx.json"
 NOT_IMPORTED = {
@@ -74,7 +74,8 @@ def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 
 
 def build(name: str, checkout: Path = ROOT, **variables: str) -> None:
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH), **variables}
+    fixed = {"SOURCE_DATE_EPOCH": "1767225600", "SOURCE_URL": SOURCE_URL}
+    environment = {**os.environ, **fixed, **variables}
     subprocess.run([checkout / ".ci/image", name], env=environment, check=True, stdout=sys.stderr)
 
 
@@ -193,6 +194,7 @@ def test_its_labels_are_those_of_the_project_and_the_checkout(image: str) -> Non
         "description": project["description"],
         "version": project["version"],
         "licenses": project["license"],
+        "source": SOURCE_URL,
         "base.name": base,
         "base.digest": inspected(base)["Digest"],
     }
