@@ -55,16 +55,20 @@ class Cycle(RequestResponseCycle):
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
-                raise RuntimeError("The application returned before its response was complete")
-        except BaseException as error:
-            self.logger.error("Exception in ASGI application\n", exc_info=error)
-            if self.response_started:
-                self.transport.close()
-            else:
-                await self.send_500_response()
+                self.logger.error("The application returned before its response was complete")
+                await self._fail()
+        except BaseException:
+            self.logger.exception("Exception in ASGI application\n")
+            await self._fail()
         finally:
             # A callback of the task, as uvicorn has it, would cost the event loop one more turn.
             self._protocol.tasks.discard(self.task)
+
+    async def _fail(self) -> None:
+        if self.response_started:
+            self.transport.close()
+        else:
+            await self.send_500_response()
 
     def break_off(self, refusal: bytes) -> None:
         """End the body, which is invalid from here on, and the connection after the response.
