@@ -343,7 +343,14 @@ def test_scaling_becomes_json_markdown_and_charts() -> None:
 def test_a_profile_becomes_json_markdown_and_a_chart() -> None:
     job = Job(SYSTEMS["users_api"], WORKLOADS["get"])
     results = {system.name: measured(job, server_us=30.0 + 5 * n) for n, (_, system, _) in enumerate(profile.LAYERS)}
-    files = profile.render(results, MACHINE, 1)
+    at_rates = [
+        Point(system.name, rate, 1.0, 1.0, 1.0, 1.0, 100.0 + 10 * n, 60.0, 0.1)
+        for n, (_, system, _) in enumerate(profile.LAYERS) for rate in latency.RUN_RATES
+    ]  # fmt: skip
+    calls = profile.Calls({"epoll_pwait": 2.5, "accept4": 0.01}, 2.2)
+    files = profile.render(results, at_rates, calls, MACHINE, 1)
+    assert "| epoll_pwait |      2.50 |" in files["profile.md"]
+    assert "accept4" not in files["profile.md"]
     assert all(title in files["profile.md"] for title, _, _ in profile.LAYERS)
     assert_svg(files["profile.svg"], "PostgreSQL")
 
