@@ -31,9 +31,14 @@ CONFIGURATION = """\
 
 <!-- Made from api/settings.py by a test: `WRITE=1 make test ARGS="-k configuration"` writes this file. -->
 
-Settings come from the environment, or from `.env` in the working directory ([.env.example](../.env.example)); the
-environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2. Blanks
-around a value are no part of it. In `.env`, `${x}` is no reference: a value is taken as it stands.
+Settings come from the environment, from the files in `SECRETS_DIR`, or from `.env` in the working directory
+([.env.example](../.env.example)); the first of these that has a value wins. A value that cannot be used ends the
+command with one line that names it, and exit code 2. Blanks around a value are no part of it. In `.env`, `${x}` is no
+reference: a value is taken as it stands.
+
+`SECRETS_DIR` is for secrets that Kubernetes or Compose mounts. Each file is named after a setting, as `DATABASE_URL` or
+`database_url`, and holds its value. Names that begin with a dot are skipped, and so are unrelated ones. A name that
+looks like a setting but is none ends the command, and so does a file that cannot be read. SIGHUP reads the files again.
 
 `DATABASE_URL` is for the server, `DIRECT_URL` for the commands that need a session. Without either, every command uses
 the embedded PostgreSQL in `.data/`.
