@@ -1,5 +1,6 @@
 """Figures and lists in the documents are those of the code, of pyproject.toml and of the committed results."""
 
+import ast
 import json
 import os
 import re
@@ -26,6 +27,7 @@ ROOT = Path(api.__file__).parent.parent
 FURTHER = {each.name for each in RESOURCES[1:]}
 """The resources that were added to this one: the documents are not about them."""
 STATEMENTS = len([file for file in ROOT.glob("sql/**/*.sql") if file.parent.name not in FURTHER])
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 CONFIGURATION = """\
 # Configuration
 
@@ -157,6 +159,18 @@ def test_figures_are_those_of_the_committed_comparison() -> None:
         if verdict != "met":
             times, wanted = (f"{ratio}\N{MULTIPLICATION SIGN}" for ratio in (round(measured), target.strip(">= x")))
             assert f"{what} {times} (target {wanted})" in read("README.md")
+
+
+def test_each_incident_was_tried() -> None:
+    """Every row of the table names tests, and they exist."""
+    _, *table = rows(section("docs/operations.md", "What happens when"))
+    assert len(table) == 12
+    for what, *_, named in table:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", named)
+        assert tests, what
+        for path, function in tests:
+            found = [node for node in ast.walk(ast.parse(read(path))) if isinstance(node, FUNCTIONS)]
+            assert function in [node.name for node in found], f"{path}::{function}"
 
 
 def test_the_budget_of_connections() -> None:
