@@ -607,6 +607,7 @@ def test_a_write_that_postgresql_gives_up_changed_nothing(
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert answer.json()["type"] == "urn:problem:users-api:unavailable"
         assert client.get(USERS).json() == []
+        assert client.get("/ready").status_code == 200
     assert remedy in caplog.text
 
 

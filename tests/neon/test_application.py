@@ -127,9 +127,12 @@ def test_a_password_is_rotated_without_a_failed_request(rig: Rig, neon: NeonData
     log, secrets = directory / "log", directory / "secrets"
     secrets.mkdir()
     (secrets / "DATABASE_URL").write_text(f"{neon.direct}\n")
-    into_the_log = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
-    variables = {"SECRETS_DIR": "secrets", "AUTH": "off", "POOL_MIN_SIZE": "1"}
-    with served("--workers", "2", cwd=directory, program=into_the_log, **variables) as (url, process):
+    with served(
+        *("--workers", "2"),
+        cwd=directory,
+        program=("sh", "-c", 'exec "$0" "$@" 2> log', USERS_API),
+        **{"SECRETS_DIR": "secrets", "AUTH": "off", "POOL_MIN_SIZE": "1"},  # type: ignore[arg-type]
+    ) as (url, process):
         # Each worker has its connection before the password is another one.
         wait_until(lambda: len(rig.links) == 2)
         changed = quote(rotated := "npg_rotated", safe="")

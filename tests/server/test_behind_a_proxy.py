@@ -23,6 +23,7 @@ from tests.support.users import USERS, create
 def configuration(api: str, port: int, directory: Path) -> str:
     """The document's, with the addresses and the certificate of this test."""
     document = (ROOT / "docs/operations.md").read_text()
+    text: str
     (text,) = re.findall(r"```text\n(upstream users-api \{.*?)```", document, re.DOTALL)
     for written, used in {
         "127.0.0.1:8000": api,
