@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.support import ROOT
 from tests.support.database import execute, locked
+from tests.support.podman import podman
 
 MEGABYTE = 10**6
 
@@ -30,32 +30,7 @@ AS_A_CLUSTER_DOES = (
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--network=host",
-    # Podman's own limits are above what root may set in some sandboxes.
-    "--ulimit=nofile=1024:1024",
-    "--ulimit=nproc=1024:1024",
 )
-
-
-def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # crun, which podman prefers, refuses machines whose control groups are of both versions.
-    runtime = ["--runtime=runc"] if shutil.which("runc") else []
-    ended = subprocess.run(["podman", *runtime, *arguments], capture_output=True, text=True, timeout=300)
-    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
-    return ended
-
-
-@pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the image, built from this checkout, for this session alone."""
-    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
-        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
-    name = f"localhost/users-api-test:{os.getpid()}"
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
-    yield name
-    podman("image", "rm", "--force", name)
 
 
 def on(database: str) -> tuple[str, ...]:
