@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class Pods:
     def start(self, name: str) -> None:
         """Play a replica, and return when it is ready."""
         self.play(name)
-        self.wait_until(name, lambda: self.status(name, "/ready") == 200)
+        self.wait_until(name, 200)
 
     def stop(self, name: str) -> int:
         """Stop a replica as a cluster does, and return its exit code."""
@@ -93,10 +93,10 @@ class Pods:
         """Return the status of a replica's answer, 0 if there is none."""
         return status(self.ports[name], path)
 
-    def wait_until(self, name: str, reached: Callable[[], bool]) -> None:
-        """Return when something is true of a replica."""
+    def wait_until(self, name: str, expected: int) -> None:
+        """Return when /ready of a replica has a status."""
         deadline = time.monotonic() + 60
-        while not reached():
+        while self.status(name, "/ready") != expected:
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.05)
 
@@ -156,7 +156,7 @@ class Pooler:
             assert documented in text
             text = text.replace(documented, ours)
         owner = socket.owner()
-        self._command = [program, "--quiet", directory / "pgbouncer.ini"]
+        self._command: list[str | Path] = [program, "--quiet", directory / "pgbouncer.ini"]
         (directory / "pgbouncer.ini").write_text(text + (f"user = {owner}\n" if os.geteuid() == 0 else ""))
         users.write_text(f'"users_api" "{password}"\n')
         if os.geteuid() == 0:

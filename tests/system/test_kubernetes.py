@@ -133,8 +133,8 @@ async def test_a_replica_that_is_killed(
     async with load.running(balancer, CLIENTS):
         await asyncio.sleep(2)
         pods.kill("one")
-        await asyncio.to_thread(pods.wait_until, "one", lambda: pods.status("one", "/ready") == 0)
-        await asyncio.to_thread(pods.wait_until, "one", lambda: pods.status("one", "/ready") == 200)
+        await asyncio.to_thread(pods.wait_until, "one", 0)
+        await asyncio.to_thread(pods.wait_until, "one", 200)
     lost = load.lost(database)
     report(capsys, "killed", load, lost)
     assert len(load.failures) <= CLIENTS
@@ -155,7 +155,7 @@ async def test_the_database_is_away(
         seen = [(pods.status(name, "/health"), pods.status(name, "/ready")) for name in NAMES]
         pooler.start()
         for name in NAMES:
-            await asyncio.to_thread(pods.wait_until, name, lambda name=name: pods.status(name, "/ready") == 200)
+            await asyncio.to_thread(pods.wait_until, name, 200)
     lost = during.lost(database)
     report(capsys, f"database away for {AWAY_SECONDS} s", during, lost)
     execute(database, "truncate users")
