@@ -76,9 +76,11 @@ class Pods:
         podman("pod", "stop", f"--time={STOP_SECONDS}", self.pod(name))
         return int(self.inspect(name, "{{.State.ExitCode}}"))
 
-    def kill(self, name: str) -> None:
-        """Kill the process of a replica, as the kernel does without memory."""
-        os.kill(int(self.inspect(name, "{{.State.Pid}}")), signal.SIGKILL)
+    def kill(self, name: str) -> str:
+        """Kill the process of a replica, as the kernel does without memory, and return its id."""
+        process = self.inspect(name, "{{.State.Pid}}")
+        os.kill(int(process), signal.SIGKILL)
+        return process
 
     def inspect(self, name: str, template: str) -> str:
         """Return a detail of a replica's container."""
@@ -129,7 +131,7 @@ def balanced(pods: Pods, directory: Path) -> Iterator[int]:
     (directory / "haproxy.cfg").write_text(text)
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     assert haproxy
-    command = [haproxy, "-q", "-db", "-f", directory / "haproxy.cfg"]
+    command: list[str | Path] = [haproxy, "-q", "-db", "-f", directory / "haproxy.cfg"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: status(port, "/ready") == 200)

@@ -23,6 +23,7 @@ from tests.support.waiting import wait_until
 CLIENTS = 24
 AT_LEAST = 20_000
 AWAY_SECONDS = 20
+PROGRAMS = f"{os.environ['PATH']}:/usr/sbin:/usr/libexec/podman:/usr/lib/podman"
 
 pytestmark = [
     pytest.mark.heavy,
@@ -67,6 +68,8 @@ def pooler(database: str, directory: Path) -> Iterator[Pooler]:
 @pytest.fixture
 def pods(image: str, database: str, pooler: Pooler) -> Iterator[Pods]:
     """A migrated database, and two replicas that are ready."""
+    if shutil.which("catatonit", path=PROGRAMS) is None:
+        lacking("podman's pods need catatonit: apt-get install catatonit")
     pods = Pods(image, f"-test{os.getpid()}")
     parsed = parse_url(database)
     try:
@@ -88,8 +91,8 @@ def pods(image: str, database: str, pooler: Pooler) -> Iterator[Pods]:
 @pytest.fixture
 def balancer(pods: Pods, tmp_path: Path) -> Iterator[int]:
     """The port of the HAProxy before the replicas."""
-    if shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin") is None:
-        lacking("no HAProxy: apt-get install haproxy")
+    if shutil.which("haproxy", path=PROGRAMS) is None:
+        lacking("no HAProxy before the pods: apt-get install haproxy")
     with balanced(pods, tmp_path) as port:
         yield port
 
@@ -132,8 +135,8 @@ async def test_a_replica_that_is_killed(
     load = Load(5000)
     async with load.running(balancer, CLIENTS):
         await asyncio.sleep(2)
-        pods.kill("one")
-        await asyncio.to_thread(pods.wait_until, "one", 0)
+        killed = pods.kill("one")
+        await asyncio.to_thread(wait_until, lambda: pods.inspect("one", "{{.State.Pid}}") not in ("0", killed))
         await asyncio.to_thread(pods.wait_until, "one", 200)
     lost = load.lost(database)
     report(capsys, "killed", load, lost)
