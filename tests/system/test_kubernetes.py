@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
@@ -99,7 +100,7 @@ def balancer(pods: Pods, tmp_path: Path) -> Iterator[int]:
 
 def report(capsys: pytest.CaptureFixture[str], what: str, load: Load, lost: object) -> None:
     with capsys.disabled():
-        statuses = Counter(failure.split(":")[1].split()[0] for failure in load.failures)
+        statuses = Counter(re.findall(r": (\w+)", failure)[0] for failure in load.failures)
         print(
             f"\n{what}: {len(load.failures)} failed of {load.requests} requests "
             f"({dict(load.answers)}; failures: {dict(statuses)}), {lost or 'none'} lost of {load.acknowledged} writes"
