@@ -1,6 +1,7 @@
 """The manifests of deploy/kubernetes: rendered, held to the schemas of Kubernetes, and to what the service is like."""
 
 import os
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from api.settings import Settings
 from api.telemetry.families import FAMILIES
+from tests.support import ROOT
 from tests.support.manifests import MANIFESTS, Manifest, of_kind, render
 from tests.system.test_document_facts import rows, section
 
@@ -169,3 +171,30 @@ def test_the_job_knows_the_exit_codes() -> None:
     assert first["onExitCodes"] == {"containerName": template["containers"][0]["name"], "operator": "In", "values": [2]}
     secrets = [source["secretRef"]["name"] for source in template["containers"][0]["envFrom"]]
     assert secrets == ["users-api-migrate"]
+
+
+def secrets_of(value: object) -> set[str]:
+    """The names of the secrets that a part of a manifest refers to."""
+    if isinstance(value, list):
+        return {name for each in value for name in secrets_of(each)}
+    if not isinstance(value, dict):
+        return set()
+    names = {value[key]["name"] for key in ("secret", "secretRef", "secretKeyRef") if key in value}
+    return names | secrets_of(list(value.values()))
+
+
+@pytest.mark.parametrize("name", ["neon", "cluster", "podman/migrate", "podman/one", "podman/two"])
+def test_the_document_makes_every_secret(name: str) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    command = r"podman secret create (\S+)" if name.startswith("podman") else r"create secret generic (\S+)"
+    assert secrets_of(pods(render(MANIFESTS / name))) <= set(re.findall(command, text))
+    assert f"deploy/kubernetes/{name}" in text
+
+
+def test_the_selectors_of_the_document() -> None:
+    """The migrations alone, and the database with all that is its own."""
+    manifests = render(MANIFESTS / "cluster")
+    labels = [(each["kind"], each["metadata"].get("labels", {})) for each in manifests]
+    assert [kind for kind, its in labels if its.get("app.kubernetes.io/component") == "migrate"] == ["Job"]
+    database = [kind for kind, its in labels if its.get("app.kubernetes.io/name") in ("postgres", "pgbouncer")]
+    assert sorted(database) == ["ConfigMap", "Deployment", "Service", "Service", "StatefulSet"]
