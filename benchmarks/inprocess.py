@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -186,7 +186,7 @@ def _stop_timers() -> None:
 
 def _planted(app: ASGIApp, iterations: int) -> ASGIApp:
     async def looping(scope: Scope, receive: Receive, send: Send) -> None:
-        for _ in range(iterations):
+        for _ in repeat(None, iterations):  # range would make a new int each time
             pass
         await app(scope, receive, send)
 
@@ -199,7 +199,7 @@ def main() -> None:
     make_app = api.server.workers.app_from_environment
     if plant := int(os.environ.get("PLANT", "0")):
         api.server.workers.app_from_environment = lambda: _planted(make_app(), plant)
-    api.server.run.Server = _Driven  # type: ignore[misc]
+    api.server.run.Server = _Driven  # type: ignore[attr-defined]
     users_api(["serve", "--port", "0"])
 
 

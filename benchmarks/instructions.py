@@ -19,6 +19,7 @@ import click
 
 from benchmarks.database import Database
 from benchmarks.inprocess import ANNOUNCED, CELLS, START, WARM
+from benchmarks.processes import StartError
 from benchmarks.report import RESULTS
 from benchmarks.session import run_with_database
 from benchmarks.systems import ROOT
@@ -40,13 +41,9 @@ _ENVIRONMENT = {
     "SLOW_REQUEST_SECONDS": "3600",
 }
 _REMEDY = (
-    "Take out what was added, or, if it is worth it or packages have changed, commit new figures: "
-    "make instructions WRITE=1"
+    'Compare profiles of this commit and the one before: make instructions ARGS="--keep DIR", then callgrind_annotate. '
+    "If the difference is worth it, or comes of other packages, commit new figures: make instructions WRITE=1"
 )
-
-
-class CountError(Exception):
-    """The server under valgrind failed; the message ends with its output."""
 
 
 def committed() -> dict[str, int] | None:
@@ -74,7 +71,7 @@ def explain(counted: Mapping[str, int], expected: Mapping[str, int]) -> str:
 def count(database: Database, *, plant: int = 0, kept: Path | None = None) -> dict[str, int]:
     """Return the instructions of a request by cell. `plant` is the number of iterations of a planted loop.
 
-    In the directory `kept` remains one profile for each cell. Raises CountError.
+    In the directory `kept` remains one profile for each cell. Raises processes.StartError.
     """
     database.prepare(_ROWS)
     database.mark_dirty()
@@ -97,7 +94,7 @@ def count(database: Database, *, plant: int = 0, kept: Path | None = None) -> di
                 counted = _follow(server, out)
                 server.wait()
             except (OSError, LookupError, subprocess.SubprocessError) as error:
-                raise CountError(f"no count: {error!r}\n{log.read_text()[-3000:]}") from error
+                raise StartError(f"no count: {error!r}\n{log.read_text()[-3000:]}") from error
             finally:
                 server.kill()
         if kept is not None:

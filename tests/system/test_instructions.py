@@ -10,7 +10,7 @@ from benchmarks.database import Database, new_database
 from tests.support import lacking
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
-ITERATION = 30
+ITERATION = 85
 """The instructions of one iteration of an empty loop, about."""
 
 
