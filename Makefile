@@ -80,7 +80,7 @@ bench-recovery: install ## how soon a database that is back is used, by distance
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
 
-instructions: install ## count the CPU instructions of a request, half a minute, needs valgrind (WRITE=1 commits the figures)
+instructions: install ## count the CPU instructions of a request, a minute, needs valgrind (WRITE=1 commits the figures)
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 URL ?= http://$(HOST):$(PORT)
