@@ -1,10 +1,8 @@
-"""The container image, built by .ci/image and run as in a cluster on PostgreSQL; and compose.yaml."""
+"""The container image, built by .ci/image and run as in a cluster on PostgreSQL."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.support import ROOT
 from tests.support.database import execute, locked
+from tests.support.podman import podman
 
 MEGABYTE = 10**6
 
@@ -34,28 +33,6 @@ AS_A_CLUSTER_DOES = (
     "--ulimit=nofile=1024:1024",
     "--ulimit=nproc=1024:1024",
 )
-
-
-def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # crun, which podman prefers, refuses machines whose control groups are of both versions.
-    runtime = ["--runtime=runc"] if shutil.which("runc") else []
-    ended = subprocess.run(["podman", *runtime, *arguments], capture_output=True, text=True, timeout=300)
-    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
-    return ended
-
-
-@pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the image, built from this checkout, for this session alone."""
-    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
-        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
-    name = f"localhost/users-api-test:{os.getpid()}"
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
-    yield name
-    podman("image", "rm", "--force", name)
 
 
 def on(database: str) -> tuple[str, ...]:
@@ -242,34 +219,3 @@ def test_the_build_sees_no_secrets(image: str, tmp_path: Path) -> None:
         assert {line.removeprefix("/context/") for line in listed} == kept
     finally:
         podman("image", "rm", "--force", name)
-
-
-def test_compose_file() -> None:
-    """Docker Compose takes it, and what it says fits the service. It is not brought up here: its images are not."""
-    checked = subprocess.run(
-        [ROOT / ".ci/compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if "Docker Compose is not here" in checked.stderr and "CI" not in os.environ:
-        pytest.skip(checked.stderr.splitlines()[-1])
-    assert checked.returncode == 0, checked.stderr
-    services = json.loads(checked.stdout)["services"]
-    assert services["api"]["deploy"]["replicas"] == 2
-    # The API is open, so nothing but this machine may reach it.
-    published = {port["host_ip"] for service in services.values() for port in service.get("ports", [])}
-    assert published == {"127.0.0.1"}
-    # Each has the URL that it uses, and no other.
-    environments = {name: services[name]["environment"] for name in ("migrate", "api")}
-    hosts = {
-        name: parse_url(values.pop(variable)).hosts[0][0]
-        for name, values, variable in (
-            ("migrate", environments["migrate"], "DIRECT_URL"),
-            ("api", environments["api"], "DATABASE_URL"),
-        )
-    }
-    assert hosts == {"migrate": "postgres", "api": "pgbouncer"}
-    assert environments == {"migrate": {}, "api": {"AUTH": "off"}}
-    assert all(services[name]["read_only"] for name in environments)
-    assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"

@@ -1,0 +1,26 @@
+"""The container image that tests of two files run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.podman import podman
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the image, built from this checkout, for this session alone."""
+    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
+        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
+    name = f"localhost/users-api-test:{os.getpid()}"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
+        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
+    yield name
+    podman("image", "rm", "--force", name)
