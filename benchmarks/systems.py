@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 import psutil
 
 from benchmarks.processes import free_port, running, wait_until_serves
@@ -83,6 +84,14 @@ def parse_system(text: str) -> System:
         "{port} and, if the system has workers, {workers} in the command: 'go=./server -listen 127.0.0.1:{port}'; "
         "it gets DATABASE_URL and WORKERS in its environment"
     )
+
+
+def read_systems(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[System]:
+    """Read the values of an option `--system`."""
+    try:
+        return [parse_system(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _checkout(name: str, directory: Path) -> System:

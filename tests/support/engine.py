@@ -40,7 +40,9 @@ class Engine:
 
     def compose(self, *arguments: str) -> str:
         """Run a command of Docker Compose on compose.yaml."""
-        return self._run(ROOT / ".ci/compose", "--file", ROOT / "compose.yaml", "--project-name=users-api", *arguments)
+        return self._run(
+            ROOT / ".ci/docker", "compose", "--file", ROOT / "compose.yaml", "--project-name=users-api", *arguments
+        )
 
     def on_host(self, *command: str) -> str:
         """Run a command as on the machine of the engine: with its network, processes and mounts."""

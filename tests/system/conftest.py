@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import ROOT
-from tests.support.podman import podman
+from tests.support.podman import build, podman
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +19,6 @@ def image(request: pytest.FixtureRequest) -> Iterator[str]:
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture is not None
     with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
+        build(name)
     yield name
     podman("image", "rm", "--force", name)

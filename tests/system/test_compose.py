@@ -26,7 +26,7 @@ IMAGES = {"postgres": "postgres:18", "haproxy": "haproxy:3.2", "pgbouncer": "use
 def compose_file() -> dict[str, Any]:
     """What Docker Compose reads in compose.yaml."""
     ended = subprocess.run(
-        [ROOT / ".ci/compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
+        [ROOT / ".ci/docker", "compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -110,6 +110,7 @@ def test_a_container_has_its_limits(engine: Engine, compose_file: dict[str, Any]
     asked = compose_file["services"][service]
     assert (host["ReadonlyRootfs"], host["CapDrop"], host["SecurityOpt"]) == (True, ["ALL"], ["no-new-privileges:true"])
     assert (host["Memory"], host["PidsLimit"]) == (int(asked["mem_limit"]), asked["pids_limit"])
+    assert host["NanoCpus"] == asked["cpus"] * 10**9 == 10**9
     if service == "migrate":
         assert (state(engine, container)["Status"], state(engine, container)["ExitCode"]) == ("exited", 0)
         return

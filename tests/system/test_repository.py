@@ -113,7 +113,7 @@ def test_the_hooks_pass_on_a_clean_clone_and_refuse_what_lint_refuses(clone: Pat
 
     ended = hooks()
     assert ended.returncode == 0, ended.stdout
-    assert len(re.findall(r"^.*\.Passed$", ended.stdout, re.MULTILINE)) == 5
+    assert len(re.findall(r"^.*\.Passed$", ended.stdout, re.MULTILINE)) == 6
 
     (clone / "api/context.py").write_text("import api.app\nimport os\nx:int='1'\n")
     (clone / "migrations/0099.wrong.sql").write_text("alter table users add column x int not null;\n")
