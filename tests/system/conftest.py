@@ -1,9 +1,12 @@
-"""The container image that tests of two files run."""
+"""The container image that tests of several files run."""
 
+import fcntl
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +15,24 @@ from tests.support.podman import build, podman
 
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the image, built from this checkout, for this session alone."""
+    """The name of the image, built from this checkout once for all processes of this run."""
     if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
         pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
-    name = f"localhost/users-api-test:{os.getpid()}"
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = f"localhost/users-api-test:{run}"
+    file = Path(tempfile.gettempdir(), f"users-api-image-{run}")
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture is not None
-    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        build(name)
-    yield name
-    podman("image", "rm", "--force", name)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if podman("image", "exists", name, check=False).returncode != 0:
+            with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
+                build(name)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield name
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # Another process uses it, and removes it.
+        podman("image", "rm", "--force", name)
+        file.unlink()
