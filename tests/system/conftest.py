@@ -4,12 +4,11 @@ import fcntl
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.podman import build, podman
 
 
@@ -20,19 +19,19 @@ def image(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     name = f"localhost/users-api-test:{run}"
-    file = Path(tempfile.gettempdir(), f"users-api-image-{run}")
     capture = request.config.pluginmanager.getplugin("capturemanager")
     assert capture is not None
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # One lock is held while the image is used, the other one while it is built. Any two files do.
+    with (ROOT / "Dockerfile").open() as using, (ROOT / ".ci/image").open() as building:
+        fcntl.flock(using, fcntl.LOCK_SH)
+        fcntl.flock(building, fcntl.LOCK_EX)
         if podman("image", "exists", name, check=False).returncode != 0:
             with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
                 build(name)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(building, fcntl.LOCK_UN)
         yield name
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # Another process uses it, and removes it.
         podman("image", "rm", "--force", name)
-        file.unlink()
