@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run help test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery locust install lock clean neon-rig image release torture soak
+.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery instructions locust install lock clean neon-rig image release torture soak
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -33,7 +33,10 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 # pytest's 5 says that no test was selected: an error only where neither half has one.
 test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
-	run -m "not heavy" $(BY_FILE) 4 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
+	run -m "not heavy and not image" $(BY_FILE) 4 && run -m "heavy and not image" $(BY_FILE) 2 && [ "$$empty" != .. ]
+
+test-image: install ## build the container image, twice, and run it: alone, by Compose, and as pods of Kubernetes (needs podman)
+	$(BIN)/pytest -m image $(ARGS)
 
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)
@@ -80,6 +83,9 @@ bench-scaling bench-overload bench-latency bench-profile bench-bulk: install ## 
 bench-recovery: install ## how soon a database that is back is used, by distance and outage: 5 minutes
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
+
+instructions: install ## count the CPU instructions of a request, a minute, needs valgrind (WRITE=1 commits the figures)
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 URL ?= http://$(HOST):$(PORT)
 locust: install ## a realistic mix for 30 s against what `make run` serves, and its report (URL=https://… ARGS="--users 200"; API_KEY)

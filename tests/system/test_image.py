@@ -50,7 +50,7 @@ print(json.dumps(sorted({each.name for each in distributions()} - reached)))
 """Prints the packages that no import leads to: neither one written in the code, nor one that an extension made."""
 
 # Building it takes a minute where its base is made first.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = pytest.mark.timeout(900)
 
 AS_A_CLUSTER_DOES = (
     "--read-only",
@@ -58,9 +58,6 @@ AS_A_CLUSTER_DOES = (
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--network=host",
-    # Podman's own limits are above what root may set in some sandboxes.
-    "--ulimit=nofile=1024:1024",
-    "--ulimit=nproc=1024:1024",
 )
 
 
