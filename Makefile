@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery instructions locust install lock clean neon-rig image torture soak
+.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery instructions locust install lock clean neon-rig image release torture soak
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -101,6 +101,9 @@ torture: install ## everything fails at random for five minutes: nothing may be 
 
 image: ## build the container image with podman, as the tests do; with Docker: docker build --tag users-api .
 	.ci/image
+
+release: install ## check the versions, and make wheel, sdist, image and bill of materials in dist/; it publishes nothing
+	.ci/release
 
 lock: install ## renew the locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv
