@@ -20,6 +20,10 @@ GENERATOR_LIMIT = 0.9
 """Above this share of a core the figure may be the limit of the load generator, not of the system."""
 
 
+HELD = 0.95
+"""A system holds a rate if it answers this share of it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """The parameters of a measurement."""
@@ -92,6 +96,27 @@ class Measurement:
     def from_json(cls, document: Mapping[str, Any]) -> "Measurement":
         """Read what `as_json` wrote."""
         return cls(**{name: value for name, value in document.items() if name != "warnings"})
+
+
+@dataclass(frozen=True)
+class Point:
+    """The result of a system at one rate, in an open loop."""
+
+    system: str
+    offered: int  # requests a second
+    goodput: float  # answers 2xx a second
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    server_us: float  # CPU microseconds of the system, a request
+    postgres_us: float  # CPU microseconds of PostgreSQL, a request
+    generator_cores: float
+    workers: int = 1
+
+    @property
+    def is_held(self) -> bool:
+        """True if the system answered the offered rate."""
+        return self.goodput >= HELD * self.offered
 
 
 @contextmanager

@@ -60,6 +60,7 @@ class Summary:
     failed: int  # any other answer outside 2xx, and none at all
     p50_ms: float  # of the answers 2xx
     p99_ms: float
+    p999_ms: float
 
     @property
     def has_clean_refusals(self) -> bool:
@@ -71,7 +72,7 @@ def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
     """Summarise the requests that were due in a phase."""
     good = [outcome.seconds * 1000 for outcome in outcomes if 200 <= outcome.status < 300]
     refused = [outcome for outcome in outcomes if outcome.status == 503]
-    percentiles = quantiles(good, n=100) if len(good) > 1 else [math.nan] * 99
+    permille = quantiles(good, n=1000) if len(good) > 1 else [math.nan] * 999
     return Summary(
         phase.name,
         phase.requests_per_second,
@@ -79,8 +80,9 @@ def summarise_phase(phase: Phase, outcomes: Sequence[Outcome]) -> Summary:
         len(refused),
         sum(outcome.has_retry_after for outcome in refused),
         len(outcomes) - len(good) - len(refused),
-        percentiles[49],
-        percentiles[98],
+        permille[499],
+        permille[989],
+        permille[998],
     )
 
 

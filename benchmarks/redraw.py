@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from benchmarks import bulk, endurance, findings, latency, overload, profile, recovery, report, scaling
-from benchmarks.measure import Measurement
+from benchmarks.measure import Measurement, Point
 from benchmarks.systems import SYSTEMS
 from benchmarks.targets import medians
 
@@ -20,7 +20,7 @@ def _comparison(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _latency(document: Mapping[str, Any]) -> dict[str, str]:
-    return latency.draw([latency.Point(**point) for point in document["points"]], _TITLES)
+    return latency.draw([Point(**point) for point in document["points"]], _TITLES)
 
 
 def _profile(document: Mapping[str, Any]) -> dict[str, str]:

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.charts import Axis, Bar, Panel, bar_chart, line_chart, short
 from benchmarks.machine import summarise
-from benchmarks.measure import Measurement
+from benchmarks.measure import Measurement, Point
 from benchmarks.plan import FAR_CONNECTIONS
-from benchmarks.tables import results_table, targets_table
+from benchmarks.tables import rates_table, results_table, targets_table
 from benchmarks.targets import medians
 from benchmarks.workloads import WORKLOADS
 
@@ -26,17 +27,18 @@ METHOD = (
 
 def render(
     measurements: Sequence[Measurement], machine: Mapping[str, Any], settings: Mapping[str, Any],
-    titles: Mapping[str, str], *, with_targets: bool = True,
+    titles: Mapping[str, str], at_rates: Sequence[Point], *, with_targets: bool = True,
 ) -> dict[str, str]:  # fmt: skip
-    """Return comparison.json, comparison.md and the charts, by file name."""
+    """Return comparison.json, comparison.md and the charts, by file name. `at_rates` is a GET in an open loop."""
     document = {
         "machine": machine,
         "method": {"text": METHOD, **settings},
+        "at_rates": [asdict(each) for each in at_rates],
         "measurements": [each.as_json() for each in measurements],
     }
     results = medians(measurements)
     charts = draw(results.values(), titles)
-    markdown = comparison_markdown(measurements, machine, settings, titles, list(charts), with_targets)
+    markdown = comparison_markdown(measurements, machine, settings, titles, at_rates, list(charts), with_targets)
     return {"comparison.json": json.dumps(document, indent=1) + "\n", "comparison.md": markdown, **charts}
 
 
@@ -66,12 +68,15 @@ def keep(files: Mapping[str, str], output: Path | None, is_whole: bool) -> str:
 
 def comparison_markdown(
     measurements: Sequence[Measurement], machine: Mapping[str, Any], settings: Mapping[str, Any],
-    titles: Mapping[str, str], charts: Sequence[str], with_targets: bool,
+    titles: Mapping[str, str], at_rates: Sequence[Point], charts: Sequence[str], with_targets: bool,
 ) -> str:  # fmt: skip
-    """Return the comparison as Markdown: targets, charts, then every figure."""
+    """Return the comparison as Markdown: the rates that people run, targets, charts, then every figure."""
     results = medians(measurements)
     parts = ["# Comparison\n", f"{summarise(machine)}\n", f"{METHOD}\n"]
     parts.append(f"{settings['rounds']} rounds, {settings['warm_up']} s of warm-up before each measurement.\n")
+    if at_rates:
+        parts += ["## GET by id at the rates that people run: an open loop, 2 workers\n"]
+        parts += [rates_table(at_rates, titles) + "\n"]
     if with_targets:
         parts += ["## Targets\n", targets_table(results, titles) + "\n"]
     if charts:

@@ -5,21 +5,15 @@ from pathlib import Path
 import click
 
 from benchmarks.database import Database
+from benchmarks.latency import RUN_RATES, measure_systems
 from benchmarks.machine import describe_machine
 from benchmarks.plan import adjust, default_plan, full_plan, select
 from benchmarks.report import TRIAL, as_trial, keep, render
 from benchmarks.session import run_rounds, run_with_database
-from benchmarks.systems import SYSTEMS, System, parse_system
-from benchmarks.tables import results_table, targets_table
+from benchmarks.systems import SYSTEMS, System, read_systems
+from benchmarks.tables import rates_table, results_table, targets_table
 from benchmarks.targets import medians
 from benchmarks.workloads import WORKLOADS
-
-
-def _read_systems(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[System]:
-    try:
-        return [parse_system(value) for value in values]
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,7 +30,7 @@ def _read_systems(context: click.Context, parameter: click.Parameter, values: tu
     "extra",
     multiple=True,
     metavar="NAME=DIRECTORY|COMMAND",
-    callback=_read_systems,
+    callback=read_systems,
     help="One more system: a checkout of this service, or a command in any language; repeatable.",
 )
 @click.option("--rounds", type=click.IntRange(1, 50), help="Number of times that each measurement is made. Default 3.")
@@ -96,15 +90,19 @@ def main(
     def measure(database: Database) -> None:
         machine = describe_machine(database)
         measurements = run_rounds(jobs, database, rounds)
+        is_whole = not (only or workload)
+        compared = [SYSTEMS[name] for name in ("users_api", "starlette_textbook", "fastapi_sqlalchemy")] + extra
+        at_rates = measure_systems(compared, database, RUN_RATES, seconds or 3, 2, rounds) if is_whole else []
         titles = {system.name: system.title for system in (*SYSTEMS.values(), *extra)}
         results = medians(measurements)
         if quick:
             click.echo(f"{TRIAL}\n")
+        if at_rates:
+            click.echo(rates_table(at_rates, titles) + "\n")
         click.echo(results_table(results.values(), titles))
-        is_whole = not (only or workload)
         if is_whole:
             click.echo(f"{TRIAL}\n\n" * quick + targets_table(results, titles))
-        files = render(measurements, machine, settings, titles, with_targets=is_whole)
+        files = render(measurements, machine, settings, titles, at_rates, with_targets=is_whole)
         files = as_trial(files) if quick else files
         # A run that was cut down must not replace the results of a whole one.
         click.echo("\n" + keep(files, output, is_whole and not quick and connections is None and rows is None))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 import psutil
 
 from benchmarks.processes import free_port, running, wait_until_serves
@@ -55,11 +56,18 @@ def _peer(name: str) -> tuple[str, ...]:
 _SERVE = (sys.executable, "-m", "api", "serve", "--port", "{port}", "--workers", "{workers}")
 _QUIET = {"LOG_LEVEL": "warning", "DRAIN_SECONDS": "0"}
 
+# The application by its factory, under a server that is not ours.
+_GRANIAN = (
+    "--interface asgi --factory --loop uvloop --workers {workers} --host 127.0.0.1 --port {port} --log-level warning"
+)
+_UNDER_GRANIAN = (sys.executable, "-m", "granian", *_GRANIAN.split(), "api.server.workers:app_from_environment")
+
 SYSTEMS = {
     system.name: system
     for system in (
         System("users_api", "users-api", _SERVE, {**_QUIET, "BATCHING": "true"}),
         System("users_api_unbatched", "users-api, batching off", _SERVE, {**_QUIET, "BATCHING": "false"}),
+        System("users_api_granian", "users-api on Granian", _UNDER_GRANIAN, {"LOG_LEVEL": "error", "AUTH": "off"}),
         # It looks an address up before it inserts it; on the index over lower(email) that would read the whole table.
         System("fastapi_sqlalchemy", "FastAPI + SQLAlchemy", _peer("fastapi_sqlalchemy"), index="email"),
         System("fastapi_asyncpg", "FastAPI + asyncpg", _peer("fastapi_asyncpg")),
@@ -83,6 +91,14 @@ def parse_system(text: str) -> System:
         "{port} and, if the system has workers, {workers} in the command: 'go=./server -listen 127.0.0.1:{port}'; "
         "it gets DATABASE_URL and WORKERS in its environment"
     )
+
+
+def read_systems(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[System]:
+    """Read the values of an option `--system`."""
+    try:
+        return [parse_system(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _checkout(name: str, directory: Path) -> System:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.measure import Measurement
+from benchmarks.measure import GENERATOR_LIMIT, Measurement, Point
 from benchmarks.targets import TARGETS, Key
 from benchmarks.workloads import WORKLOADS
 
@@ -47,6 +47,18 @@ def results_table(results: Iterable[Measurement], titles: Mapping[str, str]) -> 
         ordered = sorted(members, key=lambda m: -m.requests_per_second)
         parts.append(table(head, [_figures(m, titles) for m in ordered]) + "\n")
     return "\n".join(parts)
+
+
+def rates_table(points: Sequence[Point], titles: Mapping[str, str]) -> str:
+    """Return the figures of each system and rate."""
+    rows = [
+        (titles[p.system] + ("" if p.generator_cores < GENERATOR_LIMIT else " (limit of the generator)"),
+         f"{p.offered:,}", f"{p.goodput:,.0f}", f"{p.server_us:.0f}", f"{p.postgres_us:.0f}",
+         f"{p.p50_ms:.2f}", f"{p.p99_ms:.2f}", f"{p.p999_ms:.2f}", "yes" if p.is_held else "no")
+        for p in points
+    ]  # fmt: skip
+    columns = ("offered/s", "answered/s", "server µs", "PostgreSQL µs", "p50 ms", "p99 ms", "p99.9 ms", "held")
+    return table(("system", *columns), rows)
 
 
 def _order(item: tuple[tuple[float, int, int, str], list[Measurement]]) -> tuple[float, int, int, int]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 import asyncpg
 
 from api.context import serving
-from api.database import connecting, indexes
-from api.database.driver import counter_of
+from api.database import connecting, driver, indexes
 from api.database.faults import DATABASE_ERRORS, Fault, as_error, decide_next
 from api.database.options import DatabaseOptions
 from api.database.pool import Pool
@@ -189,14 +188,12 @@ class PooledDatabase:
         in_flight[connection] = self._silence.ticks
         if self._silence.timer is None:
             self._silence.watch()
-        counter = counter_of(connection)
+        counter = driver.counter_of(connection)
         executed = counter.queries_count
         outcome = "failed"
         failure = None
         try:
-            rows: list[asyncpg.Record] = await connection.fetch(
-                statement.sql, *arguments, timeout=self._statement_timeout
-            )
+            rows = await driver.fetch(connection, statement.sql, arguments, self._statement_timeout)
         except asyncio.CancelledError as error:
             if statement.writes and counter.queries_count != executed:
                 raise OutcomeUnknownError from error

@@ -64,7 +64,8 @@ def documentation(document: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
 
     async def get_page(request: Request) -> Response:
         if _assets() is None:
-            raise Problem(404, "This page is not installed: pip install 'users-api[docs]'. /openapi.json says the same")
+            remedy = "pip install --no-deps flask-swagger-ui"
+            raise Problem(404, f"This page is not installed: {remedy}. /openapi.json says the same")
         return await page(request)
 
     return [
@@ -140,7 +141,7 @@ def _choose_range(request: Request, response: FileResponse) -> None:
 
 
 def _assets() -> Path | None:
-    """Return the directory of Swagger UI's files, None if not installed. The package's Flask code never runs."""
+    """Return the directory of Swagger UI's files, None if not installed. No code of the package runs."""
     try:
         return Path(str(distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")))
     except PackageNotFoundError:

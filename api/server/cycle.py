@@ -35,6 +35,8 @@ class Cycle(RequestResponseCycle):
     """The body has an unknown length."""
     _refusal = b""
     """The response to a request whose body is invalid."""
+    task: asyncio.Task[None]
+    """Runs this request: set when it starts."""
 
     def __init__(self, protocol: CountingProtocol, *, keep_alive: bool) -> None:
         self._protocol = protocol
@@ -44,10 +46,29 @@ class Cycle(RequestResponseCycle):
         self.logger = protocol.logger
         self.default_headers = protocol.server_state.default_headers
         self.waiting_for_100_continue = protocol.expect_100_continue
-        self.on_response = protocol.on_response_complete
         self.message_event = asyncio.Event()
         self.keep_alive = keep_alive
         self.body = bytearray()
+
+    async def run_asgi(self, app: Any) -> None:
+        """Run the application. If it fails before its response starts, that is a 500, else the connection ends."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.response_complete and not self.disconnected:
+                self.logger.error("The application returned before its response was complete")
+                await self._fail()
+        except BaseException:
+            self.logger.exception("Exception in ASGI application\n")
+            await self._fail()
+        finally:
+            # A callback of the task, as uvicorn has it, would cost the event loop one more turn.
+            self._protocol.tasks.discard(self.task)
+
+    async def _fail(self) -> None:
+        if self.response_started:
+            self.transport.close()
+        else:
+            await self.send_500_response()
 
     def break_off(self, refusal: bytes) -> None:
         """End the body, which is invalid from here on, and the connection after the response.
@@ -127,7 +148,7 @@ class Cycle(RequestResponseCycle):
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()
-            self.on_response()
+            self._protocol.on_response_complete()
 
     def _write(self, data: bytes) -> None:
         if data := self._head + data:

@@ -15,7 +15,6 @@ from api.http.request import fields_of
 from api.http.response import START_WITH_BODY
 from api.server.cycle import Cycle, render_head
 from api.server.head import check_framing, parse_target
-from api.server.internals import RequestResponseCycle
 from api.server.progress import TimedProtocol
 
 MAX_HEADERS = 100
@@ -53,8 +52,7 @@ class HTTPProtocol(TimedProtocol):
         self._framing: tuple[object, ...] = ()  # the version, Host and Transfer-Encoding that were found valid last
         self._is_closing = False  # input is ignored: the connection closes after the pending responses
         self._problem: Problem | None = None
-        self._task: asyncio.Task[None] | None = None  # of the request that started last
-        self._running: RequestResponseCycle | None = None  # in flight, or the last that was: others queue behind it
+        self._running: Cycle | None = None  # in flight, or the last that was: others queue behind it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Mark the request in flight as disconnected."""
@@ -152,11 +150,10 @@ class HTTPProtocol(TimedProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _start(self, cycle: RequestResponseCycle) -> None:
+    def _start(self, cycle: Cycle) -> None:
         self._running = cycle
-        self._task = task = self.loop.create_task(cycle.run_asgi(self.app))
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+        cycle.task = self.loop.create_task(cycle.run_asgi(self.app))
+        self.tasks.add(cycle.task)
 
     def on_response_complete(self) -> None:
         """Start the next request, or the keep-alive time. One timer for each response would cost 1.4 µs."""
@@ -165,7 +162,7 @@ class HTTPProtocol(TimedProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start(self.pipeline.pop()[0])
+            self._start(self.pipeline.pop()[0])  # type: ignore[arg-type] # every cycle is ours
         elif not self.timeout_keep_alive:
             self.transport.close()
         else:
@@ -217,8 +214,9 @@ class HTTPProtocol(TimedProtocol):
             self.pipeline.popleft()
             newest.more_body = False
             self.timeout_keep_alive = 0
-        elif self._task is not None and _is_new(self._task):
-            self._task.cancel()  # Head and invalid body came at once: the request never starts.
+        elif _is_new(newest.task):
+            newest.task.cancel()  # Head and invalid body came at once: the request never starts.
+            self.tasks.discard(newest.task)
             self.transport.write(self._render(problem))
             self.transport.close()
         else:

@@ -12,7 +12,7 @@ import uvloop
 import yoyo.migrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
-from api.database.driver import counter_of
+from api.database.driver import counter_of, fetch
 from api.database.yoyo_backend import Backend
 from api.neon.tls import expect_host
 from api.neon.url import parse_url
@@ -48,6 +48,46 @@ async def test_an_execution_is_counted_when_it_is_sent_and_a_preparation_never(d
         await slow
     assert connection.is_closed()
     assert counter.queries_count == 4
+
+
+@pytest.mark.parametrize("cache_size", [100, 0])
+async def test_a_prepared_statement_is_executed_as_asyncpg_does_it(database: str, cache_size: int) -> None:
+    arguments = parse_url(database).asyncpg_arguments()
+    connection, other = [await asyncpg.connect(**arguments, statement_cache_size=cache_size) for _ in range(2)]
+    counter = counter_of(connection)
+
+    async def rows(sql: str, *values: object) -> list[tuple[object, ...]]:
+        return [tuple(row) for row in await fetch(connection, sql, values, 5)]
+
+    try:
+        await other.execute("create table pairs (id int); insert into pairs values (7)")
+        await other.execute(
+            "create type pair as (a int); create table typed (pair pair); insert into typed values (row(1))"
+        )
+        for number in (1, 2, 3):
+            assert await rows("select $1::int as n", number) == [(number,)]
+            assert counter.queries_count == number
+        prepared = "select count(*) from pg_prepared_statements where statement = 'select $1::int as n'"
+        assert await connection.fetchval(prepared) == (1 if cache_size else 0)
+        with pytest.raises(TimeoutError):
+            await fetch(connection, "select pg_sleep($1)", [60], 0.05)
+        with pytest.raises(TimeoutError):
+            await fetch(connection, "select pg_sleep($1)", [60], 0.05)  # prepared by now
+        with pytest.raises(asyncpg.DataError):
+            await rows("select $1::int as n", "no number")
+
+        # Another migration than ours changes what a statement returns.
+        assert await rows("select * from pairs") == [(7,)]
+        await other.execute("alter table pairs add column name text default 'x'")
+        assert await rows("select * from pairs") == [(7, "x")]
+        assert await rows("select pair from typed") == [((1,),)]
+        await other.execute("alter type pair add attribute b text")
+        with pytest.raises(asyncpg.OutdatedSchemaCacheError):
+            await rows("select pair from typed")
+        assert await rows("select pair from typed") == [((1, None),)]
+    finally:
+        connection.terminate()
+        other.terminate()
 
 
 def test_yoyo_has_what_the_backend_overrides() -> None:

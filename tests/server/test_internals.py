@@ -78,8 +78,8 @@ RELIANCES = (
     Reliance(
         "uvicorn.protocols.http.httptools_impl:RequestResponseCycle",
         "api.server.cycle:Cycle",
-        "`send` is written anew: head and body are sent by one system call. So is `__init__`, without what is never "
-        "used. `run_asgi`, `receive` and `send_500_response` run as they are, on the same attributes.",
+        "`send` is written anew: head and body are sent by one system call. So are `__init__`, without what is never "
+        "used, and `run_asgi`. `receive` and `send_500_response` run as they are, on the same attributes.",
         {
             "__init__": "4d2f220910c3",
             "run_asgi": "0f33f2449a44",
@@ -98,7 +98,6 @@ RELIANCES = (
             "logger",
             "message_event",
             "more_body",
-            "on_response",
             "response_complete",
             "response_started",
             "scope",

@@ -51,6 +51,7 @@ class _Server(uvicorn.Server):
                 break
             await asyncio.sleep(0.001)
         for task in self.server_state.tasks:
+            assert not task.done(), "the server waits for a request that has ended"
             task.cancel()
         await self.lifespan.shutdown()
 

@@ -25,7 +25,8 @@ from api.auth.keys import make_api_key
 from benchmarks import endurance, latency, overload, plan, profile, recovery, scaling, soak
 from benchmarks.charts import Axis, Panel, line_chart, short
 from benchmarks.delay import new_loop, start_proxy
-from benchmarks.measure import Job, Measurement
+from benchmarks.instructions import FIGURES
+from benchmarks.measure import Job, Measurement, Point
 from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
@@ -217,7 +218,9 @@ def test_every_plan_measures_every_target(jobs: Sequence[Job]) -> None:
 def test_a_run_becomes_json_markdown_and_charts(full: bool) -> None:
     jobs = plan.full_plan() if full else plan.default_plan()
     measurements = [measured(job, n) for n in (1, 2) for job in jobs]
-    files = render(measurements, MACHINE, {"rounds": 2, "warm_up": 1}, TITLES)
+    at_rates = [Point("users_api", 1000, 999.0, 0.3, 1.0, 2.0, 150.0, 40.0, 0.2, workers=2)]
+    files = render(measurements, MACHINE, {"rounds": 2, "warm_up": 1}, TITLES, at_rates)
+    assert files["comparison.md"].index("|     1,000 |") < files["comparison.md"].index("## Targets")
     document = json.loads(files["comparison.json"])
     assert len(document["measurements"]) == len(measurements)
     assert document["machine"]["cpu"] == MACHINE["cpu"]
@@ -308,7 +311,8 @@ def test_the_committed_charts_are_drawn_from_the_committed_json(tmp_path: Path) 
     # Two processes draw the same bytes from the same data.
     assert drawn[0] == drawn[1]
     assert {file.name for file in RESULTS.glob("*.svg")} == set(drawn[0])
-    assert {name.removesuffix(".json") for name in os.listdir(RESULTS) if name.endswith(".json")} == set(DRAW)
+    stored = {name.removesuffix(".json") for name in os.listdir(RESULTS) if name.endswith(".json")}
+    assert stored == {*DRAW, FIGURES.stem}  # what is counted has no chart
     for name, content in drawn[0].items():
         text = content.decode()
         assert_svg(text, "")
@@ -341,7 +345,14 @@ def test_scaling_becomes_json_markdown_and_charts() -> None:
 def test_a_profile_becomes_json_markdown_and_a_chart() -> None:
     job = Job(SYSTEMS["users_api"], WORKLOADS["get"])
     results = {system.name: measured(job, server_us=30.0 + 5 * n) for n, (_, system, _) in enumerate(profile.LAYERS)}
-    files = profile.render(results, MACHINE, 1)
+    at_rates = [
+        Point(system.name, rate, 1.0, 1.0, 1.0, 1.0, 100.0 + 10 * n, 60.0, 0.1)
+        for n, (_, system, _) in enumerate(profile.LAYERS) for rate in latency.RUN_RATES
+    ]  # fmt: skip
+    calls = profile.Calls({"epoll_pwait": 2.5, "accept4": 0.01}, 2.2)
+    files = profile.render(results, at_rates, calls, MACHINE, 1)
+    assert "| epoll_pwait |      2.50 |" in files["profile.md"]
+    assert "accept4" not in files["profile.md"]
     assert all(title in files["profile.md"] for title, _, _ in profile.LAYERS)
     assert_svg(files["profile.svg"], "PostgreSQL")
 
@@ -399,15 +410,15 @@ def test_recovery_says_what_missed_its_bounds() -> None:
 
 
 def test_latency_becomes_json_markdown_and_a_chart() -> None:
-    def point(system: str, offered: int, goodput: float, p99_ms: float) -> latency.Point:
-        return latency.Point(system, offered, goodput, 1.0, p99_ms, 0.5)
+    def point(system: str, offered: int, goodput: float, p99_ms: float) -> Point:
+        return Point(system, offered, goodput, 1.0, p99_ms, 2 * p99_ms, 50.0, 9.0, 0.5)
 
     rounds = [
         [point("users_api", 250, 250, 2 + n), point("users_api", 500, 499, 3 + n), point("users_api", 1000, 700, 900)]
         for n in range(3)
     ]
     rounds[0] += [point("starlette_textbook", 250, 250, 5)]  # in one round of three: no median
-    points = latency.merge(rounds, (250, 500, 1000))
+    points = latency.merge(rounds, latency.COMPARED, (250, 500, 1000))
     assert [(p.offered, p.p99_ms, p.is_held) for p in points] == [(250, 3, True), (500, 4, True), (1000, 900, False)]
     files = latency.render(points, TITLES, MACHINE, 3)
     assert len(json.loads(files["latency.json"])["points"]) == 3

@@ -1,28 +1,56 @@
-"""The container image, built by .ci/image and run as in a cluster on PostgreSQL; and compose.yaml."""
+"""The container image: built by .ci/image, examined, and run as in a cluster on PostgreSQL."""
 
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from api.database.migration_session import LOCK_KEY
 from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.support import ROOT
 from tests.support.database import execute, locked
+from tests.support.podman import SOURCE_URL, build, podman
 
 MEGABYTE = 10**6
+LABEL = "org.opencontainers.image."
+SBOM = "/opt/users-api/sbom.cdx.json"
+NOT_IMPORTED = {
+    "flask-swagger-ui": "the files of /docs are read, nothing is imported",
+    "pycparser": "cffi, of which cryptography needs the compiled half, requires it to read C",
+    "uvloop": "uvicorn imports it by its name, which api/server/run.py gives",
+}
+REACHABLE = """
+import api, importlib, json, modulefinder, pkgutil, sys
+from importlib.metadata import distributions, packages_distributions
+finder = modulefinder.ModuleFinder()
+for name in sorted(module.name for module in pkgutil.walk_packages(api.__path__, "api.")):
+    if not name.endswith("__main__"):
+        finder.import_hook(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            assert error.name == "opentelemetry", error
+tops = {name.partition(".")[0] for name in [*finder.modules, *sys.modules]}
+reached = {each for top, names in packages_distributions().items() if top in tops for each in names}
+print(json.dumps(sorted({each.name for each in distributions()} - reached)))
+"""
+"""Prints the packages that no import leads to: neither one written in the code, nor one that an extension made."""
 
 # Building it takes a minute where its base is made first.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = pytest.mark.timeout(900)
 
 AS_A_CLUSTER_DOES = (
     "--read-only",
@@ -30,32 +58,27 @@ AS_A_CLUSTER_DOES = (
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--network=host",
-    # Podman's own limits are above what root may set in some sandboxes.
-    "--ulimit=nofile=1024:1024",
-    "--ulimit=nproc=1024:1024",
 )
 
 
-def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # crun, which podman prefers, refuses machines whose control groups are of both versions.
-    runtime = ["--runtime=runc"] if shutil.which("runc") else []
-    ended = subprocess.run(["podman", *runtime, *arguments], capture_output=True, text=True, timeout=300)
-    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
-    return ended
+def inspected(image: str) -> dict[str, Any]:
+    """Return what podman says of an image."""
+    (found,) = json.loads(podman("image", "inspect", image).stdout)
+    assert isinstance(found, dict)
+    return found
 
 
-@pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the image, built from this checkout, for this session alone."""
-    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
-        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
-    name = f"localhost/users-api-test:{os.getpid()}"
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        subprocess.run([ROOT / ".ci/image", name], check=True, stdout=sys.stderr)
-    yield name
-    podman("image", "rm", "--force", name)
+def labels_of(image: str) -> dict[str, str]:
+    """Return the labels of the OCI, each without its prefix."""
+    labels = inspected(image)["Config"]["Labels"]
+    return {name.removeprefix(LABEL): value for name, value in labels.items() if name.startswith(LABEL)}
+
+
+def python(image: str, code: str) -> Any:
+    """Return the JSON that code prints, run by the image's Python."""
+    ended = run(image, "-c", code, options=("--entrypoint=python3",))
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
 
 
 def on(database: str) -> tuple[str, ...]:
@@ -116,6 +139,8 @@ def test_it_is_small_and_holds_the_service_alone(image: str) -> None:
         "tests",
         "benchmarks",
         "flask",
+        "werkzeug",
+        "cyclonedx_py",
     }
     assert not [file for file in files if ".cache" in file.parts or file.match("/var/lib/apt/lists/*_*")]
     # Each module was compiled once.
@@ -124,6 +149,82 @@ def test_it_is_small_and_holds_the_service_alone(image: str) -> None:
         f"{file.parent.parent / file.name.split('.')[0]}.py" for file in installed if file.suffix == ".pyc"
     )
     assert compiled == modules
+
+
+def test_its_labels_are_those_of_the_project_and_the_checkout(image: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = labels_of(image)
+    base = labels["base.name"]
+    head = subprocess.run("git rev-parse HEAD || true", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert labels.pop("revision", "").removesuffix("-dirty") == head.strip()
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": project["version"],
+        "licenses": project["license"],
+        "source": SOURCE_URL,
+        "base.name": base,
+        "base.digest": inspected(base)["Digest"],
+    }
+    assert inspected(image)["Config"]["StopSignal"] == "SIGTERM"
+
+
+def test_the_bill_of_materials_is_what_is_installed_and_locked(image: str) -> None:
+    listed = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
+    installed = {(canonicalize_name(name), version) for name, version in python(image, listed)}
+    version_here = python(image, "import json, platform; print(json.dumps(platform.python_version()))")
+    bill = json.loads(run(image, SBOM, options=("--entrypoint=cat",)).stdout)
+    components = [bill["metadata"]["component"], *bill["components"]]
+    assert sorted((canonicalize_name(each["name"]), each["version"]) for each in components) == sorted(installed)
+    assert {each["ref"] for each in bill["dependencies"]} == {each["bom-ref"] for each in components}
+    assert all(each["licenses"] for each in components)
+
+    lines = re.findall(r"^[\w.-]+==[^\\\n]+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    variables = {"python_full_version": version_here, "sys_platform": "linux"}
+    locked = {
+        (each.name, str(each.specifier).removeprefix("=="))
+        for each in map(Requirement, lines)
+        if each.marker is None or each.marker.evaluate(variables)
+    }
+    assert {(name, version) for name, version in installed if name != "users-api"} == locked
+
+
+def test_it_has_no_package_that_nothing_imports(image: str) -> None:
+    assert python(image, REACHABLE) == sorted(NOT_IMPORTED)
+
+
+def test_every_package_is_built_for_arm64_too(image: str, tmp_path: Path) -> None:
+    """Else docker-bake.hcl would need a compiler. The Python is that of the base that the Dockerfile names."""
+    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 24, 26, 28)]
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--require-hashes"]
+    wanted = ["--only-binary=:all:", "--python-version=3.13", *platforms, f"--requirement={ROOT}/requirements.lock"]
+    ended = subprocess.run([*pip, *wanted, f"--target={tmp_path}"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_same_input_makes_the_same_files(image: str, tmp_path: Path) -> None:
+    """From another directory, with other dates, on the same base by its digest."""
+    kept = re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    for name in (*kept, ".ci", ".dockerignore", "Dockerfile"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, copy_function=shutil.copy)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    labels = labels_of(image)
+    base = f"{labels['base.name'].partition('@')[0]}@{labels['base.digest']}"
+    again = f"{image}-again"
+    build(again, tmp_path, PYTHON_IMAGE=base)
+    try:
+        assert labels_of(again)["base.name"] == base
+        first, second = inspected(image), inspected(again)
+        assert first["RootFS"] == second["RootFS"]  # the digest of every layer
+        assert first["Created"] == second["Created"]
+        for each in (first, second):
+            for label in ("base.name", "revision"):  # the copy has no history
+                each["Config"]["Labels"].pop(f"{LABEL}{label}", None)
+        assert first["Config"] == second["Config"]
+    finally:
+        podman("image", "rm", "--force", again)
 
 
 def test_a_start_compiles_nothing(image: str) -> None:
@@ -242,34 +343,3 @@ def test_the_build_sees_no_secrets(image: str, tmp_path: Path) -> None:
         assert {line.removeprefix("/context/") for line in listed} == kept
     finally:
         podman("image", "rm", "--force", name)
-
-
-def test_compose_file() -> None:
-    """Docker Compose takes it, and what it says fits the service. It is not brought up here: its images are not."""
-    checked = subprocess.run(
-        [ROOT / ".ci/compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if "Docker Compose is not here" in checked.stderr and "CI" not in os.environ:
-        pytest.skip(checked.stderr.splitlines()[-1])
-    assert checked.returncode == 0, checked.stderr
-    services = json.loads(checked.stdout)["services"]
-    assert services["api"]["deploy"]["replicas"] == 2
-    # The API is open, so nothing but this machine may reach it.
-    published = {port["host_ip"] for service in services.values() for port in service.get("ports", [])}
-    assert published == {"127.0.0.1"}
-    # Each has the URL that it uses, and no other.
-    environments = {name: services[name]["environment"] for name in ("migrate", "api")}
-    hosts = {
-        name: parse_url(values.pop(variable)).hosts[0][0]
-        for name, values, variable in (
-            ("migrate", environments["migrate"], "DIRECT_URL"),
-            ("api", environments["api"], "DATABASE_URL"),
-        )
-    }
-    assert hosts == {"migrate": "postgres", "api": "pgbouncer"}
-    assert environments == {"migrate": {}, "api": {"AUTH": "off"}}
-    assert all(services[name]["read_only"] for name in environments)
-    assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
