@@ -93,7 +93,7 @@ def _measure(
 
 def _busy_seconds() -> float:
     times = psutil.cpu_times()
-    return float(times.user + times.system + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0))
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

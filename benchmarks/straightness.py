@@ -60,6 +60,11 @@ class Point:
         return found + ([f"{self.errors} errors"] if self.errors else [])
 
 
+def read_points(document: Mapping[str, Any]) -> list[Point]:
+    """Return the points of growth.json."""
+    return [Point(**{name: value for name, value in each.items() if name != "warnings"}) for each in document["points"]]
+
+
 def merge(rounds: Sequence[Point]) -> list[Point]:
     """Return one point for each workload and number of instances: medians over the rounds, and the sum of errors."""
     groups: dict[tuple[str, int], list[Point]] = {}
@@ -127,9 +132,9 @@ def _verdict(points: Sequence[Point], workload: str, machine: Mapping[str, Any])
 
 def draw(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the chart of growth.json, by file name."""
-    points = [Point(**{k: v for k, v in each.items() if k != "warnings"}) for each in document["points"]]
+    points = read_points(document)
     counts = sorted({each.instances for each in points})
-    titles = {workload.name: workload.title for workload in CHOSEN}
+    titles = {workload.name: workload.title.partition(":")[0] for workload in CHOSEN}
     rates = {
         title: [(p.instances, p.requests_per_second) for p in points if p.workload == n] for n, title in titles.items()
     }
