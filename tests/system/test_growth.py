@@ -15,7 +15,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cgroups, sizing
+from benchmarks import cgroups, growth, sizing
 from benchmarks.balancer import MISSING, find_haproxy
 from benchmarks.measure import Measurement
 from benchmarks.report import RESULTS
@@ -113,10 +113,22 @@ def test_control_groups_of_version_1(name: str, tmp_path: Path) -> None:
 def test_without_control_groups_one_message_says_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(cgroups.CgroupError, match="needs Linux"):
         cgroups.find(tmp_path)
-    # Neither root nor anybody else can make a directory in a file.
+    # No kernel stands behind this directory.
     (tmp_path / "cgroup.controllers").write_text("cpu")
     with pytest.raises(cgroups.CgroupError, match="run as root"):
         cgroups.find(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["haproxy", "control groups"])
+def test_what_is_missing_is_said_before_anything_starts(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> cgroups.Cgroups:
+        raise cgroups.CgroupError("no control groups")
+
+    monkeypatch.setattr(growth, "find_haproxy", lambda: None if missing == "haproxy" else "/haproxy")
+    monkeypatch.setattr(cgroups, "find", none)
+    ended = CliRunner().invoke(growth.main, [])
+    message = MISSING if missing == "haproxy" else "no control groups"
+    assert (ended.exit_code, ended.output) == (2, f"benchmarks: {message}\n")
 
 
 def test_a_figure_of_growth_is_the_median_of_its_rounds() -> None:
@@ -260,7 +272,6 @@ def test_growth_measures_instances_behind_a_balancer(groups: cgroups.Cgroups, tm
     ]
     for each in points:
         assert each.errors == 0
-        assert min(each.requests_per_second, each.p50_ms, each.server_us, each.balancer_us, each.bytes) > 0
-        assert 0 < each.instance_cores < 0.3
+        assert min(each.requests_per_second, each.p50_ms, each.server_us, each.postgres_us, each.balancer_us) > 0
         assert 0 < each.postgres_connections <= 10 * each.instances
     assert not [group.name for group in groups.root.glob("users-api-bench-*")]
