@@ -35,10 +35,20 @@ class Cgroups:
                 _move(each.pid, group)
             yield
         finally:
-            # A group with processes cannot be removed, and one that is held would take long to stop.
+            # A group with processes cannot be removed, and a server that is held would take long to stop.
+            home = self._home()
             for line in (group / "cgroup.procs").read_text().split():
-                _move(int(line), self.root)
+                _move(int(line), home)
             _remove(group)
+
+    def _home(self) -> Path:
+        """Return the group of this process, from which the others were taken."""
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            home = self.root / path.lstrip("/")
+            if (not controllers if self.version == 2 else "cpu" in controllers.split(",")) and home.exists():
+                return home
+        return self.root  # in a container that sees another path than its own
 
     def _limit(self, group: Path, cores: float) -> None:
         quota = round(cores * PERIOD_MICROSECONDS)

@@ -21,10 +21,10 @@ _BUSY = 0.95
 _METHOD = (
     f"Instances of one worker behind HAProxy, each held to {CORES:g} of a core by its control group, which renews the "
     f"quota every {PERIOD_MICROSECONDS // 1000} ms. PostgreSQL is {DISTANCE_MS:g} ms away and commits durably (fsync "
-    f"and synchronous_commit on). wrk drives HAProxy in a closed loop, with {CONNECTIONS} connections for each instance: "
-    "each is at its limit, and latency is that of a full queue. Every count of instances is started afresh in each "
-    "round; figures are medians over the rounds. CPU is user and system time. Cores busy counts everything on the "
-    "machine: when all are, the machine is the limit."
+    f"and synchronous_commit on). wrk drives HAProxy in a closed loop, with {CONNECTIONS} connections for each "
+    "instance: each is at its limit, and latency is that of a full queue. Every count of instances is started afresh "
+    "in each round; figures are medians over the rounds. CPU is user and system time. Cores busy counts everything on "
+    "the machine: when all are, the machine is the limit."
 )
 
 
