@@ -1,6 +1,7 @@
 """The growth of throughput with instances behind a balancer: `python -m benchmarks.growth --help`."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,9 +60,10 @@ def _measure(
     warm = run_wrk(url, workload.script, (ROWS, 1, 2 * round_number, 100), seconds=1, connections=connections)
     # Start after the ids that the warm-up deleted or still had in flight.
     arguments = (ROWS, 1 + warm.requests + 2 * connections, 2 * round_number + 1, 100)
-    before, busy = [cpu_seconds(each) for each in processes], _busy_seconds()
+    before = [cpu_seconds(each) for each in processes]
+    began, busy = time.monotonic(), _busy_seconds()
     load = run_wrk(url, workload.script, arguments, seconds=seconds, connections=connections)
-    busy = _busy_seconds() - busy
+    busy_cores = (_busy_seconds() - busy) / (time.monotonic() - began)
     used = [cpu_seconds(each) - start for each, start in zip(processes, before, strict=True)]
     balancer, proxy, postgres, instances = *used[:3], sum(used[3:])
     in_postgres = execute(database.url, _CLIENTS)[0][0]
@@ -87,7 +89,7 @@ def _measure(
         balancer_cores=balancer / load.seconds,
         generator_cores=load.generator_cores,
         proxy_cores=proxy / load.seconds,
-        busy_cores=busy / load.seconds,
+        busy_cores=busy_cores,
     )
 
 

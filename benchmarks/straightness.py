@@ -18,6 +18,7 @@ CORES, DISTANCE_MS, ROWS, CONNECTIONS = 0.2, 10.0, 100_000, 128
 STRAIGHT = 0.9
 """Where n instances carry less than this share of n times what one carries, the line bends."""
 _BUSY = 0.95
+_CALM = 0.5  # the load average of a machine without other work
 _METHOD = (
     f"Instances of one worker behind HAProxy, each held to {CORES:g} of a core by its control group, which renews the "
     f"quota every {PERIOD_MICROSECONDS // 1000} ms. PostgreSQL is {DISTANCE_MS:g} ms away and commits durably (fsync "
@@ -100,6 +101,10 @@ def render(points: Sequence[Point], machine: Mapping[str, Any], rounds: int) -> 
         "points": [{**asdict(each), "warnings": each.warnings} for each in points],
     }
     parts = ["# Growth\n", f"{summarise(machine)}\n", f"{_METHOD} {rounds} rounds.\n", "![growth](growth.svg)\n"]
+    if (load := machine.get("load_before", 0)) > _CALM:
+        parts.append(
+            f"The machine had other work: a load average of {load:g} before the run. Lines bend sooner for it.\n"
+        )
     head = ("instances", "req/s", "of n times one", "p50 ms", "p99 ms", "connections", "to PostgreSQL", "instances µs",
             "PostgreSQL µs", "HAProxy µs", "PostgreSQL cores", "cores busy", "errors")  # fmt: skip
     for workload in CHOSEN:

@@ -152,6 +152,8 @@ def test_growth_becomes_json_markdown_and_a_chart() -> None:
     assert draw(document) == {"growth.svg": files["growth.svg"]}
     assert files["growth.md"].count("The line bends at 4 instances, with 75% of 4 times one. There 2.00 cores") == 3
     assert "all that the machine has" in files["growth.md"]
+    assert "other work" not in files["growth.md"]
+    assert "load average of 7.5" in render(grown(), {**MACHINE, "load_before": 7.5}, 2)["growth.md"]
     assert "Straight up to 2 instances" in render([p for p in grown() if p.instances < 4], MACHINE, 2)["growth.md"]
     text = "".join(ElementTree.fromstring(files["growth.svg"]).itertext())
     assert all(words in text for words in ("GET by id", "Straightness", "HAProxy"))
