@@ -13,7 +13,7 @@ import click
 
 from benchmarks.measure import Measurement
 from benchmarks.report import RESULTS
-from benchmarks.straightness import CHOSEN, STRAIGHT, Point, bend, read_points, straightness
+from benchmarks.straightness import CHOSEN, STRAIGHT, Point, bend, other_work, read_points, straightness
 from benchmarks.systems import ROOT
 from benchmarks.tables import table
 from benchmarks.targets import medians
@@ -225,7 +225,10 @@ def generate(results: Path = RESULTS) -> dict[str, str]:
     """Return the tables from a directory of results."""
     growth, comparison = (json.loads((results / f"{name}.json").read_text()) for name in ("growth", "comparison"))
     points = read_points(growth)
-    return tables(points, costs(points, [Measurement.from_json(each) for each in comparison["measurements"]]))
+    found = tables(points, costs(points, [Measurement.from_json(each) for each in comparison["measurements"]]))
+    if said := other_work(growth["machine"]):
+        found["straightness"] += f"\n\n{said}"
+    return found
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

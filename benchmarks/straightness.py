@@ -101,10 +101,8 @@ def render(points: Sequence[Point], machine: Mapping[str, Any], rounds: int) -> 
         "points": [{**asdict(each), "warnings": each.warnings} for each in points],
     }
     parts = ["# Growth\n", f"{summarise(machine)}\n", f"{_METHOD} {rounds} rounds.\n", "![growth](growth.svg)\n"]
-    if (load := machine.get("load_before", 0)) > _CALM:
-        parts.append(
-            f"The machine had other work: a load average of {load:g} before the run. Lines bend sooner for it.\n"
-        )
+    if said := other_work(machine):
+        parts.append(f"{said}\n")
     head = ("instances", "req/s", "of n times one", "p50 ms", "p99 ms", "connections", "to PostgreSQL", "instances µs",
             "PostgreSQL µs", "HAProxy µs", "PostgreSQL cores", "cores busy", "errors")  # fmt: skip
     for workload in CHOSEN:
@@ -133,6 +131,16 @@ def _verdict(points: Sequence[Point], workload: str, machine: Mapping[str, Any])
     return (
         f"The line bends at {at} instances, with {shares[at]:.0%} of {at} times one. There "
         f"{there.busy_cores:.2f} cores are busy, {cause}."
+    )
+
+
+def other_work(machine: Mapping[str, Any]) -> str:
+    """Return a sentence about other work on the machine of a run; empty where there was none."""
+    load = machine.get("load_before", 0)
+    if load <= _CALM:
+        return ""
+    return (
+        f"The machine had other work: a load average of {load:g} before the run. Lines bend sooner, and CPU costs more."
     )
 
 
