@@ -1,4 +1,4 @@
-# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs every test. Both set themselves up.
+# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs the tests. Both set themselves up.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -31,7 +31,7 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	$(BIN)/python -m tests.support.rig
 
 # pytest's 5 says that no test was selected: an error only where neither half has one.
-test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
+test: install ## run every test but those of the image on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
 	run -m "not heavy and not image" $(BY_FILE) 4 && run -m "heavy and not image" $(BY_FILE) 2 && [ "$$empty" != .. ]
 
