@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -139,7 +139,7 @@ def merge(rounds: Sequence[Sequence[Point]], systems: Sequence[System], rates: S
             found = [p for each in rounds for p in each if (p.system, p.offered) == (system.name, rate)]
             if 2 * len(found) > len(rounds):
                 figures = zip(*(astuple(each)[2:-1] for each in found), strict=True)
-                merged.append(Point(system.name, rate, *map(median, figures), workers=found[0].workers))
+                merged.append(replace(Point(system.name, rate, *map(median, figures)), workers=found[0].workers))
     return merged
 
 
