@@ -1,4 +1,4 @@
-# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs every test. Both set themselves up.
+# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs the tests. Both set themselves up.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery instructions locust install lock clean neon-rig image release torture soak
+.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery bench-growth instructions locust install lock clean neon-rig image release torture soak
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -31,7 +31,7 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	$(BIN)/python -m tests.support.rig
 
 # pytest's 5 says that no test was selected: an error only where neither half has one.
-test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
+test: install ## run every test but those of the image on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
 	run -m "not heavy and not image" $(BY_FILE) 4 && run -m "heavy and not image" $(BY_FILE) 2 && [ "$$empty" != .. ]
 
@@ -86,6 +86,10 @@ bench-recovery: install ## how soon a database that is back is used, by distance
 
 instructions: install ## count the CPU instructions of a request, a minute, needs valgrind (WRITE=1 commits the figures)
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
+
+bench-growth: install ## requests/s of 1 to 8 instances behind HAProxy, and docs/growth.md from it: 5 minutes (root, haproxy)
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+	$(BIN)/python -m benchmarks.sizing
 
 URL ?= http://$(HOST):$(PORT)
 locust: install ## a realistic mix for 30 s against what `make run` serves, and its report (URL=https://… ARGS="--users 200"; API_KEY)

@@ -52,7 +52,7 @@ CELLS = [
 
 _HEAD = "{} HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: benchmarks\r\nAccept: */*\r\n"
 _WARM_UP_ROUNDS = 4  # Statements are prepared on each connection, and Python specialises its bytecode.
-_TIMERS = {"SLOT_SECONDS", "SUSPECT_SECONDS", "_SAMPLE_SECONDS", "_TICK_SECONDS"}
+_TIMERS = {"SLOT_SECONDS", "SUSPECT_SECONDS", "_SAMPLE_SECONDS", "_TICK_SECONDS", "_ERASE_TICK_SECONDS"}
 
 
 def _render(line: str, body: str = "") -> bytes:

@@ -106,7 +106,7 @@ def small(postgres: str, place: Path) -> Iterator[str]:
         user=f"setpriv --reuid={owner} --regid={owner} --clear-groups" if is_root else "",
         chown=f"chown {owner} {place}/disk" if is_root else "",
     )
-    # Anybody else needs a name space of users, in which to mount.
+    # Without root, mounting needs a user namespace.
     isolated = ["unshare", "--mount", *([] if is_root else ["--user", "--map-current-user", "--keep-caps"])]
     if subprocess.run([*isolated, "mount", "-t", "tmpfs", "tmpfs", place / "disk"], capture_output=True).returncode:
         lacking("no file system of a test's own: `unshare --mount` is not permitted")

@@ -79,6 +79,7 @@ class Pods:
     def kill(self, name: str) -> str:
         """Kill the process of a replica, as the kernel does without memory, and return its id."""
         process = self.inspect(name, "{{.State.Pid}}")
+        assert int(process) > 0, self.log(name)  # 0 would be this process and all its kin
         os.kill(int(process), signal.SIGKILL)
         return process
 
@@ -132,9 +133,10 @@ def balanced(pods: Pods, directory: Path) -> Iterator[int]:
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     assert haproxy
     command: list[str | Path] = [haproxy, "-q", "-db", "-f", directory / "haproxy.cfg"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command) as process:
         try:
-            wait_until(lambda: status(port, "/ready") == 200)
+            wait_until(lambda: process.poll() is not None or status(port, "/ready") == 200)
+            assert process.poll() is None
             yield port
         finally:
             process.terminate()

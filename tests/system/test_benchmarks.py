@@ -246,7 +246,7 @@ def test_a_trial_says_so_over_its_tables() -> None:
     quick = {
         file.stem: file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in file.read_text()
     }
-    assert quick.keys() == {"latency", "profile", "recovery", "run", "scaling"}
+    assert quick.keys() == {"growth", "latency", "profile", "recovery", "run", "scaling"}
     assert all("as_trial(files) if quick" in text for text in quick.values())
 
 

@@ -40,7 +40,8 @@ reference: a value is taken as it stands.
 
 `SECRETS_DIR` is for secrets that Kubernetes or Compose mounts. Each file is named after a setting, as `DATABASE_URL` or
 `database_url`, and holds its value. Names that begin with a dot are skipped, and so are unrelated ones. A name that
-looks like a setting but is none ends the command, and so does a file that cannot be read. SIGHUP reads the files again.
+looks like a setting but is none ends the command, and so does a file that cannot be read. With two
+workers or more, SIGHUP reads the files again.
 
 `DATABASE_URL` is for the server, `DIRECT_URL` for the commands that need a session. Without either, every command uses
 the embedded PostgreSQL in `.data/`.

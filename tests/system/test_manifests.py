@@ -30,11 +30,10 @@ def with_component(name: str, directory: Path) -> list[Manifest]:
 
 def pods(manifests: list[Manifest]) -> list[Manifest]:
     """The specification of every pod."""
-    kinds = ("Deployment", "StatefulSet", "Job")
     return [
         each["spec"] if each["kind"] == "Pod" else each["spec"]["template"]["spec"]
         for each in manifests
-        if each["kind"] in (*kinds, "Pod")
+        if each["kind"] in ("Deployment", "StatefulSet", "Job", "Pod")
     ]
 
 
@@ -58,7 +57,9 @@ def test_an_overlay_fits_the_schemas(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_a_component_fits_the_schemas(name: str, tmp_path: Path) -> None:
-    check_schemas(with_component(name, tmp_path))
+    manifests = with_component(name, tmp_path)
+    check_schemas(manifests)
+    assert {each["metadata"].get("namespace") for each in manifests if each["kind"] != "Namespace"} == {"users-api"}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -120,11 +121,11 @@ def test_every_selector_selects_the_servers(tmp_path: Path) -> None:
     policy = of_kind(manifests, "NetworkPolicy")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
     egress = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert egress == {53, 5432, 443, 4317, 4318}
+    assert egress == {53, 5432, 443, 4318}
 
 
 def connections(manifests: list[Manifest]) -> tuple[int, int]:
-    """The connections of one replica, and of as many as there may be at once, in an update too."""
+    """The connections of one replica, and of as many as there may be in an update, without those that drain."""
     deployment, autoscaler = of_kind(manifests, "Deployment")["spec"], of_kind(manifests, "HorizontalPodAutoscaler")
     args = deployment["template"]["spec"]["containers"][0]["args"]
     each = int(args[args.index("--workers") + 1]) * int(settings(manifests)["POOL_MAX_SIZE"])
