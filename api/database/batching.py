@@ -68,7 +68,7 @@ class Batcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: dict[asyncio.Task[Any], list[_Call]] = {}  # the batch of each task
         self._gathering = False  # a task has a slot and has not begun: calls that arrive meanwhile join its batch
-        self._slots = Slots(self._waiting, has_room, self._fill_slots)
+        self._slots = Slots(self._waiting, has_room, self._fill_slots, writes=key is not None)
 
     @classmethod
     def read(cls, run: Run[Item, Result], limits: Limits | None, *, has_room: HasRoom = _always) -> Self:

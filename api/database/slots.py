@@ -11,7 +11,7 @@ SLOT_SECONDS = 0.1
 """The longest that a batch keeps its slot, and that a batch of several calls waits for a row that is locked."""
 
 SPACING_SECONDS = 0.0005
-"""The time that an overlapping statement has to save its calls. It is a few times the CPU that one statement costs."""
+"""The time that an overlapping read has to save its calls, a few times the CPU that it costs. A write has it twice."""
 
 STUCK_SECONDS = 0.01
 """A statement is taken for stuck after this time, if others of its kind are shorter."""
@@ -25,17 +25,19 @@ HasRoom = Callable[[], bool]
 class Slots:
     """The slots for the calls that are `waiting`. `resume` is called when there may be a free one.
 
-    As many statements are in flight as the shortest of the last one or two seconds took half milliseconds, and they
-    start half a millisecond apart. The shortest shows how far away the database is: the others waited for a CPU or a
-    lock too. So beside the database statements run one by one, with the largest batches and the least CPU, and far away
-    up to BATCH_IN_FLIGHT of them hide the round trip.
+    As many reads are in flight as the shortest of the last one or two seconds took half milliseconds, and they start
+    half a millisecond apart; writes by whole ones. The shortest shows how far away the database is: the others waited
+    for a CPU or a lock too. So beside the database statements run one by one, with the largest batches and the least
+    CPU, and far away up to BATCH_IN_FLIGHT of them hide the round trip.
 
     Exceptions keep the latency low. A full batch starts at once, since it cannot grow, and so does a batch beside a
     single call, since the load is low. A stuck statement delays the next one by 10 ms at most. But none starts beside
     another without a connection for it: its batch would be closed, and wait.
     """
 
-    def __init__(self, waiting: Sized, has_room: HasRoom, resume: Callable[[Limits, float], None]) -> None:
+    def __init__(
+        self, waiting: Sized, has_room: HasRoom, resume: Callable[[Limits, float], None], *, writes: bool
+    ) -> None:
         self.held: dict[object, float] = {}
         """The time at which each holder's batch was sent."""
         self.started = 0.0
@@ -44,6 +46,7 @@ class Slots:
         """True if the last statement serves a single call."""
         self.timer: asyncio.TimerHandle | None = None
         self._waiting = waiting
+        self._cost = 2 if writes else 1
         self._has_room = has_room
         self._resume = resume
         self._pause: asyncio.TimerHandle | None = None
@@ -58,8 +61,9 @@ class Slots:
         if others >= limits.in_flight:
             return False  # the end of one asks again
         if len(self._waiting) < limits.max_size and not (self.is_single and others == 1):
-            overlaps = (others + 1) * SPACING_SECONDS <= self._shortest
-            rest = self.started + (SPACING_SECONDS if overlaps else STUCK_SECONDS) - now
+            spacing = self._cost * SPACING_SECONDS
+            overlaps = (others + 1) * spacing <= self._shortest
+            rest = self.started + (spacing if overlaps else STUCK_SECONDS) - now
             if rest > 0:
                 if self._pause is None:
                     delay = max(rest, _TIMER_SECONDS)
