@@ -83,7 +83,7 @@ class Settings(BaseSettings):
         default=True, description="Send concurrent requests in shared statements; off: one statement per request."
     )
     batch_in_flight: int = Field(
-        default=2, ge=1, le=100, description="Statements in flight at once, per kind of request and worker."
+        default=6, ge=1, le=100, description="Most statements in flight at once, per kind of request and worker."
     )
     batch_max_size: int = Field(default=128, ge=1, le=10000, description="Maximum requests in one statement.")
     batch_max_waiting: int = Field(

@@ -1,10 +1,11 @@
 """Gathers concurrent calls into one statement.
 
-While a statement is in flight, the calls that arrive form a batch, which is sent as the next statement. There is no
-timer: a lone call is sent at once, a batch with a free slot at the end of the event loop's tick. Invariants:
+While a statement is in flight, the calls that arrive form a batch, which is sent as the next statement, or beside it:
+slots.py says when a slot is free. A lone call is sent at once, a batch with a free slot at the end of the event loop's
+tick. Invariants:
 
 1. A batch is closed before it is sent, so a read sees every write acknowledged before the read arrived.
-2. With a free slot a lone call is sent at once.
+2. With no statement in flight a lone call is sent at once.
 3. An error belongs to its call: if PostgreSQL refuses a batch, its calls are replayed one by one.
 4. A call returns only after its statement.
 5. A cancelled caller never cancels a statement that others share; the last caller to be cancelled does.
@@ -26,14 +27,16 @@ import asyncpg
 
 from api.context import RequestContext, serving, share
 from api.database.options import Limits
+from api.database.slots import HasRoom, Slots
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError, StatementFailedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Run = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
 
-SLOT_SECONDS = 0.1
-"""The longest that a batch keeps its slot, and that a batch of several calls waits for a row that is locked."""
+
+def _always() -> bool:
+    return True
 
 
 class _Call(NamedTuple):
@@ -54,27 +57,30 @@ class Batcher(Generic[Item, Result]):
     `run` returns one result for each item, in their order. Without `limits` every call is a statement of its own.
     """
 
-    def __init__(self, run: Run[Item, Result], limits: Limits | None, key: Callable[[Item], Any] | None) -> None:
+    def __init__(
+        self, run: Run[Item, Result], limits: Limits | None, key: Callable[[Item], Any] | None, has_room: HasRoom
+    ) -> None:
         self._run = run
         self._limits = limits
         self._key = key
         self._waiting: deque[_Call] = deque()
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots: dict[object, float] = {}  # by their holder, with the time at which its batch was sent
         self._in_flight: dict[asyncio.Task[Any], list[_Call]] = {}  # the batch of each task
         self._gathering = False  # a task has a slot and has not begun: calls that arrive meanwhile join its batch
-        self._timer: asyncio.TimerHandle | None = None
+        self._slots = Slots(self._waiting, has_room, self._fill_slots, writes=key is not None)
 
     @classmethod
-    def read(cls, run: Run[Item, Result], limits: Limits | None) -> Self:
-        """Return a batcher of reads, any of which may share a statement."""
-        return cls(run, limits, None)
+    def read(cls, run: Run[Item, Result], limits: Limits | None, *, has_room: HasRoom = _always) -> Self:
+        """Return a batcher of reads, any of which may share a statement. `has_room` as in Database.has_room."""
+        return cls(run, limits, None, has_room)
 
     @classmethod
-    def write(cls, run: Run[Item, Result], limits: Limits | None, *, key: Callable[[Item], Any]) -> Self:
+    def write(
+        cls, run: Run[Item, Result], limits: Limits | None, *, key: Callable[[Item], Any], has_room: HasRoom = _always
+    ) -> Self:
         """Return a batcher of writes. `key` names what a call changes: no two with one key are in flight together."""
-        return cls(run, limits, key)
+        return cls(run, limits, key, has_room)
 
     async def __call__(self, item: Item) -> Result:
         """Return the result for one item.
@@ -89,15 +95,16 @@ class Batcher(Generic[Item, Result]):
         if len(self._waiting) >= limits.max_waiting:
             raise OverloadedError
         key = self._key and self._key(item)
-        if not self._slots and not self._waiting and key not in self._busy:
+        if not self._slots.held and not self._waiting and key not in self._busy:
             return await self._run_alone(item, key, limits)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append(_Call(item, key, future, perf_counter(), serving.get()))
+        now = perf_counter()
+        self._waiting.append(_Call(item, key, future, now, serving.get()))
         if key in self._busy:
-            self._watch(limits)  # bounds the wait for the key
+            self._slots.watch(limits)  # bounds the wait for the key
         else:
-            self._fill_slots(limits)
+            self._fill_slots(limits, now)
         try:
             return await future
         except asyncio.CancelledError:
@@ -105,19 +112,20 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_alone(self, item: Item, key: Any, limits: Limits) -> Result:
         """Run a call in its caller's task, which saves a task, a future and a tick, and cancels it with the caller."""
-        slot = object()
-        self._slots[slot] = perf_counter()
-        if self._timer is None:
-            self._watch(limits)
+        slot, slots = object(), self._slots
+        slots.held[slot] = slots.started = perf_counter()
+        slots.is_single = True
+        if slots.timer is None:
+            slots.watch(limits)
         if key is not None:
             self._busy.add(key)
         try:
             return (await self._run([item]))[0]
         finally:
             self._busy.discard(key)
-            self._slots.pop(slot, None)
+            slots.held.pop(slot, None)
             if self._waiting:
-                self._fill_slots(limits)
+                self._fill_slots(limits, perf_counter())
 
     async def _abandon(self, future: asyncio.Future[Result]) -> Result:
         """Return or raise the outcome of a call whose caller is cancelled: CancelledError if it changed nothing."""
@@ -147,27 +155,34 @@ class Batcher(Generic[Item, Result]):
             raise asyncio.CancelledError
         raise OutcomeUnknownError
 
-    def _fill_slots(self, limits: Limits) -> None:
+    def _fill_slots(self, limits: Limits, now: float) -> None:
         """Start a task for the next batch if a slot is free, no other is about to take it, and a call can go."""
-        if not self._waiting or self._gathering or len(self._slots) >= limits.in_flight:
+        if not self._waiting or self._gathering or not self._slots.has_free(now, len(self._slots.held), limits):
             return
-        too_old = perf_counter() - limits.max_wait_seconds
+        too_old = now - limits.max_wait_seconds
         if any(call.key not in self._busy or call.arrived < too_old or call.future.done() for call in self._waiting):
             self._gathering = True
-            self._slots[self._start(self._work(limits))] = perf_counter()
+            self._slots.held[self._start(self._work(limits))] = now
 
     async def _work(self, limits: Limits) -> None:
-        """Send batch after batch, until the queue is empty or a slow batch has cost this task its slot."""
+        """Send batch after batch, until none may be sent or a slow batch has cost this task its slot."""
         self._gathering = False
         task = asyncio.current_task()
         assert task is not None
-        while task in self._slots and (calls := self._take(limits)):
-            self._slots[task] = perf_counter()
-            self._watch(limits)
-            self._fill_slots(limits)  # calls beyond max_size go into another batch at once
-            await self._run_batch(calls, limits)
-        self._slots.pop(task, None)
-        self._fill_slots(limits)
+        slots = self._slots
+        while task in slots.held and (calls := self._take(limits)):
+            slots.held[task] = slots.started = sent = perf_counter()
+            slots.is_single = len(calls) == 1
+            slots.watch(limits)
+            self._fill_slots(limits, sent)  # calls beyond max_size go into another batch at once
+            is_answered = await self._run_batch(calls, limits)
+            now, others = perf_counter(), len(slots.held) - 1
+            if is_answered:
+                slots.note(now - sent, now)
+            if others and (self._gathering or not slots.has_free(now, others, limits)):
+                break  # of those about to begin, one is enough
+        slots.held.pop(task, None)
+        self._fill_slots(limits, perf_counter())
 
     def _take(self, limits: Limits) -> list[_Call]:
         """Take the calls of the next batch out of the queue, in order of arrival, as far as their keys are free."""
@@ -199,27 +214,13 @@ class Batcher(Generic[Item, Result]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _watch(self, limits: Limits) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._give_back, limits)
-
-    def _give_back(self, limits: Limits) -> None:
-        """Free the slots of batches that take too long. One timer serves all of them: a timer costs a microsecond."""
-        too_old = perf_counter() - SLOT_SECONDS
-        self._slots = {slot: sent for slot, sent in self._slots.items() if sent > too_old}
-        self._timer = None
-        if self._slots:
-            rest = min(self._slots.values()) - too_old
-            self._timer = asyncio.get_running_loop().call_later(rest, self._give_back, limits)
-        elif self._waiting:
-            self._watch(limits)
-        self._fill_slots(limits)
-
-    async def _run_batch(self, calls: list[_Call], limits: Limits) -> None:
+    async def _run_batch(self, calls: list[_Call], limits: Limits) -> bool:
+        """Run the statement of some calls. Return True if it was answered."""
         task = asyncio.current_task()
         assert task is not None
         self._in_flight[task] = calls
         share(calls)
+        is_answered = False
         try:
             results = await self._run([call.item for call in calls])
         except (asyncpg.PostgresError, StatementFailedError) as error:
@@ -229,26 +230,28 @@ class Batcher(Generic[Item, Result]):
                 # It changed nothing. Each call alone, outside the slots, shows which one failed it.
                 for call in calls:
                     self._start(self._replay(call._replace(arrived=perf_counter()), limits))
-                return  # their keys stay busy
+                return False  # their keys stay busy
         except Exception as error:  # of any kind: the callers wait for it
             _fail(calls, error)
         except asyncio.CancelledError:  # by _abandon: the task continues with the next batch
             task.uncancel()
             _fail(calls, _NothingChangedError())
         else:
+            is_answered = True
             for call, result in zip(calls, results, strict=True):
                 if not call.future.done():  # done already if its caller was cancelled
                     call.future.set_result(result)
         finally:
             del self._in_flight[task]
         self._busy.difference_update([call.key for call in calls])
+        return is_answered
 
     async def _replay(self, call: _Call, limits: Limits) -> None:
         if call.future.done():
             self._busy.discard(call.key)
         else:
             await self._run_batch([call], limits)
-        self._fill_slots(limits)
+        self._fill_slots(limits, perf_counter())
 
 
 def _fail(calls: Sequence[_Call], error: Exception) -> None:

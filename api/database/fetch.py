@@ -49,6 +49,9 @@ class Database(Protocol):
         A lock timeout is a definite answer, and a write that is cancelled has none.
         """
 
+    def has_room(self) -> bool:
+        """Return True if a statement would get a connection without waiting for one in use."""
+
     async def fetch(self, statement: Statement, *arguments: Any) -> list[asyncpg.Record]:
         """Run one statement, which is one transaction and one round trip, and return its rows.
 
@@ -88,6 +91,7 @@ class PooledDatabase:
         # Shorter than the statement's own time: a lock timeout is a definite answer, a cancelled write is not.
         self.lock_timeout = 0.8 * options.statement_timeout
         self._pool = Pool(options, self._metrics, partial(connecting.open_connection, options))
+        self.has_room = self._pool.has_room
         self._silence = Silence(options.name, self._pool.check_idle)
         self._loop: asyncio.AbstractEventLoop  # set by open(): asking asyncio costs each statement 0.1 µs
 

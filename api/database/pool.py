@@ -76,6 +76,11 @@ class Pool:
         for connection in list(self._open):
             connection.terminate()
 
+    def has_room(self) -> bool:
+        """Return True if a connection is idle, or another one may be opened and none is being waited for."""
+        is_full = len(self._open) + len(self._attempts) >= self._options.pool_max_size
+        return bool(self._idle) or not (is_full or self._waiters)
+
     async def acquire(self, deadline: float) -> asyncpg.Connection:
         """Return the connection that was used last, else the next one that is opened or released.
 

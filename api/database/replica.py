@@ -50,8 +50,8 @@ class Replica:
         self._replica = replica
         self._primary = primary
         self._wait = wait_seconds
-        self._read_primary = Batcher.read(partial(_select_position, primary.fetch), limits)
-        self._read_replica = Batcher.read(partial(_select_position, replica.fetch), limits)
+        self._read_primary = Batcher.read(partial(_select_position, primary.fetch), limits, has_room=primary.has_room)
+        self._read_replica = Batcher.read(partial(_select_position, replica.fetch), limits, has_room=replica.has_room)
         # The position that the replica had replayed, and the epoch in which it was read. A restarted replica may resume
         # at an earlier position.
         self._replayed = 0
@@ -69,6 +69,10 @@ class Replica:
     def epoch(self) -> int:
         """A number that changes if the server may have restarted: reconnecting increments it."""
         return self._replica.opened
+
+    def has_room(self) -> bool:
+        """As Database.has_room."""
+        return (self._primary if self._skipped_until else self._replica).has_room()
 
     async def open(self) -> None:
         """Make the replica's pool, as PooledDatabase.open does."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from asyncpg import Record
 
-from api.database.batching import SLOT_SECONDS
 from api.database.fetch import Database
+from api.database.slots import SLOT_SECONDS
 
 
 def array(values: Iterable[int]) -> str:

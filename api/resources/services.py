@@ -37,11 +37,13 @@ class Services:
 
     def read(self, query: Query[Item, Result]) -> Batcher[Item, Result]:
         """Return a batcher of a query that reads."""
-        return Batcher.read(partial(query, _Checked(self.database, writes=False)), self.batch_limits)
+        run = partial(query, _Checked(self.database, writes=False))
+        return Batcher.read(run, self.batch_limits, has_room=self.database.has_room)
 
     def write(self, query: Query[Item, Result], *, key: Callable[[Item], Any]) -> Batcher[Item, Result]:
         """Return a batcher of a query that writes; `key` as in Batcher.write."""
-        return Batcher.write(partial(query, _Checked(self.database, writes=True)), self.batch_limits, key=key)
+        run = partial(query, _Checked(self.database, writes=True))
+        return Batcher.write(run, self.batch_limits, key=key, has_room=self.database.has_room)
 
 
 class _Checked:
@@ -54,6 +56,7 @@ class _Checked:
         self._fetch = database.fetch
         self._writes = writes
         self.lock_timeout = database.lock_timeout
+        self.has_room = database.has_room
         self.fetch: Callable[..., Coroutine[Any, Any, list[Record]]] = self._check_and_fetch
         """Run one statement; see `Database.fetch`. Raises TypeError if its declaration does not fit the batcher."""
 

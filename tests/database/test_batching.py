@@ -11,8 +11,10 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
-from api.database.batching import SLOT_SECONDS, Batcher
+from api.database import slots
+from api.database.batching import Batcher
 from api.database.options import Limits
+from api.database.slots import SLOT_SECONDS
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
 from tests.support.database import execute, locked
 from tests.support.metrics import scrape
@@ -20,6 +22,12 @@ from tests.support.serving import serve, settings_for
 from tests.support.waiting import wait_until
 
 USERS = "/api/v1/users"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that overlap start at once, so that each test says by itself when one ends: see test_slots.py."""
+    monkeypatch.setattr(slots, "SPACING_SECONDS", 0.0)
 
 
 class Carrier:
@@ -106,6 +114,22 @@ async def test_calls_of_one_tick_travel_together_and_those_beyond_the_cap_do_not
     for number in (0, 1, 3):
         carrier.answer(number)
     assert await asyncio.gather(*tasks) == list("-ABCDEFGH")
+
+
+async def test_a_batch_that_is_about_to_begin_takes_the_calls_of_its_tick() -> None:
+    """Another statement ends in that tick: if it took the calls, the batch would be sent with the few that are left."""
+    carrier = Carrier()
+    batcher = Batcher.read(carrier, limits(in_flight=3))
+    tasks = start(batcher, *"-ab")
+    await ticks()
+    tasks += start(batcher, "c")
+    carrier.answer(1)
+    tasks += start(batcher, "d")
+    await ticks()
+    assert carrier.sent == [["-"], ["a", "b"], ["c", "d"]]
+    carrier.answer(0)
+    carrier.answer(2)
+    assert await asyncio.gather(*tasks) == list("-ABCD")
 
 
 async def test_a_lone_call_that_is_cancelled_leaves_its_slot_and_its_key() -> None:

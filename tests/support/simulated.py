@@ -27,3 +27,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the simulated time in seconds."""
         return self._clock.now
+
+    def spend(self, seconds: float) -> None:
+        """Let time pass while the loop is busy."""
+        self._clock.now += seconds

@@ -133,7 +133,7 @@ def test_the_trace_of_a_request_is_in_the_log(
 def test_a_slow_request_says_where_its_time_went(
     database: str, batching: bool, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.database.batching.SLOT_SECONDS", 60.0)
+    monkeypatch.setattr("api.database.slots.SLOT_SECONDS", 60.0)
     settings = settings_for(database, batching=batching, batch_in_flight=1, pool_max_size=1, slow_request_seconds=0)
     with serve(create_app(settings)) as url:
         path = f"{url}{httpx.post(f'{url}{USERS}', json={'email': 'ada@example.com'}).headers['location']}"

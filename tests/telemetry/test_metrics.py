@@ -80,7 +80,7 @@ def test_histograms_hold_what_was_observed(client: httpx.Client) -> None:
 
 
 def test_statements_and_batches(database: str, batching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.database.batching.SLOT_SECONDS", 60.0)
+    monkeypatch.setattr("api.database.slots.SLOT_SECONDS", 60.0)
     with serve(create_app(settings_for(database, batching=batching, batch_in_flight=1))) as url:
         path = f"{url}{httpx.post(f'{url}{USERS}', json={'email': 'ada@example.com'}).headers['location']}"
         with ThreadPoolExecutor(10) as threads, locked(database):

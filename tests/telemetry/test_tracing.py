@@ -61,7 +61,7 @@ def tracing(sampler: Sampler | None = None) -> tuple[Tracing, InMemorySpanExport
 
 @pytest.fixture
 def traced(database: str, batching: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traced]:
-    monkeypatch.setattr("api.database.batching.SLOT_SECONDS", 60.0)
+    monkeypatch.setattr("api.database.slots.SLOT_SECONDS", 60.0)
     settings = settings_for(database, batching=batching, batch_in_flight=1, slow_request_seconds=0)
     ours, exporter = tracing()
     with serve(create_app(settings, tracing=ours)) as url:
