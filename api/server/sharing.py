@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from multiprocessing.sharedctypes import SynchronizedArray
 from socket import socket
 from typing import Any
@@ -21,8 +20,7 @@ from typing import Any
 logger = logging.getLogger("api.sharing")
 
 _PAUSE_SECONDS = 0.005
-_BATCH = 16
-"""Connections that a worker accepts after a pause although it is ahead: the others are too slow for them."""
+_BATCH_MAX = 8
 _FRESH_SECONDS = 0.5
 """The age at which a count is ignored: its worker has died or hangs. A worker writes it ten times a second."""
 _RETRY_SECONDS = 1.0
@@ -65,7 +63,8 @@ def make_shares(workers: int) -> list[Share | None]:
 class Listener:
     """Accepts connections from a socket, after workers that have fewer. It does not close the socket.
 
-    A worker that is ahead pauses. What still waits then is its own, so a connection is delayed by one pause at most.
+    A worker that is ahead pauses. What waits even then is too much for the others: it accepts one connection, and twice
+    as many after each further pause, so a queue does not grow while workers are idle.
     """
 
     def __init__(
@@ -82,7 +81,8 @@ class Listener:
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._batch = 0
+        self._batch = 0  # connections that it accepts although it is ahead
+        self._next_batch = 1
         self._tasks: set[asyncio.Task[Any]] = set()
         sock.setblocking(False)
         sock.listen(backlog)
@@ -94,24 +94,24 @@ class Listener:
         elif self._share.is_ahead(len(self._connections)):
             self._pause(_PAUSE_SECONDS)
             return
+        else:
+            self._next_batch = 1
         self._accept()
 
-    def _accept(self) -> bool:
-        """Accept one connection. Returns False if none waits: another worker was first."""
+    def _accept(self) -> None:
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            self._batch = 0
-            return False
+            self._batch, self._next_batch = 0, 1  # Another worker was first.
+            return
         except OSError as error:
             logger.error("cannot accept a connection (%s): check the limit on open files", error)  # noqa: TRY400
             self._pause(_RETRY_SECONDS)
-            return False
+            return
         connection.setblocking(False)
         task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return True
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock.fileno())
@@ -119,16 +119,16 @@ class Listener:
 
     def _resume(self) -> None:
         self._timer = None
-        self._batch = _BATCH
+        self._batch = self._next_batch - 1
+        self._next_batch = min(2 * self._next_batch, _BATCH_MAX)
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
-        self._accept()  # Resets the batch if none waits.
+        self._accept()
 
     def close(self) -> None:
         """Stop accepting connections."""
         if self._timer is not None:
             self._timer.cancel()
-        with suppress(ValueError):  # uvicorn has closed the socket.
-            self._loop.remove_reader(self._sock)
+        self._loop.remove_reader(self._sock.fileno())
 
     async def wait_closed(self) -> None:
         """Return at once: the connections are uvicorn's to wait for."""
