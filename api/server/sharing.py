@@ -45,7 +45,8 @@ class Share:
         oldest = time.monotonic() - _FRESH_SECONDS
         pairs = zip(self._counts[:], self._times[:], strict=True)
         fewest = min((count for count, at in pairs if at > oldest), default=connections)
-        return connections > fewest + 1 + fewest // 8
+        # Where connections are short, small differences come and go, and pauses would cost more than they give.
+        return connections > fewest + 3 + fewest // 8
 
 
 def make_shares(workers: int) -> list[Share | None]:

@@ -51,7 +51,7 @@ class Supervisor:
         self._config = config
         self._sockets = sockets
         self._grace_seconds = grace_seconds
-        self._shares = make_shares(config.workers)
+        self._shares: list[Share | None] = []  # one for each slot
         self._workers: list[_Worker] = []  # one for each slot
         self._alive: set[_Worker] = set()  # all running: in a slot, starting, or replaced and draining
 
@@ -66,6 +66,7 @@ class Supervisor:
             loop.add_signal_handler(each, self._stop, end, each)
         hang_up = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+        self._shares = make_shares(self._config.workers)
         for slot in range(self._config.workers):
             if (worker := self._start(slot)) is None:
                 self._stop(end, signal.SIGINT, 1)

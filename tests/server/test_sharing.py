@@ -55,11 +55,11 @@ def test_a_worker_that_is_ahead_lets_those_that_serve_accept() -> None:
     assert second is not None
     assert not second.is_ahead(100)  # The first does not serve.
     first.write(0)
-    assert not second.is_ahead(1)
-    assert second.is_ahead(2)
+    assert not second.is_ahead(3)
+    assert second.is_ahead(4)
     first.write(80)
-    assert not second.is_ahead(91)
-    assert second.is_ahead(92)
+    assert not second.is_ahead(93)
+    assert second.is_ahead(94)
 
 
 def test_without_shared_memory_nothing_is_shared() -> None:
