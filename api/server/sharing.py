@@ -1,4 +1,4 @@
-"""Workers that share new connections evenly.
+"""Workers that share connections evenly.
 
 All workers accept from the same sockets, so one that starts, hangs or has died delays no connection. But the kernel
 wakes all of them for each, and whichever runs first accepts it: a worker can be left with none. A socket of its own for
