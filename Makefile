@@ -1,4 +1,4 @@
-# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs every test. Both set themselves up.
+# Two commands: `make run` serves the API on an embedded PostgreSQL, `make test` runs the tests. Both set themselves up.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run help test test-fast lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery locust install lock clean neon-rig image torture soak
+.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery bench-growth instructions locust install lock clean neon-rig image release torture soak
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -31,9 +31,12 @@ neon-rig: install ## PostgreSQL as Neon serves it: pooler, verified TLS, and fau
 	$(BIN)/python -m tests.support.rig
 
 # pytest's 5 says that no test was selected: an error only where neither half has one.
-test: install ## run every test on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
+test: install ## run every test but those of the image on real PostgreSQL, first four at a time, then two that load the machine (ARGS="-k name" selects)
 	@empty=; run() { $(BIN)/pytest "$$@" $(ARGS) || { [ $$? = 5 ] && empty=$$empty.; }; }; \
-	run -m "not heavy" $(BY_FILE) 4 && run -m heavy $(BY_FILE) 2 && [ "$$empty" != .. ]
+	run -m "not heavy and not image" $(BY_FILE) 4 && run -m "heavy and not image" $(BY_FILE) 2 && [ "$$empty" != .. ]
+
+test-image: install ## build the container image, twice, and run it: alone, by Compose, and as pods of Kubernetes (needs podman)
+	$(BIN)/pytest -m image $(ARGS)
 
 test-fast: install ## the unit and contract tests, in less than a minute (ARGS as above)
 	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal $(FAST) $(ARGS)
@@ -81,6 +84,13 @@ bench-recovery: install ## how soon a database that is back is used, by distance
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
 
+instructions: install ## count the CPU instructions of a request, a minute, needs valgrind (WRITE=1 commits the figures)
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
+
+bench-growth: install ## requests/s of 1 to 8 instances behind HAProxy, and docs/growth.md from it: 5 minutes (root, haproxy)
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+	$(BIN)/python -m benchmarks.sizing
+
 URL ?= http://$(HOST):$(PORT)
 locust: install ## a realistic mix for 30 s against what `make run` serves, and its report (URL=https://… ARGS="--users 200"; API_KEY)
 	$(BIN)/locust --locustfile benchmarks/locustfile.py --headless --only-summary --host $(URL) \
@@ -95,6 +105,9 @@ torture: install ## everything fails at random for five minutes: nothing may be 
 
 image: ## build the container image with podman, as the tests do; with Docker: docker build --tag users-api .
 	.ci/image
+
+release: install ## check the versions, and make wheel, sdist, image and bill of materials in dist/; it publishes nothing
+	.ci/release
 
 lock: install ## renew the locks from pyproject.toml: newest releases, with hashes, for every platform
 	$(BIN)/pip install --quiet uv

@@ -1,4 +1,4 @@
-"""The variables of the environment and of `.env`, and names among them that look like a setting but are none."""
+"""The variables of the environment, of `.env` and of mounted files, and names that look like a setting but are none."""
 
 import logging
 import os
@@ -46,6 +46,55 @@ def read_env_file() -> dict[str, str]:
     except OSError as error:
         raise SettingsError(f".env: {error.strerror}: make it readable for this user or remove it") from None
     return {name: value for name, value in values.items() if value}
+
+
+def read_files(settings: Collection[str]) -> dict[str, str]:
+    """Return what files set and the environment does not, by name in lower case. SECRETS_DIR wins over `.env`.
+
+    `settings` are the real names, in upper case. Raises SettingsError, in one line, if a file cannot be read.
+    """
+    environment = {name.lower(): value for name, value in os.environ.items() if value}
+    values = {name.lower(): value for name, value in read_env_file().items()}
+    if directory := environment.get("secrets_dir") or values.get("secrets_dir"):
+        try:
+            values |= _read_secrets(clean(directory, "SECRETS_DIR"), settings)
+        except ValueError as error:
+            raise SettingsError(f"SECRETS_DIR: {error}") from None
+    return {name: value for name, value in values.items() if name not in environment}
+
+
+def _read_secrets(directory: str, settings: Collection[str]) -> dict[str, str]:
+    """Return the contents of the files that are named after settings, without empty ones, by name in lower case.
+
+    pydantic-settings would only warn of a missing directory, and quote the bytes of a file that is not UTF-8. A name
+    that looks like a setting but is none is an error here: other programs have no files in the directory.
+    """
+    try:
+        # Kubernetes keeps the mounted files in directories whose names begin with a dot, and links to them.
+        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except OSError as error:
+        raise SettingsError(
+            f"SECRETS_DIR: {directory}: {error.strerror}: mount a directory there that this user can read, or unset it"
+        ) from None
+    values: dict[str, str] = {}
+    for name in names:
+        file = Path(directory, name)
+        if meant := _meant(name.upper(), settings):
+            raise SettingsError(f"{file}: not a setting (did you mean {meant}?): rename it or remove it")
+        if name.lower() in values:
+            raise SettingsError(f"{file}: another file has this name in other letters: remove one of them")
+        if name.upper() in settings:
+            values[name.lower()] = _read_secret(file)
+    return {name: value for name, value in values.items() if value}
+
+
+def _read_secret(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}: make it a file that this user can read, or remove it") from None
 
 
 def clean(value: str, variable: str) -> str:

@@ -1,6 +1,5 @@
-"""Every setting, from the environment or from `.env`: typed, ranged, documented. An error names its variable."""
+"""Every setting, from the environment, from mounted files or from `.env`: typed, ranged, documented."""
 
-import os
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -9,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.keys import Caller, parse_api_keys
 from api.auth.loopback import check_key_set_url
-from api.environment import SettingsError, clean, read_env_file
+from api.environment import SettingsError, clean, read_files
 from api.http.cors import parse_origins
 from api.neon.drivers import DatabaseURL
 from api.neon.url import parse_url
@@ -44,7 +43,7 @@ _CHECKS: dict[str, Callable[[str], object]] = {
 
 
 class Settings(BaseSettings):
-    """The settings of an operator. The environment variable is the field's name in upper case."""
+    """The settings of an operator. The variable, which an error names, is the field's name in upper case."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -151,6 +150,9 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
+    secrets_dir: str | None = Field(
+        default=None, description="Directory of mounted files, each named after a setting and holding its value."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -231,14 +233,12 @@ VARIABLES = tuple(name.upper() for name in Settings.model_fields)
 
 
 def load_settings() -> Settings:
-    """Read the environment and `.env` in the working directory; the environment wins.
+    """Read the environment, the files in SECRETS_DIR, and `.env` in the working directory; the first of them wins.
 
-    Raises SettingsError with one line per invalid variable, or one line for a `.env` that cannot be read.
+    Raises SettingsError with one line per invalid variable, or one line for a file that cannot be read.
     """
-    in_environment = {name.lower() for name, value in os.environ.items() if value}
-    in_file = {name.lower(): value for name, value in read_env_file().items() if name.lower() not in in_environment}
     try:
-        return Settings(**in_file)  # type: ignore[arg-type] # pydantic parses texts
+        return Settings(**read_files(VARIABLES))  # type: ignore[arg-type] # pydantic parses texts
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(each["loc"], each["msg"]) for each in error.errors())) from None
 

@@ -59,7 +59,8 @@ def draw(points: Sequence[Point], titles: Mapping[str, str]) -> dict[str, str]:
     cpu: dict[str, list[tuple[float, float]]] = {}
     for each in points:
         latency.setdefault(titles[each.system], []).append((each.offered, each.p99_ms))
-        cpu.setdefault(titles[each.system], []).append((each.offered, each.server_us))
+        if each.is_held:
+            cpu.setdefault(titles[each.system], []).append((each.offered, each.server_us))
     rate = Axis("offered rate, requests/s", "log")
     note = f"lower is better · a line ends where its system falls behind · {_workers(points).lower()}"
     return {
@@ -135,9 +136,10 @@ def merge(rounds: Sequence[Sequence[Point]], systems: Sequence[System], rates: S
     merged = []
     for system in systems:
         for rate in rates:
-            found = [astuple(p)[2:] for each in rounds for p in each if (p.system, p.offered) == (system.name, rate)]
+            found = [p for each in rounds for p in each if (p.system, p.offered) == (system.name, rate)]
             if 2 * len(found) > len(rounds):
-                merged.append(Point(system.name, rate, *map(median, zip(*found, strict=True))))
+                figures = zip(*(astuple(each)[2:-1] for each in found), strict=True)
+                merged.append(Point(system.name, rate, *map(median, figures), workers=found[0].workers))
     return merged
 
 

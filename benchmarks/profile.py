@@ -65,7 +65,7 @@ _LONE_RATE = 200
 
 @dataclass(frozen=True)
 class Calls:
-    """What a lone GET asks of the kernel, a request."""
+    """The system calls of a single GET, and how often it wakes the server up."""
 
     system_calls: dict[str, float]
     wake_ups: float
@@ -79,7 +79,7 @@ def render(
     rounds: int,
 ) -> dict[str, str]:
     """Return profile.json, profile.md and the chart, by file name."""
-    lone = {(each.system, each.offered): each.server_us for each in at_rates}
+    lone = {(each.system, each.offered): each.server_us for each in at_rates if each.is_held}
     rows = [
         (title, f"{_added(results, system, below):.1f}", f"{results[system.name].server_us:.1f}",
          f"{results[system.name].requests_per_second:,.0f}",
@@ -101,7 +101,7 @@ def render(
     if calls:
         found = [*calls.system_calls.items(), ("wake-ups", calls.wake_ups)]
         counted = [(name, f"{times:.2f}") for name, times in found if times >= 0.05]
-        markdown += ["## What a lone GET asks of the kernel\n", f"{_CALLS_METHOD}\n"]
+        markdown += ["## System calls of a single GET\n", f"{_CALLS_METHOD}\n"]
         markdown += [table(("system call", "a request"), counted) + "\n"]
     document = {
         "machine": machine,
@@ -115,14 +115,14 @@ def render(
 
 
 def _lone(lone: Mapping[tuple[str, int], float], name: str, below: str | None, rate: int) -> str:
-    if (name, rate) not in lone:
+    if (name, rate) not in lone or (below and (below, rate) not in lone):
         return ""
     whole = lone[name, rate]
     return f"{whole - (lone[below, rate] if below else 0.0):.0f}, {whole:.0f}"
 
 
 def _postgres(at_rates: Sequence[Point], name: str) -> list[str]:
-    found = {each.offered: each.postgres_us for each in at_rates if each.system == name}
+    found = {each.offered: each.postgres_us for each in at_rates if each.system == name and each.is_held}
     return [f"{found[rate]:.0f}" if rate in found else "" for rate in RUN_RATES[::-1]]
 
 
@@ -143,7 +143,7 @@ def _added(results: Mapping[str, Measurement], system: System, below: str | None
 
 
 def count_calls(database: Database, seconds: int) -> Calls | None:
-    """Count what a lone GET asks of the kernel; None without strace."""
+    """Count the system calls of a single GET; None without strace."""
     if (strace := shutil.which("strace")) is None:
         return None
     database.prepare(ROWS)

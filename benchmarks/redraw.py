@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import bulk, endurance, findings, latency, overload, profile, recovery, report, scaling
+from benchmarks import bulk, endurance, findings, latency, overload, profile, recovery, report, scaling, straightness
 from benchmarks.measure import Measurement, Point
 from benchmarks.systems import SYSTEMS
 from benchmarks.targets import medians
@@ -42,6 +42,7 @@ def _measurements(document: Mapping[str, Any]) -> list[Measurement]:
 DRAW: Mapping[str, Callable[[Mapping[str, Any]], dict[str, str]]] = {
     "bulk": bulk.draw,
     "comparison": _comparison,
+    "growth": straightness.draw,
     "latency": _latency,
     "overload": overload.draw,
     "profile": _profile,

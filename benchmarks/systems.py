@@ -56,11 +56,18 @@ def _peer(name: str) -> tuple[str, ...]:
 _SERVE = (sys.executable, "-m", "api", "serve", "--port", "{port}", "--workers", "{workers}")
 _QUIET = {"LOG_LEVEL": "warning", "DRAIN_SECONDS": "0"}
 
+# The application by its factory, under a server that is not ours.
+_GRANIAN = (
+    "--interface asgi --factory --loop uvloop --workers {workers} --host 127.0.0.1 --port {port} --log-level warning"
+)
+_UNDER_GRANIAN = (sys.executable, "-m", "granian", *_GRANIAN.split(), "api.server.workers:app_from_environment")
+
 SYSTEMS = {
     system.name: system
     for system in (
         System("users_api", "users-api", _SERVE, {**_QUIET, "BATCHING": "true"}),
         System("users_api_unbatched", "users-api, batching off", _SERVE, {**_QUIET, "BATCHING": "false"}),
+        System("users_api_granian", "users-api on Granian", _UNDER_GRANIAN, {"LOG_LEVEL": "error", "AUTH": "off"}),
         # It looks an address up before it inserts it; on the index over lower(email) that would read the whole table.
         System("fastapi_sqlalchemy", "FastAPI + SQLAlchemy", _peer("fastapi_sqlalchemy"), index="email"),
         System("fastapi_asyncpg", "FastAPI + asyncpg", _peer("fastapi_asyncpg")),

@@ -53,7 +53,8 @@ def rates_table(points: Sequence[Point], titles: Mapping[str, str]) -> str:
     """Return the figures of each system and rate."""
     rows = [
         (titles[p.system] + ("" if p.generator_cores < GENERATOR_LIMIT else " (limit of the generator)"),
-         f"{p.offered:,}", f"{p.goodput:,.0f}", f"{p.server_us:.0f}", f"{p.postgres_us:.0f}",
+         f"{p.offered:,}", f"{p.goodput:,.0f}",
+         *(f"{each:.0f}" if p.is_held else "" for each in (p.server_us, p.postgres_us)),
          f"{p.p50_ms:.2f}", f"{p.p99_ms:.2f}", f"{p.p999_ms:.2f}", "yes" if p.is_held else "no")
         for p in points
     ]  # fmt: skip

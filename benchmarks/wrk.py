@@ -11,6 +11,7 @@ MISSING = "wrk is not installed: apt-get install wrk (Debian, Ubuntu), brew inst
 
 _MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 _SECONDS = {unit: factor / 1000 for unit, factor in _MILLISECONDS.items()}
+_BYTES = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
 class WrkError(Exception):
@@ -29,6 +30,7 @@ class Load:
     refused: int  # answers outside 2xx and 3xx
     socket_errors: int
     generator_cores: float = 0.0  # CPU seconds of wrk itself for each second
+    bytes_read: float = 0.0  # heads and bodies of all answers
 
 
 def find_wrk() -> str:
@@ -56,7 +58,7 @@ def run_wrk(
 
 def parse_wrk(output: str) -> Load:
     """Parse the report of `wrk --latency`. Raises WrkError if it is none."""
-    summary = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h),", output)
+    summary = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h), ([\d.]+)([KMGT]?)B read", output)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     if not summary or not rate:
         raise WrkError(f"this is no report of wrk: {output.strip()[:500]}")
@@ -70,6 +72,7 @@ def parse_wrk(output: str) -> Load:
         p99_ms=_percentile(output, 99),
         refused=int(refused[1]) if refused else 0,
         socket_errors=sum(map(int, errors.groups())) if errors else 0,
+        bytes_read=float(summary[4]) * _BYTES[summary[5]],
     )
 
 

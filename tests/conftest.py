@@ -43,7 +43,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: a processor would wait for one that began last."""
+    """Begin with the files that take longest: a processor would wait for one that began last.
+
+    What needs the container image has a mark by that, and a run of its own, in which the image is built once.
+    """
+    for item in items:
+        if "image" in getattr(item, "fixturenames", ()):
+            item.add_marker("image")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Collection, Iterable
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -70,7 +70,7 @@ class Guard:
         # SHA-256 is not invertible. The comparison afterwards takes constant time.
         digest = digest_of(credentials)
         caller = self._known.get(digest)
-        if caller is None or caller.expires <= time():
+        if caller is None or caller.expires <= monotonic():
             caller = await self._read_token(credentials, digest)
         elif not hmac.compare_digest(caller.digest, digest):
             raise invalid_credentials(_INVALID)
@@ -85,11 +85,13 @@ class Guard:
             raise invalid_credentials(_INVALID)
         claims = await self._tokens.read(credentials.decode())
         scopes = claims.get("scope")
+        now = time()
         caller = Caller(
             f"token:{claims['sub']}",
             frozenset(scopes.split()) if isinstance(scopes, str) else frozenset(),
             digest,
-            min(int(claims["exp"]), time() + _CACHE_SECONDS),
+            # Not on the clock of the machine: set back, it would keep a token whose signing key was withdrawn.
+            monotonic() + min(int(claims["exp"]), now + _CACHE_SECONDS) - now,
         )
         if len(self._known) >= len(self._keys) + _MAX_CACHED_TOKENS:
             self._known = dict(self._keys)

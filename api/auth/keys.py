@@ -16,8 +16,8 @@ _PUBLISHED = {bytes.fromhex("5b45f1d06221ea6f8fbf9c1a8b9e20f2e0af805ff8f78e19d5d
 class Caller(NamedTuple):
     """An authenticated caller. `name` is `key:NAME` or `token:SUBJECT`.
 
-    `digest` is the SHA-256 of the credentials; they expire at `expires`, in seconds since 1970. The scopes of a key are
-    its roles, `read` and `write`, until the guard makes them those of every resource.
+    `digest` is the SHA-256 of the credentials, which are verified again at `expires` on the monotonic clock. The scopes
+    of a key are its roles, `read` and `write`, until the guard makes them those of every resource.
     """
 
     name: str

@@ -62,8 +62,8 @@ def serve(host: str, port: int, workers: int, reload: bool) -> None:
     --host must be a loopback address, unless AUTH=off is set.
 
     SIGTERM stops without losing a request: /ready is 503 for DRAIN_SECONDS, and the process exits within GRACE_SECONDS.
-    SIGHUP replaces two or more workers one by one. New workers load the current code and .env. Changing these options
-    or METRICS_PORT needs a restart.
+    SIGHUP replaces two or more workers one by one. New workers load the current code, .env and files in SECRETS_DIR.
+    Changing these options or METRICS_PORT needs a restart.
 
     \b
     Examples:

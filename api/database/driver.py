@@ -38,7 +38,8 @@ def socket_of(connection: asyncpg.Connection) -> socket.socket:
 async def fetch(
     connection: asyncpg.Connection, sql: str, arguments: Sequence[Any], seconds: float
 ) -> list[asyncpg.Record]:
-    """Return the rows of a statement, as `Connection.fetch` does, within `seconds`. Raises the same errors.
+    """Return the rows of a statement, as `Connection.fetch` does: within `seconds`, or twice that if it is prepared
+    anew. Raises the same errors.
 
     That one calls seven functions to execute a statement that is prepared already. This one takes it out of asyncpg's
     cache: `Connection._stmt_cache` (asyncpg/connection.py) and `BaseProtocol.bind_execute`. It saves a lone GET a
@@ -52,7 +53,8 @@ async def fetch(
                 prepared, arguments, "", 0, False, seconds
             )
         except asyncpg.InvalidCachedStatementError:
-            pass  # It was not run, since a migration has changed what it returns: Connection.fetch prepares it again.
+            # It was not run, since a migration has changed what it returns: Connection.fetch prepares it again.
+            internals._drop_global_statement_cache()
         except asyncpg.OutdatedSchemaCacheError:
             await connection.reload_schema_state()  # as Connection.fetch does
             raise

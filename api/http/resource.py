@@ -3,7 +3,9 @@
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
+from starlette.convertors import Convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
@@ -89,25 +91,29 @@ class Routes(Router):
                 route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
         super().__init__(routes, redirect_slashes=False, default=_respond_not_found, lifespan=lifespan)
         self._fixed: dict[str, Route] = {}
-        self._by_directory: dict[str, Route] = {}
+        self._by_directory: dict[str, tuple[Route, str, Convertor[Any]]] = {}
         for route in routes:
             if isinstance(route, Route) and isinstance(route.endpoint, Resource):
                 directory = route.path.rpartition("/")[0]
                 if not route.param_convertors:
                     self._fixed.setdefault(route.path, route)
-                elif "{" not in directory:
-                    self._by_directory.setdefault(directory, route)
+                elif "{" not in directory and len(route.param_convertors) == 1:
+                    ((name, convertor),) = route.param_convertors.items()
+                    self._by_directory.setdefault(directory, (route, name, convertor))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
         if scope["type"] == "http" and not scope.get("root_path"):
             path: str = scope["path"]
-            route = self._fixed.get(path) or self._by_directory.get(path[: path.rfind("/")])
-            if route and (match := route.path_regex.match(path)):
-                scope["route"], scope["endpoint"] = route, route.endpoint
-                scope["path_params"] = {
-                    name: each.convert(match[name]) for name, each in route.param_convertors.items()
-                }
+            params: dict[str, Any] = {}
+            route = self._fixed.get(path)
+            if route is None and (found := self._by_directory.get(path[: path.rfind("/")])):
+                candidate, name, convertor = found
+                if match := candidate.path_regex.match(path):
+                    route = candidate
+                    params[name] = convertor.convert(match[name])
+            if route is not None:
+                scope["route"], scope["endpoint"], scope["path_params"] = route, route.endpoint, params
                 await route.endpoint(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)

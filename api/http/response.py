@@ -31,7 +31,8 @@ class JSONBody(Response):
         """Send the response."""
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         if START_WITH_BODY in scope.get("extensions", ()):
-            await send({**start, "body": self.body})
+            start["body"] = self.body
+            await send(start)
         else:
             await send(start)
             await send({"type": "http.response.body", "body": self.body})

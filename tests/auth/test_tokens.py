@@ -8,8 +8,10 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from api.auth import guard as auth
 from api.auth import tokens
 from api.auth.keys import make_api_key
 from api.errors import Problem
+from tests.support import lacking
 from tests.support.commands import on, served
+from tests.support.database import locked, wait_until_waiting
 from tests.support.serving import serve, settings_for
 from tests.support.waiting import wait_until
 
@@ -344,11 +348,55 @@ def test_what_is_not_believed(client: httpx.Client, case: str) -> None:
 def test_a_good_token_expires_while_it_is_remembered(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = token(exp=int(time.time()) + 100)
     assert_good(ask(client, sent))
-    later = time.time() + 200
-    monkeypatch.setattr(auth, "time", lambda: later)
+    later = time.monotonic() + 200
+    monkeypatch.setattr(auth, "monotonic", lambda: later)
     # PyJWT's clock is the real one: that it is asked again shows in that the token is remembered no more.
     monkeypatch.setattr(tokens, "_LEEWAY_SECONDS", -200)
     assert_refused(ask(client, sent), "The token has expired")
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps(issuer: Issuer, directory: Path, database: str) -> None:
+    """Tokens alone are judged by the clock of the machine. Timeouts are not, and rows have that of PostgreSQL."""
+    library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+    if library is None:
+        lacking("no clock that can be set: apt-get install faketime")
+    clock = directory / "clock"
+    key, entry = make_api_key("x", read_only=False)
+    variables = {
+        **{"API_KEYS": entry, "JWT_ISSUER": ISSUER, "JWT_AUDIENCE": AUDIENCE, "JWT_JWKS_URL": issuer.url},
+        **{"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"},
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+    def jump(offset: str) -> None:
+        (directory / "next").write_text(offset)
+        (directory / "next").replace(clock)
+
+    def fresh() -> str:
+        now = int(time.time())
+        return token(iat=now, exp=now + 600, jti=f"{time.monotonic()}")
+
+    jump("+0")
+    with (
+        served(cwd=directory, **on(database), **variables) as (url, _),  # type: ignore[arg-type]
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        for number, (offset, reason) in enumerate([("+1d", "has expired"), ("-1d", "not valid yet")]):
+            assert_good(ask(client, fresh()))
+            with locked(database):
+                waiting = threads.submit(client.get, f"{USERS}/999")
+                wait_until_waiting(database, 1)
+                jump(offset)
+                assert_refused(ask(client, fresh()), reason)
+            assert waiting.result().status_code == 404
+            created = client.post(USERS, json={"email": f"{number}@example.com"})
+            assert created.status_code == 201
+            assert abs(datetime.fromisoformat(created.json()["created_at"]).timestamp() - time.time()) < 3600
+            assert client.get("/ready").status_code == 200
+            jump("+0")
+            assert_good(ask(client, fresh()))
 
 
 def test_tokens_beside_keys(issuer: Issuer) -> None:

@@ -403,6 +403,8 @@ def test_a_server_that_proves_nothing_fails_at_once(
     with serving(neon, acquire_timeout_seconds=300) as client:
         remedy = "the server speaks no TLS" if certificate == "none" else "sslrootcert=FILE"
         assert_unavailable_at_once(rig, client, remedy, caplog)
+        rig.present("valid")
+        wait_until(lambda: client.get(USERS).status_code == 200)
 
 
 async def test_a_herd_hears_at_once_what_stays(rig: Rig, neon: NeonDatabase) -> None:
@@ -605,6 +607,7 @@ def test_a_write_that_postgresql_gives_up_changed_nothing(
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert answer.json()["type"] == "urn:problem:users-api:unavailable"
         assert client.get(USERS).json() == []
+        assert client.get("/ready").status_code == 200
     assert remedy in caplog.text
 
 

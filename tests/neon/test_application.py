@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,9 +16,9 @@ import pytest
 from api.app import create_app
 from api.settings import Settings
 from tests.support import ROOT
-from tests.support.commands import run, served
-from tests.support.database import MIGRATIONS
-from tests.support.rig import Counts, NeonDatabase, Rig
+from tests.support.commands import USERS_API, run, served
+from tests.support.database import MIGRATIONS, execute
+from tests.support.rig import PASSWORD, ROLE, Counts, Cut, NeonDatabase, Rig
 from tests.support.serving import serve
 from tests.support.waiting import wait_until
 
@@ -119,3 +120,32 @@ def test_the_defaults_let_it_sleep() -> None:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     assert defaults["pool_min_size"] == 0  # a floor would be kept up in the background (asyncpg 0.32)
     assert defaults["pool_idle_seconds"] <= 300 / 2  # Neon suspends after 300 s
+
+
+def test_a_password_is_rotated_without_a_failed_request(rig: Rig, neon: NeonDatabase, directory: Path) -> None:
+    """Old connections live on, new ones need the new password, and SIGHUP makes the workers read it from its file."""
+    log, secrets = directory / "log", directory / "secrets"
+    secrets.mkdir()
+    (secrets / "DATABASE_URL").write_text(f"{neon.direct}\n")
+    with served(
+        *("--workers", "2"),
+        cwd=directory,
+        program=("sh", "-c", 'exec "$0" "$@" 2> log', USERS_API),
+        **{"SECRETS_DIR": "secrets", "AUTH": "off", "POOL_MIN_SIZE": "1"},  # type: ignore[arg-type]
+    ) as (url, process):
+        # Each worker has its connection before the password is another one.
+        wait_until(lambda: len(rig.links) == 2)
+        changed = quote(rotated := "npg_rotated", safe="")
+        execute(rig.superuser_url, f"alter role {ROLE} password '{rotated}'")
+        try:
+            assert "password authentication failed" in run("check-sql", DATABASE_URL=neon.direct).stderr
+            for _ in range(20):
+                assert httpx.get(f"{url}/api/v1/users").status_code == 200
+            (secrets / "DATABASE_URL").write_text(neon.direct.replace(quote(PASSWORD, safe=""), changed))
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: '"the workers are replaced"' in log.read_text())
+            rig.cut(Cut.RESET)
+            for _ in range(20):
+                assert httpx.get(f"{url}/api/v1/users").status_code == 200
+        finally:
+            execute(rig.superuser_url, f"alter role {ROLE} password '{PASSWORD}'")

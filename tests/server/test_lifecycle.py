@@ -125,6 +125,28 @@ def test_a_request_whose_head_has_begun_is_answered(start: Callable[..., Served]
             assert connection.recv(1 << 16) == b""
 
 
+def test_a_creation_whose_server_is_killed_is_sent_again_to_another(
+    start: Callable[..., Served], database: str
+) -> None:
+    """As a pod that is killed without a signal: its clients lose their connections, the other pod knows the key."""
+    creation = {"json": {"email": "ada@example.com"}, "headers": {"idempotency-key": "1"}, "timeout": 60}
+    with (
+        start() as (other, _),
+        start(ends_with=-signal.SIGKILL) as (url, process),
+        ThreadPoolExecutor() as threads,
+    ):
+        with locked(database):
+            lost = threads.submit(httpx.post, f"{url}{USERS}", **creation)  # type: ignore[arg-type]
+            wait_until_waiting(database, 1)
+            process.kill()
+            assert isinstance(lost.exception(), httpx.TransportError)
+        # PostgreSQL finishes the statement, since nobody has cancelled it.
+        answer = httpx.post(f"{other}{USERS}", **creation)  # type: ignore[arg-type]
+        assert answer.status_code == 201
+        assert execute(database, "select count(*) from users") == [(1,)]
+        assert httpx.get(f"{other}{answer.headers['location']}").status_code == 200
+
+
 # What happens to workers
 
 

@@ -1,8 +1,5 @@
 """A table of raw requests (raw_requests.py), sent to the application directly and through Debian's nginx."""
 
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from itertools import count
 
@@ -11,32 +8,18 @@ import pytest
 from api.app import create_app
 from benchmarks.processes import free_port
 from tests.server.raw_requests import CASES, Raw
-from tests.support import lacking
 from tests.support.database import execute
+from tests.support.nginx import nginx
 from tests.support.serving import serve, settings_for
 from tests.support.sockets import exchange
-from tests.support.waiting import wait_until
 
-NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 MARKER = "the-next-one"
 NEXT = f"GET /api/v1/users/0 HTTP/1.1\r\nhost: x\r\nx-request-id: {MARKER}\r\nconnection: close\r\n\r\n".encode()
 """A request behind each case: its answer, a 404 with its id, shows that both sides agree where the case ended."""
 ALONE = Raw(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", (200,), None)
 OWN_REFUSALS = {400, 405, 408, 411, 413, 414, 417, 501, 505}
 """The statuses with which nginx itself refuses a request that it does not hand on."""
-CONFIGURATION = """\
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+SERVERS = """\
     large_client_header_buffers 8 36k;
     upstream api {{
         server {api};
@@ -52,7 +35,6 @@ http {{
             proxy_set_header Connection "";
         }}
     }}
-}}
 """
 _numbers = count(10_000)
 
@@ -118,24 +100,9 @@ def address(database: str) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def behind_nginx(address: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    if NGINX is None:
-        lacking("no nginx: apt-get install nginx-light")
     directory, port = tmp_path_factory.mktemp("nginx"), free_port()
-    configuration = directory / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(directory=directory, port=port, api=f"{address[0]}:{address[1]}"))
-    process = subprocess.Popen([NGINX, "-p", directory, "-c", configuration, "-e", directory / "error.log"])
-    try:
-        wait_until(lambda: process.poll() is not None or _listens(port))
-        assert process.poll() is None, (directory / "error.log").read_text()
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+    with nginx(directory, port, SERVERS.format(port=port, api=f"{address[0]}:{address[1]}")) as front:
+        yield front
 
 
 @pytest.mark.parametrize("name", CASES)

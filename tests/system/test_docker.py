@@ -1,11 +1,10 @@
-"""compose.yaml and docker-bake.hcl: Docker takes them, and they fit the service. Nothing is started."""
+"""docker-bake.hcl: Docker takes it, and it fits the service. Nothing is built."""
 
 import json
 import os
 import subprocess
 from typing import Any
 
-from api.neon.url import parse_url
 from tests.support import ROOT, lacking
 
 
@@ -23,27 +22,6 @@ def docker(*arguments: str, **variables: str) -> Any:
         lacking(ended.stderr.splitlines()[-1])
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
-
-
-def test_compose_file() -> None:
-    services = docker("compose", "--file", "compose.yaml", "config", "--format", "json")["services"]
-    assert services["api"]["deploy"]["replicas"] == 2
-    # The API is open, so nothing but this machine may reach it.
-    published = {port["host_ip"] for service in services.values() for port in service.get("ports", [])}
-    assert published == {"127.0.0.1"}
-    # Each has the URL that it uses, and no other.
-    environments = {name: services[name]["environment"] for name in ("migrate", "api")}
-    hosts = {
-        name: parse_url(values.pop(variable)).hosts[0][0]
-        for name, values, variable in (
-            ("migrate", environments["migrate"], "DIRECT_URL"),
-            ("api", environments["api"], "DATABASE_URL"),
-        )
-    }
-    assert hosts == {"migrate": "postgres", "api": "pgbouncer"}
-    assert environments == {"migrate": {}, "api": {"AUTH": "off"}}
-    assert all(services[name]["read_only"] for name in environments)
-    assert services["api"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
 def test_bake_file() -> None:

@@ -1,5 +1,6 @@
 """Figures and lists in the documents are those of the code, of pyproject.toml and of the committed results."""
 
+import ast
 import json
 import os
 import re
@@ -26,14 +27,21 @@ ROOT = Path(api.__file__).parent.parent
 FURTHER = {each.name for each in RESOURCES[1:]}
 """The resources that were added to this one: the documents are not about them."""
 STATEMENTS = len([file for file in ROOT.glob("sql/**/*.sql") if file.parent.name not in FURTHER])
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 CONFIGURATION = """\
 # Configuration
 
 <!-- Made from api/settings.py by a test: `WRITE=1 make test ARGS="-k configuration"` writes this file. -->
 
-Settings come from the environment, or from `.env` in the working directory ([.env.example](../.env.example)); the
-environment wins. A value that cannot be used ends the command with one line that names it, and exit code 2. Blanks
-around a value are no part of it. In `.env`, `${x}` is no reference: a value is taken as it stands.
+Settings come from the environment, from the files in `SECRETS_DIR`, or from `.env` in the working directory
+([.env.example](../.env.example)); the first of these that has a value wins. A value that cannot be used ends the
+command with one line that names it, and exit code 2. Blanks around a value are no part of it. In `.env`, `${x}` is no
+reference: a value is taken as it stands.
+
+`SECRETS_DIR` is for secrets that Kubernetes or Compose mounts. Each file is named after a setting, as `DATABASE_URL` or
+`database_url`, and holds its value. Names that begin with a dot are skipped, and so are unrelated ones. A name that
+looks like a setting but is none ends the command, and so does a file that cannot be read. With two
+workers or more, SIGHUP reads the files again.
 
 `DATABASE_URL` is for the server, `DIRECT_URL` for the commands that need a session. Without either, every command uses
 the embedded PostgreSQL in `.data/`.
@@ -152,6 +160,18 @@ def test_figures_are_those_of_the_committed_comparison() -> None:
         if verdict != "met":
             times, wanted = (f"{ratio}\N{MULTIPLICATION SIGN}" for ratio in (round(measured), target.strip(">= x")))
             assert f"{what} {times} (target {wanted})" in read("README.md")
+
+
+def test_each_incident_was_tried() -> None:
+    """Every row of the table names tests, and they exist."""
+    _, *table = rows(section("docs/operations.md", "What happens when"))
+    assert len(table) == 12
+    for what, *_, named in table:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", named)
+        assert tests, what
+        for path, function in tests:
+            found = [node for node in ast.walk(ast.parse(read(path))) if isinstance(node, FUNCTIONS)]
+            assert function in [node.name for node in found], f"{path}::{function}"
 
 
 def test_the_budget_of_connections() -> None:

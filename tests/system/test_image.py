@@ -1,7 +1,6 @@
 """The container image: built by .ci/image, examined, and run as in a cluster on PostgreSQL."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,9 +22,9 @@ from api.neon.url import parse_url
 from benchmarks.processes import free_port
 from tests.support import ROOT
 from tests.support.database import execute, locked
+from tests.support.podman import SOURCE_URL, build, podman
 
 MEGABYTE = 10**6
-SOURCE_URL = "https://example.com/users-api"
 LABEL = "org.opencontainers.image."
 SBOM = "/opt/users-api/sbom.cdx.json"
 NOT_IMPORTED = {
@@ -51,7 +50,7 @@ print(json.dumps(sorted({each.name for each in distributions()} - reached)))
 """Prints the packages that no import leads to: neither one written in the code, nor one that an extension made."""
 
 # Building it takes a minute where its base is made first.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = pytest.mark.timeout(900)
 
 AS_A_CLUSTER_DOES = (
     "--read-only",
@@ -59,38 +58,7 @@ AS_A_CLUSTER_DOES = (
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--network=host",
-    # Podman's own limits are above what root may set in some sandboxes.
-    "--ulimit=nofile=1024:1024",
-    "--ulimit=nproc=1024:1024",
 )
-
-
-def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # crun, which podman prefers, refuses machines whose control groups are of both versions.
-    runtime = ["--runtime=runc"] if shutil.which("runc") else []
-    ended = subprocess.run(["podman", *runtime, *arguments], capture_output=True, text=True, timeout=300)
-    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
-    return ended
-
-
-def build(name: str, checkout: Path = ROOT, **variables: str) -> None:
-    fixed = {"SOURCE_DATE_EPOCH": "1767225600", "SOURCE_URL": SOURCE_URL}
-    environment = {**os.environ, **fixed, **variables}
-    subprocess.run([checkout / ".ci/image", name], env=environment, check=True, stdout=sys.stderr)
-
-
-@pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the image, built from this checkout, for this session alone."""
-    if (sys.platform != "linux" or shutil.which("podman") is None) and "CI" not in os.environ:
-        pytest.skip("the image is built and run by podman on Linux: apt-get install podman runc debootstrap")
-    name = f"localhost/users-api-test:{os.getpid()}"
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():  # Its progress and the sizes are to be seen.
-        build(name)
-    yield name
-    podman("image", "rm", "--force", name)
 
 
 def inspected(image: str) -> dict[str, Any]:

@@ -1,16 +1,12 @@
 """Servers restarted and workers replaced by signals under load: no request fails and no write is lost."""
 
 import asyncio
-import random
 import signal
 import subprocess
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
 import pytest
 
 from api.neon.url import parse_url
@@ -18,71 +14,14 @@ from benchmarks.measure import delayed
 from benchmarks.processes import free_port
 from tests.support.balancer import Balancer
 from tests.support.commands import USERS_API, environment
-from tests.support.database import execute
-from tests.support.history import USERS, Connection
+from tests.support.load import Load
 from tests.support.rig import DISTANCE_SECONDS
 
 RESTARTS = HANG_UPS = 20
 CLIENTS = 24
 AT_LEAST = 50_000
-LONGEST_PAUSE_SECONDS = 0.2
 # Longer than any client keeps a connection idle, and than the balancer needs to notice.
 DRAIN_SECONDS = "0.5"
-
-
-@dataclass
-class Load:
-    """What clients did, and what is known of it."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    names: dict[str, str | None] = field(default_factory=dict)  # by address: the last name that was acknowledged
-    enough: asyncio.Event = field(default_factory=asyncio.Event)
-    over: bool = False
-
-    @property
-    def requests(self) -> int:
-        return self.answers.total() + len(self.failures)
-
-    async def run_client(self, port: int, number: int) -> None:
-        """One after the other, as on a connection of a pool: now and then it is idle."""
-        connection = Connection(f"http://127.0.0.1:{port}")
-        headers = {"content-type": "application/json"}
-        count = 0
-
-        async def ask(method: str, target: str, status: int, document: dict[str, str] | None = None) -> bytes:
-            # Starting workers needs the processors too, and a connection that is idle now and then tells more.
-            await asyncio.sleep(
-                random.uniform(0, LONGEST_PAUSE_SECONDS) if random.random() < 0.1 else random.uniform(0, 0.02)
-            )
-            body = b"" if document is None else orjson.dumps(document)
-            try:
-                answer = await connection.request(method, target, body, headers)
-            except (OSError, EOFError) as error:
-                self.failures.append(f"{method} {target}: {error!r}")
-                return b""
-            if answer.status != status:
-                self.failures.append(f"{method} {target}: {answer.status} {answer.body!r}")
-                return b""
-            self.answers[method] += 1
-            if self.requests >= AT_LEAST:
-                self.enough.set()
-            return answer.body or b"{}"
-
-        while not self.over:
-            count += 1
-            address = f"client{number}-{count}@example.com"
-            if not (created := await ask("POST", USERS, 201, {"email": address, "name": "new"})):
-                continue
-            self.names[address] = "new"
-            target = f"{USERS}/{orjson.loads(created)['id']}"
-            for n in range(10):
-                await ask("GET", target, 200)
-                if n % 5 == 0 and await ask("PATCH", target, 200, {"name": f"name {n}"}):
-                    self.names[address] = f"name {n}"
-            if count % 4 == 0 and await ask("DELETE", target, 204):
-                self.names[address] = None
-        await connection.aclose()
 
 
 @asynccontextmanager
@@ -128,7 +67,7 @@ async def test_no_request_fails_and_no_write_is_lost(
     PostgreSQL is 10 ms away: statements are in flight at each of these moments.
     """
     restarted, one, another = (free_port() for _ in range(3))
-    load = Load()
+    load = Load(AT_LEAST)
 
     async def restart() -> None:
         for n in range(RESTARTS):
@@ -151,17 +90,10 @@ async def test_no_request_fails_and_no_write_is_lost(
         serving(another, 2, far) as second,
     ):
         await asyncio.gather(balancer.ready[one].wait(), balancer.ready[another].wait())
-        async with asyncio.TaskGroup() as clients:
-            for number in range(CLIENTS):
-                clients.create_task(load.run_client(balancer.port, number))
-            try:
-                await asyncio.gather(restart(), hang_up(first, one), hang_up(second, another))
-                assert balancer.unready[restarted] >= RESTARTS
-                await load.enough.wait()
-            finally:
-                load.over = True
-    found: dict[str, str | None] = dict(execute(database, "select email, name from users"))  # type: ignore[arg-type]
-    wrong = {address: name for address, name in load.names.items() if found.get(address) != name}
+        async with load.running(balancer.port, CLIENTS):
+            await asyncio.gather(restart(), hang_up(first, one), hang_up(second, another))
+            assert balancer.unready[restarted] >= RESTARTS
+    wrong = load.lost(database)
     with capsys.disabled():
         print(
             f"\n{RESTARTS} SIGTERM restarts, {HANG_UPS} SIGHUPs: {len(load.failures)} failed of {load.requests} "

@@ -60,6 +60,103 @@ def test_an_env_file_that_is_not_utf_8_is_named(monkeypatch: pytest.MonkeyPatch,
     assert refusal(monkeypatch).startswith(".env: not UTF-8 at byte ")
 
 
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of secrets as Kubernetes mounts it, with nothing in it yet."""
+    mount = Path("secrets")
+    (mount / "..2026_11_24").mkdir(parents=True)
+    (mount / "..data").symlink_to("..2026_11_24")
+    monkeypatch.setenv("SECRETS_DIR", str(mount))
+    return mount
+
+
+def mount(mounted: Path, name: str, content: str | bytes) -> Path:
+    data = content.encode() if isinstance(content, str) else content
+    (mounted / "..data" / name).write_bytes(data)
+    (mounted / name).symlink_to(f"..data/{name}")
+    return mounted / name
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "database_url"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_settings_come_from_mounted_files(mounted: Path, name: str, end: str) -> None:
+    mount(mounted, name, DIRECT + end)
+    mount(mounted, "POOL_MAX_SIZE", f"\ufeff7{end}")
+    mount(mounted, "DIRECT_URL", end)  # An empty value counts as unset, as in the environment.
+    mount(mounted, "ca.crt", b"\xff another program's")
+    settings = load_settings()
+    assert (settings.pooled.password, settings.pool_max_size, settings.direct_url) == ("sesame", 7, None)
+    assert "sesame" not in repr(settings)
+
+
+def test_the_environment_wins_over_mounted_files_and_they_over_the_env_file(
+    monkeypatch: pytest.MonkeyPatch, mounted: Path
+) -> None:
+    monkeypatch.setenv("pool_max_size", "4")
+    for name in ("POOL_MAX_SIZE", "BATCH_MAX_SIZE"):
+        mount(mounted, name, "5\n")
+    Path(".env").write_text("POOL_MAX_SIZE=6\nBATCH_MAX_SIZE=6\nBATCH_IN_FLIGHT=6\n")
+    settings = load_settings()
+    assert (settings.pool_max_size, settings.batch_max_size, settings.batch_in_flight) == (4, 5, 6)
+
+
+def test_the_env_file_may_name_the_directory_of_mounted_files(monkeypatch: pytest.MonkeyPatch, mounted: Path) -> None:
+    monkeypatch.delenv("SECRETS_DIR")
+    mount(mounted, "POOL_MAX_SIZE", "5\n")
+    Path(".env").write_text(f"SECRETS_DIR={mounted}\n")
+    assert load_settings().pool_max_size == 5
+
+
+@pytest.mark.parametrize(
+    ("directory", "message"),
+    [
+        ("absent", "SECRETS_DIR: absent: No such file or directory: mount a directory there that this user can read"),
+        ("secrets/POOL_MAX_SIZE", "SECRETS_DIR: secrets/POOL_MAX_SIZE: Not a directory: mount a directory there"),
+        ("'secrets'", "SECRETS_DIR: it is in quotes"),
+        (" ", "SECRETS_DIR: it is blank: give it a value, or remove it"),
+    ],
+)
+def test_a_directory_of_mounted_files_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, mounted: Path, directory: str, message: str
+) -> None:
+    mount(mounted, "POOL_MAX_SIZE", "5")
+    assert refusal(monkeypatch, SECRETS_DIR=directory).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("DATABSE_URL", DIRECT, "not a setting (did you mean DATABASE_URL?): rename it or remove it"),
+        ("api-keys", "sesame", "not a setting (did you mean API_KEYS?): rename it or remove it"),
+        ("database_url", DIRECT, "another file has this name in other letters: remove one of them"),
+        ("API_KEYS", b"sesame\xff", "not UTF-8 at byte 6: save it as UTF-8"),
+    ],
+)
+def test_a_mounted_file_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, mounted: Path, name: str, content: str | bytes, message: str
+) -> None:
+    mount(mounted, "DATABASE_URL", DIRECT)
+    mount(mounted, name, content)
+    assert refusal(monkeypatch) == f"secrets/{name}: {message}"
+
+
+def test_a_mounted_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, mounted: Path) -> None:
+    """Docker makes a directory of a file that is missing where it is mounted from."""
+    (mounted / "DATABASE_URL").mkdir()
+    message = refusal(monkeypatch)
+    assert message == ("secrets/DATABASE_URL: Is a directory: make it a file that this user can read, or remove it")
+    (mounted / "DATABASE_URL").rmdir()
+    (mounted / "DATABASE_URL").symlink_to("..data/DATABASE_URL")
+    assert refusal(monkeypatch).startswith("secrets/DATABASE_URL: No such file or directory: ")
+
+
+def test_a_mounted_value_that_cannot_be_used_names_its_setting(monkeypatch: pytest.MonkeyPatch, mounted: Path) -> None:
+    mount(mounted, "DATABASE_URL", "mysql://ada:sesame@host/db\n")
+    mount(mounted, "POOL_MAX_SIZE", "many\n")
+    lines = refusal(monkeypatch).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["DATABASE_URL", "POOL_MAX_SIZE"]
+
+
 @pytest.mark.parametrize(
     ("given", "missing", "used", "unusable"),
     [("DATABASE_URL", "DIRECT_URL", "pooled", "direct"), ("DIRECT_URL", "DATABASE_URL", "direct", "pooled")],
@@ -221,6 +318,7 @@ MISSPELT = {
     "GRACE_PERIOD_SECONDS": "GRACE_SECONDS",
     "LOGLEVEL": "LOG_LEVEL",
     "METRIC_PORT": "METRICS_PORT",
+    "SECRET_DIR": "SECRETS_DIR",
 }
 PLATFORMS = """
     PORT HOST HOSTNAME PATH HOME LANG LC_ALL TERM SHELL USER LOGNAME PWD OLDPWD SHLVL TZ TMPDIR EDITOR PAGER MAIL

@@ -1,28 +1,20 @@
 """The Grafana dashboard: Prometheus evaluates each of its queries on the service's own metrics."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from api.auth.keys import make_api_key
 from api.telemetry.families import FAMILIES
-from benchmarks.processes import free_port
-from tests.support import ROOT, lacking
+from tests.support import ROOT
 from tests.support.commands import on, served
+from tests.support.prometheus import prometheus, use_everything
 from tests.support.waiting import wait_until
 
-USERS = "/api/v1/users"
-SCRIPT = Path(".ci/prometheus")
 DASHBOARD = json.loads((ROOT / "api/telemetry/dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = {
@@ -32,43 +24,6 @@ QUERIES = {
 VARIABLES = {"$job": ".*", "$instance": ".*", "$__rate_interval": "30s"}
 
 
-@pytest.fixture(scope="session")
-def programs() -> Path:
-    """The directory of prometheus and promtool."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "users-api/prometheus"
-    for program in (shutil.which("prometheus"), cache / "prometheus"):
-        if program is not None and Path(program).exists():
-            return Path(program).parent
-    lacking(f"no prometheus for the dashboard: run {SCRIPT}, which finds or fetches it")
-
-
-@contextmanager
-def prometheus(programs: Path, place: Path, target: str, key: str) -> Iterator[httpx.Client]:
-    """A Prometheus that scrapes a target every 200 ms, with the credentials that it asks for."""
-    (place / "prometheus.yml").write_text(
-        f"""\
-scrape_configs:
-  - job_name: users-api
-    scrape_interval: 200ms
-    scrape_timeout: 200ms
-    authorization: {{credentials: {key}}}
-    static_configs: [{{targets: ["{target}"]}}]
-"""
-    )
-    address = f"127.0.0.1:{free_port()}"
-    command = [str(programs / "prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
-    with subprocess.Popen(
-        [*command, f"--web.listen-address={address}", "--log.level=error"], cwd=place, stdout=subprocess.DEVNULL
-    ) as process:
-        try:
-            with httpx.Client(base_url=f"http://{address}/api/v1", transport=httpx.HTTPTransport(retries=20)) as client:
-                # Prometheus listens before it can be asked.
-                wait_until(lambda: client.get(f"http://{address}/-/ready").is_success)
-                yield client
-        finally:
-            process.terminate()
-
-
 def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     for name, value in VARIABLES.items():
         query = query.replace(name, value)
@@ -76,21 +31,6 @@ def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     assert answer["status"] == "success", answer
     found: list[dict[str, Any]] = answer["data"]["result"]
     return found
-
-
-def use_everything(url: str, key: str) -> None:
-    """Requests of every kind, concurrent ones too."""
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
-        path = client.post(USERS, json={"email": f"{os.urandom(8).hex()}@example.com"}).headers["location"]
-        for query in ("", "?limit=1", "?email=ada@example.com", "?skip=1"):
-            assert client.get(f"{USERS}{query}").status_code == 200
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(lambda _: client.get(path), range(20)))
-        assert client.patch(path, json={"name": "Ada"}).status_code == 200
-        assert client.delete(path).status_code == 204
-        assert client.get(path).status_code == 404
-        assert client.post(USERS, json={"email": "nobody"}).status_code == 422
-    assert httpx.get(f"{url}{USERS}").status_code == 401
 
 
 def test_every_query_has_an_answer(programs: Path, directory: Path, tmp_path: Path, database: str) -> None:
