@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType
 
 import uvicorn
 
+from api.server.sharing import Listener, Share
 from api.service.probes import DRAINING
 
 logger = logging.getLogger("api.lifecycle")
@@ -48,11 +50,13 @@ class Server(uvicorn.Server):
         drain_seconds: float,
         grace_seconds: float,
         parent: Connection | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
         self._parent = parent
+        self._share = share
         self._has_successor = False
         self._skips_delay = False
         self._draining_since: float | None = None
@@ -79,11 +83,27 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, and report it to the supervisor."""
-        await super().startup(sockets)
+        if self._share is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._listen(sockets, self._share)
         if self._parent is not None:
             asyncio.get_running_loop().add_reader(self._parent.fileno(), self._receive_signal, self._parent)
             with suppress(OSError):  # It has exited already: the reader is about to notice.
                 self._parent.send_bytes(b"%f" % self._grace_seconds)
+
+    def _listen(self, sockets: list[socket.socket], share: Share) -> None:
+        protocol = partial(
+            self.config.http_protocol_class,  # type: ignore[call-arg] # as uvicorn calls it
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        connections = self.server_state.connections
+        for sock in sockets:
+            listener = Listener(sock, protocol, share, connections, self.config.backlog)
+            self.servers.append(listener)  # type: ignore[arg-type] # uvicorn only closes them.
 
     def _receive_signal(self, parent: Connection) -> None:
         try:
@@ -97,6 +117,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do uvicorn's periodic work, ten times a second. Returns True when it is time to close."""
+        if self._share is not None and not self._has_successor:
+            self._share.write(len(self.server_state.connections))
         if not await super().on_tick(counter):
             return False
         return self._skips_delay or time.monotonic() >= self._start_draining() + self._drain_seconds

@@ -22,6 +22,7 @@ import uvicorn
 
 from api.environment import SettingsError
 from api.server.lifecycle import Server
+from api.server.sharing import Share, make_shares
 from api.settings import load_settings
 from api.telemetry.logs import log_config
 
@@ -50,6 +51,7 @@ class Supervisor:
         self._config = config
         self._sockets = sockets
         self._grace_seconds = grace_seconds
+        self._shares: list[Share | None] = []  # one for each slot
         self._workers: list[_Worker] = []  # one for each slot
         self._alive: set[_Worker] = set()  # all running: in a slot, starting, or replaced and draining
 
@@ -64,8 +66,9 @@ class Supervisor:
             loop.add_signal_handler(each, self._stop, end, each)
         hang_up = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-        for _ in range(self._config.workers):
-            if (worker := self._start()) is None:
+        self._shares = make_shares(self._config.workers)
+        for slot in range(self._config.workers):
+            if (worker := self._start(slot)) is None:
                 self._stop(end, signal.SIGINT, 1)
                 break
             self._workers.append(worker)
@@ -82,10 +85,10 @@ class Supervisor:
         self._signal_all(sig)
         return code if await self._wait_for_exit(self._alive) else 1
 
-    def _start(self) -> "_Worker | None":
-        """Start a worker. Returns None if the system lacks the resources."""
+    def _start(self, slot: int) -> "_Worker | None":
+        """Start a worker for a slot. Returns None if the system lacks the resources."""
         try:
-            worker = _Worker(self._config, self._sockets, self._grace_seconds)
+            worker = _Worker(self._config, self._sockets, self._grace_seconds, self._shares[slot])
         except OSError as error:
             # A traceback would say nothing more.
             logger.error("cannot start a worker (%s): check the limits on files, processes and memory", error)  # noqa: TRY400
@@ -139,7 +142,7 @@ class Supervisor:
                     return
                 await asyncio.sleep(_PAUSE_SECONDS)
             while self._workers[slot] is worker:
-                if (successor := self._start()) is None:
+                if (successor := self._start(slot)) is None:
                     await asyncio.sleep(_PAUSE_SECONDS)
                 else:
                     self._workers[slot] = successor
@@ -158,7 +161,7 @@ class Supervisor:
 
     async def _replace(self, slot: int) -> bool:
         """Put a new worker into a slot and drain the old one. Returns False, and changes nothing, if none starts."""
-        if (successor := self._start()) is None:
+        if (successor := self._start(slot)) is None:
             return False
         await asyncio.wait([successor.serves], timeout=_START_SECONDS)
         if not successor.has_served:
@@ -179,14 +182,16 @@ class _Worker:
     Raises OSError if the system lacks the resources for it.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket], grace_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket], grace_seconds: float, share: Share | None
+    ) -> None:
         self.grace_seconds = grace_seconds
         self._loop = asyncio.get_running_loop()
         self.serves: asyncio.Future[bool] = self._loop.create_future()
         self.replaced: asyncio.Future[Any] = self._loop.create_future()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._pipe, its_end = _spawn.Pipe()
-        self._process = _spawn.Process(target=_work, args=(config, sockets, its_end), daemon=True)
+        self._process = _spawn.Process(target=_work, args=(config, sockets, its_end, share), daemon=True)
         # Signals of a terminal stay blocked until the worker, which inherits the mask, can ignore them. Start the
         # resource tracker first: starting it unblocks SIGINT.
         resource_tracker.ensure_running()
@@ -229,7 +234,7 @@ class _Worker:
         self.ended.set_result(self._process.exitcode or 0)
 
 
-def _work(config: uvicorn.Config, sockets: list[socket], parent: Connection) -> None:
+def _work(config: uvicorn.Config, sockets: list[socket], parent: Connection, share: Share | None) -> None:
     """Serve, as the main function of a worker process."""
     for each in _FROM_TERMINAL:
         signal.signal(each, signal.SIG_IGN)
@@ -239,6 +244,6 @@ def _work(config: uvicorn.Config, sockets: list[socket], parent: Connection) -> 
         config.log_config = log_config(settings.log_level)
         config.configure_logging()
         drain, grace = settings.drain_seconds, settings.grace_seconds
-        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent).run(sockets)
+        Server(config, drain_seconds=drain, grace_seconds=grace, parent=parent, share=share).run(sockets)
     except SettingsError as error:  # They have changed since the supervisor started.
         sys.exit(f"users-api: {error}")
