@@ -35,8 +35,8 @@ class Cycle(RequestResponseCycle):
     """The body has an unknown length."""
     _refusal = b""
     """The response to a request whose body is invalid."""
-    task: asyncio.Task[None]
-    """Runs this request: set when it starts."""
+    task: asyncio.Task[None] | None = None
+    """Runs this request: None before that and afterwards."""
 
     def __init__(self, protocol: CountingProtocol, *, keep_alive: bool) -> None:
         self._protocol = protocol
@@ -63,6 +63,8 @@ class Cycle(RequestResponseCycle):
         finally:
             # A callback of the task, as uvicorn has it, would cost the event loop one more turn.
             self._protocol.tasks.discard(self.task)
+            # The task's context leads back here. Only the garbage collector would find the two, in a pause of many ms.
+            self.task = None
 
     async def _fail(self) -> None:
         if self.response_started:

@@ -214,9 +214,10 @@ class HTTPProtocol(TimedProtocol):
             self.pipeline.popleft()
             newest.more_body = False
             self.timeout_keep_alive = 0
-        elif _is_new(newest.task):
+        elif newest.task is not None and _is_new(newest.task):
             newest.task.cancel()  # Head and invalid body came at once: the request never starts.
             self.tasks.discard(newest.task)
+            newest.task = None
             self.transport.write(self._render(problem))
             self.transport.close()
         else:

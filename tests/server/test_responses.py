@@ -1,5 +1,6 @@
 """Responses on the wire: framing, invalid responses, and how long an idle connection is kept."""
 
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from api.app import create_app
 from api.http.response import START_WITH_BODY
 from api.server.protocol import HTTPProtocol
-from tests.support.serving import live, serve
+from tests.support.serving import live, serve, settings_for
 from tests.support.sockets import connected, exchange, read_all
 from tests.support.waiting import wait_until
 
@@ -205,3 +207,26 @@ def test_a_client_that_goes_is_gone_for_the_request_that_is_answered_too(
     wait_until(lambda: waiting == ["http.disconnect"])
     assert get(address, "/short")[1] == b"Ada\r\n"
     assert caplog.text == ""
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector(database: str) -> None:
+    """It runs seldom in a server, and then takes many milliseconds if each request has left it something."""
+    get = b"GET /api/v1/users/1 HTTP/1.1\r\nhost: x\r\n\r\n"
+    with serve(create_app(settings_for(database))) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with connected((host, int(port))) as connection:
+
+            def ask(times: int) -> None:
+                for _ in range(times):
+                    connection.sendall(get)
+                    assert connection.recv(10_000).startswith(b"HTTP/1.1 404 ")
+
+            ask(10)
+            gc.collect()
+            gc.disable()
+            try:
+                ask(50)
+                left = gc.collect()
+            finally:
+                gc.enable()
+    assert left < 50
