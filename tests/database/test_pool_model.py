@@ -52,6 +52,7 @@ class Connection:
         self.running: str | None = None
         """The statement that `fetch` runs."""
         self._protocol = SimpleNamespace(queries_count=0)
+        self._stmt_cache: dict[object, object] = {}  # nothing is prepared, so each statement goes to `fetch`
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listeners: list[Callable[[Any], object]] = []
 
