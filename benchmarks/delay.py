@@ -47,6 +47,8 @@ class Direction(asyncio.Protocol):
             self._loop.call_at(due, self._release)
 
     def _release(self) -> None:
+        if not hasattr(self, "peer"):
+            return  # older versions of asyncio read although they were paused; `_connect` releases what came
         now, due = self._loop.time(), list[bytes]()
         while self._waiting and self._waiting[0][0] <= now:
             data = self._waiting.popleft()[1]
@@ -94,6 +96,8 @@ async def start_proxy(socket: Path, round_trip: float, port: int = 0) -> asyncio
                 return
             self.peer.peer = self
             self._transport.resume_reading()
+            if self._waiting and self._waiting[0][0] <= loop.time():
+                self._release()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if hasattr(self, "peer"):
