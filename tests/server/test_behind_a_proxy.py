@@ -108,6 +108,6 @@ def test_no_header_of_a_proxy_is_believed(database: str) -> None:
 
 
 def essence(answer: httpx.Response) -> tuple[str, dict[str, str]]:
-    """What does not differ from request to request."""
+    """The parts of a response that are the same for each request."""
     text = answer.text.replace(answer.headers["x-request-id"], "ID")
     return text, {name: value for name, value in answer.headers.items() if name not in ("date", "x-request-id")}

@@ -140,7 +140,7 @@ def test_a_creation_whose_server_is_killed_is_sent_again_to_another(
             wait_until_waiting(database, 1)
             process.kill()
             assert isinstance(lost.exception(), httpx.TransportError)
-        # PostgreSQL finishes the statement, since nobody has cancelled it.
+        # PostgreSQL finishes the statement, which was not cancelled.
         answer = httpx.post(f"{other}{USERS}", **creation)  # type: ignore[arg-type]
         assert answer.status_code == 201
         assert execute(database, "select count(*) from users") == [(1,)]

@@ -1,5 +1,6 @@
 """A Docker Engine of a test's own, in namespaces of its own: network, mounts and processes end with it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,22 +8,28 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.support import ROOT, lacking
+from tests.support import ROOT, fetched, lacking
 from tests.support.waiting import wait_until
 
-SCRIPT = Path(".ci/engine")
 
-
-def find() -> Path:
-    """Return the directory of dockerd and its client."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "users-api/engine"
-    for program in (shutil.which("dockerd"), cache / "dockerd"):
-        if program is not None and Path(program).exists():
-            return Path(program).parent
-    lacking(f"no Docker Engine for compose.yaml: run {SCRIPT}, which finds or fetches it")
+def read(*arguments: str | Path, **variables: str) -> Any:
+    """Return the JSON that a part of Docker prints, which needs no engine for this."""
+    ended = subprocess.run(
+        [ROOT / ".ci/docker", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if " is not here, and " in ended.stderr:
+        lacking(ended.stderr.splitlines()[-1])
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
 
 
 class Engine:
@@ -72,7 +79,7 @@ def running() -> Iterator[Engine]:
     """Run an engine for the length of the block. Its containers and volumes are gone with it."""
     if os.geteuid() != 0:
         lacking("a Docker Engine needs root")
-    programs = find()
+    programs = fetched("dockerd", "engine", "Docker Engine for compose.yaml")
     # Not in memory, and not on an overlay, as a temporary directory may be: the engine lays overlays on it.
     directory = Path(tempfile.mkdtemp(prefix="users-api-engine-", dir="/var/tmp"))
     # /run is hidden, where another engine may have its sockets. No bridge of its own: Compose makes a network.

@@ -17,7 +17,7 @@ LONGEST_PAUSE_SECONDS = 0.2
 
 @dataclass
 class Load:
-    """What clients did, and what is known of it."""
+    """The requests of the clients, and the outcome of each."""
 
     at_least: int = 0
     answers: Counter[str] = field(default_factory=Counter)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from api.neon.url import parse_url
-from tests.support import ROOT, lacking
-from tests.support.engine import Engine, running
+from tests.support import ROOT
+from tests.support.engine import Engine, read, running
 from tests.support.waiting import wait_until
 
 # The first time, the images take three minutes.
@@ -24,17 +24,8 @@ IMAGES = {"postgres": "postgres:18", "haproxy": "haproxy:3.2", "pgbouncer": "use
 
 @pytest.fixture(scope="session")
 def compose_file() -> dict[str, Any]:
-    """What Docker Compose reads in compose.yaml."""
-    ended = subprocess.run(
-        [ROOT / ".ci/docker", "compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if " is not here, and " in ended.stderr:
-        lacking(ended.stderr.splitlines()[-1])
-    assert ended.returncode == 0, ended.stderr
-    return dict(json.loads(ended.stdout))
+    """The content of compose.yaml as Docker Compose reads it."""
+    return dict(read("compose", "--file", ROOT / "compose.yaml", "config", "--format", "json"))
 
 
 def test_compose_file(compose_file: dict[str, Any]) -> None:

@@ -1,27 +1,6 @@
 """docker-bake.hcl: Docker takes it, and it fits the service. Nothing is built."""
 
-import json
-import os
-import subprocess
-from typing import Any
-
-from tests.support import ROOT, lacking
-
-
-def docker(*arguments: str, **variables: str) -> Any:
-    """Return the JSON that a part of Docker prints, which needs no Docker for this."""
-    ended = subprocess.run(
-        [ROOT / ".ci/docker", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if " is not here, and " in ended.stderr:
-        lacking(ended.stderr.splitlines()[-1])
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+from tests.support.engine import read
 
 
 def test_bake_file() -> None:
@@ -34,9 +13,9 @@ def test_bake_file() -> None:
         "tags": ["users-api"],
         "output": ["type=image,rewrite-timestamp=true,push=true"],
     }
-    assert docker(*bake)["target"] == {"default": plain}
+    assert read(*bake)["target"] == {"default": plain}
     base, tag = "python:3.13-slim@sha256:" + 64 * "0", "registry.example/users-api:1"
-    named = docker(*bake, TAG=tag, PYTHON_IMAGE=base, REVISION="abc", SOURCE_URL="https://example.com/users-api")
+    named = read(*bake, TAG=tag, PYTHON_IMAGE=base, REVISION="abc", SOURCE_URL="https://example.com/users-api")
     labels = {"revision": "abc", "source": "https://example.com/users-api"}
     assert named["target"]["default"] == {
         **plain,

@@ -1,17 +1,13 @@
 """Fixtures of the tests of telemetry."""
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import lacking
+from tests.support import fetched
 from tests.support.logs import Log
-
-SCRIPT = Path(".ci/prometheus")
 
 
 @pytest.fixture
@@ -25,8 +21,4 @@ def log() -> Iterator[Log]:
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The directory of prometheus and promtool."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "users-api/prometheus"
-    for program in (shutil.which("prometheus"), cache / "prometheus"):
-        if program is not None and Path(program).exists():
-            return Path(program).parent
-    lacking(f"no prometheus for the dashboard and the alerts: run {SCRIPT}, which finds or fetches it")
+    return fetched("prometheus", "prometheus", "prometheus for the dashboard and the alerts")
