@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,14 +19,13 @@ import pytest
 
 import api.cli  # which collects garbage less often
 from api.app import create_app
-from api.database import embedded, migrations
+from api.database import migrations
 from api.neon.url import parse_url
 from tests.support import lacking, leaks
 from tests.support import rig as neon_rig
-from tests.support.catalogue import grant
-from tests.support.database import MakeDatabase, NewDatabase, execute, in_memory
+from tests.support.cluster import TEMPLATE, make_template, running_postgres
+from tests.support.database import MakeDatabase, NewDatabase, database_url, execute, in_memory
 from tests.support.rig import NeonDatabase, Rig
-from tests.support.roles import OWNER, ROLES_SQL, as_role
 from tests.support.serving import serve, settings_for
 from tests.support.standby import Standby
 
@@ -37,7 +38,7 @@ _names = count(1)
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name random keys and digests alike in each process: pytest-xdist compares the names of tests."""
-    if isinstance(val, str) and (name := re.sub(r"users_[\w-]{20,}|\b[0-9a-fA-F]{64}\b", "KEY", val)) != val:
+    if isinstance(val, str) and (name := re.sub(r"users_[\w-]{20,}|\b[0-9a-fA-F]{60,66}\b", "KEY", val)) != val:
         return name.encode("unicode_escape").decode()
     return None
 
@@ -96,23 +97,17 @@ def anyio_backend() -> str:
 def postgres() -> Iterator[str]:
     """The superuser's URL of this session's own PostgreSQL."""
     # Not pytest's temporary directory, which the system user that PostgreSQL runs as under root cannot enter.
-    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=in_memory()))
+    # A run for each mutant would spend most of its time on a new cluster, so it copies one: see tests/mutants.
+    cluster = os.environ.get("TEST_POSTGRES")
+    parent = str(Path(cluster).parent) if cluster else in_memory()
+    directory = Path(tempfile.mkdtemp(prefix="users-api-tests-", dir=parent))
     try:
-        url = embedded.start(directory)
-        # A crash may lose what the tests write.
-        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
-            execute(url, f"alter system set {setting}")
-        execute(url, "select pg_reload_conf()")
-        # Every database but those made of template0 begins with what the document grants on the schema.
-        execute(_url_of(url, "template1"), ROLES_SQL)
-        yield url
+        if cluster:
+            subprocess.run(["cp", "--archive", f"{cluster}/.", directory], check=True)
+        with running_postgres(directory) as url:
+            yield url
     finally:
-        embedded.stop(directory)
         shutil.rmtree(directory)
-
-
-def _url_of(postgres: str, name: str) -> str:
-    return postgres.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +122,7 @@ def new_database(postgres: str) -> Iterator[NewDatabase]:
             # Copying the files, which are in memory, takes two thirds of the time of writing each page to the log.
             clone = f"create database {name} template {template} strategy file_copy owner {owner}"
             connection.execute(clone.encode())
-            yield _url_of(postgres, name)
+            yield database_url(postgres, name)
             connection.execute(f"drop database {name} with (force)".encode())
 
         yield create
@@ -136,11 +131,9 @@ def new_database(postgres: str) -> Iterator[NewDatabase]:
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
     """The name of a migrated database without connections, to be cloned. Its owner has granted what the others need."""
-    execute(postgres, "create database migrated")
-    owner = as_role(_url_of(postgres, "migrated"), OWNER)
-    migrations.migrate(parse_url(owner), report=lambda line: None)
-    grant(owner)
-    return "migrated"
+    if "TEST_POSTGRES" not in os.environ:
+        make_template(postgres)
+    return TEMPLATE
 
 
 @pytest.fixture

@@ -89,6 +89,11 @@ def connections(database: str) -> int:
     return int(str(counted[0][0]))
 
 
+def database_url(postgres: str, name: str) -> str:
+    """Return the URL of another database of the tests' PostgreSQL."""
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
 def in_memory() -> str | None:
     """Return a file system in memory with room for the databases: cloning takes a fifth of the time. Else None."""
     shared = Path("/dev/shm")

@@ -76,8 +76,24 @@ SHUTDOWN = Farewell("57P01", "terminating connection due to administrator comman
 """PostgreSQL's message to each session when it stops, as when a compute is suspended or restarts."""
 
 STARTING = Farewell("57P03", "the database system is starting up")
-POOLER_FULL = Farewell("08P01", "no more connections allowed (max_client_conn)")
+SHUTTING_DOWN = Farewell("57P03", "the database system is shutting down")
+CRASHED = Farewell("57P02", "terminating connection because of crash of another server process")
 SERVER_FULL = Farewell("53300", "sorry, too many clients already")
+
+# PgBouncer's texts, from its source.
+QUERY_WAIT_TIMEOUT = Farewell("08P01", "query_wait_timeout")
+CACHED_STARTING = Farewell(
+    "08P01", "server login has been failing, cached error: the database system is starting up (server_login_retry)"
+)
+CACHED_PASSWORD = Farewell(
+    "08P01",
+    'server login has been failing, cached error: password authentication failed for user "ada" (server_login_retry)',
+)
+CACHED_DATABASE = Farewell(
+    "08P01", 'server login has been failing, cached error: database "none" does not exist (server_login_retry)'
+)
+SERVER_CRASHED = Farewell("08P01", "server conn crashed?")
+POOLER_FULL = Farewell("08P01", "no more connections allowed (max_client_conn)")
 
 
 def _neon(message: str) -> Farewell:
