@@ -21,6 +21,7 @@ logger = logging.getLogger("api.sharing")
 
 _PAUSE_SECONDS = 0.005
 _BATCH_MAX = 8
+_TURN_MAX = 64
 _FRESH_SECONDS = 0.5
 """The age at which a count is ignored: its worker has died or hangs. A worker writes it ten times a second."""
 _RETRY_SECONDS = 1.0
@@ -82,37 +83,40 @@ class Listener:
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._batch = 0  # connections that it accepts although it is ahead
-        self._next_batch = 1
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._next_batch = 1  # connections that it accepts after a pause, although it is ahead
+        self._starting: dict[asyncio.Task[Any], asyncio.Protocol] = {}
         sock.setblocking(False)
         sock.listen(backlog)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._batch:
-            self._batch -= 1
-        elif self._share.is_ahead(len(self._connections)):
-            self._pause(_PAUSE_SECONDS)
-            return
-        else:
+        # Several in one turn of the event loop: a turn takes long under load, and the next client waits until it ends.
+        count = len(self._connections) + sum(each not in self._connections for each in self._starting.values())
+        for more in range(_TURN_MAX):
+            if self._share.is_ahead(count + more):
+                self._pause(_PAUSE_SECONDS)
+                return
             self._next_batch = 1
-        self._accept()
+            if not self._accept():
+                return
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept one connection. Returns False if there is none, or no room for it."""
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            self._batch, self._next_batch = 0, 1  # Another worker was first.
-            return
+            self._next_batch = 1  # Another worker was first.
+            return False
         except OSError as error:
             logger.error("cannot accept a connection (%s): check the limit on open files", error)  # noqa: TRY400
             self._pause(_RETRY_SECONDS)
-            return
+            return False
         connection.setblocking(False)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        protocol = self._protocol()
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: protocol, connection))
+        self._starting[task] = protocol
+        task.add_done_callback(self._starting.pop)
+        return True
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock.fileno())
@@ -120,10 +124,11 @@ class Listener:
 
     def _resume(self) -> None:
         self._timer = None
-        self._batch = self._next_batch - 1
-        self._next_batch = min(2 * self._next_batch, _BATCH_MAX)
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
-        self._accept()
+        for _ in range(self._next_batch):
+            if not self._accept():
+                return
+        self._next_batch = min(2 * self._next_batch, _BATCH_MAX)
 
     def close(self) -> None:
         """Stop accepting connections."""

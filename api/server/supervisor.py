@@ -163,9 +163,8 @@ class Supervisor:
         """Put a new worker into a slot and drain the old one. Returns False, and changes nothing, if none starts."""
         if (successor := self._start(slot)) is None:
             return False
-        await asyncio.wait([successor.serves], timeout=_START_SECONDS)
+        await asyncio.wait([successor.serves])  # Awaited itself, it would be cancelled with this task.
         if not successor.has_served:
-            successor.kill()
             return False
         old, self._workers[slot] = self._workers[slot], successor
         old.replaced.set_result(None)
@@ -179,7 +178,8 @@ class Supervisor:
 class _Worker:
     """A worker process, with three futures: it serves, it is replaced, it has ended with an exit code.
 
-    Raises OSError if the system lacks the resources for it.
+    It is killed if it neither serves nor ends within a minute, unless it is told to stop. Raises OSError if the system
+    lacks the resources for it.
     """
 
     def __init__(
@@ -204,6 +204,7 @@ class _Worker:
         self.pid: int = self._process.pid  # type: ignore[assignment] # set once it has started
         self._loop.add_reader(self._pipe.fileno(), self._receive_report)
         self._loop.add_reader(self._process.sentinel, self._reap)
+        self._start_timer = self._loop.call_later(_START_SECONDS, self._give_up)
 
     @property
     def has_served(self) -> bool:
@@ -211,20 +212,27 @@ class _Worker:
 
     def send_signal(self, sig: signal.Signals) -> None:
         """Send a signal over the pipe: terminals and process managers send real ones to every process."""
+        self._start_timer.cancel()  # From now on its grace counts.
         with suppress(OSError):  # It has ended.
             self._pipe.send_bytes(bytes([sig]))
 
     def kill(self) -> None:
         self._process.kill()
 
+    def _give_up(self) -> None:
+        logger.error("worker %d does not serve %d s after its start: killing it", self.pid, _START_SECONDS)
+        self.kill()
+
     def _receive_report(self) -> None:
         """Receive the worker's GRACE_SECONDS, which it sends once it serves."""
         self._loop.remove_reader(self._pipe.fileno())
         with suppress(EOFError, OSError):
             self.grace_seconds = float(self._pipe.recv_bytes())
+            self._start_timer.cancel()
             self.serves.set_result(True)
 
     def _reap(self) -> None:
+        self._start_timer.cancel()
         self._loop.remove_reader(self._process.sentinel)
         self._loop.remove_reader(self._pipe.fileno())
         self._pipe.close()

@@ -214,6 +214,13 @@ for length in (
     *(b"18446744073709551616", b"9" * 50),
 ):
     add(f"the length {length.decode()!r}", get(b"/health", b"content-length: " + length) + b"abc", 400)
+# Python refuses to read a number of more than 4,300 digits.
+add(
+    "a length with 4,300 zeros before it",
+    head(b"POST %s HTTP/1.1" % USERS, JSON, b"content-length: %s%d" % (b"0" * 4300, NEW_LENGTH)) + NEW,
+    201,
+)
+add("a length of 4,301 digits", head(b"POST %s HTTP/1.1" % USERS, JSON, b"content-length: " + b"9" * 4301) + NEW, 400)
 add("two lengths", get(b"/health", b"content-length: 3", b"content-length: 3") + b"abc", 400)
 add("two different lengths", get(b"/health", b"content-length: 3", b"content-length: 0") + b"abc", 400)
 add("a length and chunks", get(b"/health", b"content-length: 3", CHUNKED) + END, 400)

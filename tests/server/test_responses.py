@@ -221,12 +221,15 @@ def test_a_request_leaves_nothing_to_the_garbage_collector(database: str) -> Non
                     connection.sendall(get)
                     assert connection.recv(10_000).startswith(b"HTTP/1.1 404 ")
 
+            def left(times: int) -> int:
+                gc.collect()
+                gc.disable()
+                try:
+                    ask(times)
+                    return gc.collect()
+                finally:
+                    gc.enable()
+
             ask(10)
-            gc.collect()
-            gc.disable()
-            try:
-                ask(50)
-                left = gc.collect()
-            finally:
-                gc.enable()
-    assert left < 50
+            # The least of three: what ends in this process meanwhile, such as another test's server, leaves some too.
+            assert min(left(50) for _ in range(3)) < 50

@@ -1,5 +1,6 @@
 """How workers share connections: evenly, and without waiting for one that cannot accept."""
 
+import asyncio
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from unittest.mock import patch
 import psutil
 import pytest
 
-from api.server.sharing import make_shares
+from api.server.sharing import Listener, Share, make_shares
 from tests.support.commands import USERS_API, Served, workers
+from tests.support.simulated import simulate
 from tests.support.waiting import wait_until
 
 INTO_THE_LOG = ["sh", "-c", 'exec "$0" "$@" 2> log', USERS_API]
@@ -60,6 +62,86 @@ def test_a_worker_that_is_ahead_lets_those_that_serve_accept() -> None:
     first.write(80)
     assert not second.is_ahead(93)
     assert second.is_ahead(94)
+
+
+class Worker:
+    """A worker that listens, over simulated time: how many connections it accepts when."""
+
+    def __init__(self, listening: socket.socket, share: Share) -> None:
+        self.connections: set[asyncio.Protocol] = set()
+        self.accepted: dict[float, int] = {}
+        self.listener = Listener(listening, self._protocol, share, self.connections, 2048)
+
+    def _protocol(self) -> asyncio.Protocol:
+        now = asyncio.get_running_loop().time()
+        self.accepted[now] = self.accepted.get(now, 0) + 1
+        return Connection(self.connections)
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, connections: set[asyncio.Protocol]) -> None:
+        self._connections = connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connections.add(self)
+        asyncio.get_running_loop().call_later(60, transport.abort)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def waiting_connections(number: int) -> Iterator[socket.socket]:
+    """Return a socket on which so many connections wait to be accepted."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=number))
+        for _ in range(number):
+            stack.enter_context(socket.create_connection(listening.getsockname()))
+        yield listening
+
+
+def test_connections_that_wait_are_accepted_in_one_turn_of_the_loop_64_at_most() -> None:
+    """A turn takes long under load: with one in each, the last of a thousand clients waited for seconds."""
+
+    async def accept(listening: socket.socket) -> None:
+        share, _ = make_shares(2)
+        assert share
+        await asyncio.sleep(1)  # The other worker does not serve.
+        worker, numbers = Worker(listening, share), []
+        for _ in range(4):
+            await asyncio.sleep(0)
+            numbers.append(sum(worker.accepted.values()))
+        worker.listener.close()
+        assert [number for number in numbers if number] == [64, 100, 100]
+        await asyncio.sleep(100)
+
+    with waiting_connections(100) as listening:
+        simulate(accept(listening))
+
+
+def accepted_beside(number: int, *, seconds: float) -> dict[float, int]:
+    """Return how many of 200 connections that wait a worker accepts when, in some seconds, beside one that has some."""
+
+    async def accept(listening: socket.socket) -> dict[float, int]:
+        share, other = make_shares(2)
+        assert share
+        assert other
+        other.write(number)
+        worker = Worker(listening, share)
+        await asyncio.sleep(seconds)
+        worker.listener.close()
+        await asyncio.sleep(100)
+        return worker.accepted
+
+    with waiting_connections(200) as listening:
+        return simulate(accept(listening))
+
+
+def test_a_worker_that_is_ahead_accepts_ever_more_of_what_waits() -> None:
+    accepted = accepted_beside(0, seconds=0.0275)
+    assert list(accepted.values()) == [4, 1, 2, 4, 8, 8]
+    assert list(accepted) == pytest.approx([0, 0.005, 0.010, 0.015, 0.020, 0.025], abs=1e-6)
+
+
+def test_a_worker_counts_what_it_has_accepted_in_the_turns_before() -> None:
+    assert sum(accepted_beside(160, seconds=0.001).values()) == 160 + 3 + 160 // 8 + 1
 
 
 def test_without_shared_memory_nothing_is_shared() -> None:

@@ -63,17 +63,6 @@ def test_a_supervisor_that_has_no_room_for_its_workers_says_so() -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_supervisor_that_fails_ends_and_takes_its_workers_along() -> None:
-    ended = run_supervisor(
-        "class Broken(Supervisor):\n"
-        "    async def _keep(self, place, end): raise LookupError('a defect')\n"
-        "supervisor = Broken(Config('tests.support.serving:live', workers=2), sockets, grace_seconds=30)"
-    )
-    assert ended.returncode == 1
-    assert "the supervisor has failed: the workers stop" in ended.stderr
-    assert "LookupError: a defect" in ended.stderr
-
-
 @LINUX
 def test_a_place_that_finds_no_room_is_filled_when_there_is_some(start: Callable[..., Served], directory: Path) -> None:
     log = directory / "log"
