@@ -83,7 +83,7 @@ _TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unproce
 
 _RETRY_AFTER = {"Retry-After": "1"}
 
-_LOCKED = Problem(503, "Somebody else holds the user; nothing was changed", "locked", headers=_RETRY_AFTER)
+_LOCKED = Problem(503, "Another transaction holds the row; nothing was changed", "locked", headers=_RETRY_AFTER)
 
 _UNAVAILABLE = Problem(503, "The database cannot be reached", "unavailable", headers=_RETRY_AFTER)
 
@@ -208,6 +208,8 @@ def _find_problem(error: Exception) -> Problem | None:
     return problem
 
 
+# A function can raise an error with the SQLSTATE of a warning, by which asyncpg chooses the class.
+_OF_POSTGRESQL = (asyncpg.PostgresError, asyncpg.PostgresWarning)
 # The classes in which PostgreSQL's own messages, and those of poolers, name objects and never values.
 _NAMES_OBJECTS = ("08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57")
 # Neon's proxy and some poolers use these. PostgreSQL does too, with any text; it also names its function.
@@ -222,9 +224,9 @@ def describe(error: BaseException) -> str:
     Of an error that a function, a constraint or a type of the operator's can have raised it has no text, which may
     quote a row: only the SQLSTATE, and the names of the table, the constraint and the function.
     """
-    if not isinstance(error, asyncpg.PostgresError):
-        return f"{type(error).__name__}: {error}"
-    if error.severity is None and isinstance(error.__cause__, asyncpg.PostgresError):
+    if not isinstance(error, _OF_POSTGRESQL):
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    if error.severity is None and isinstance(error.__cause__, _OF_POSTGRESQL):
         # asyncpg's own error, of a connection that was closed after one of the server's, quotes that.
         return f"{type(error).__name__}: {describe(error.__cause__)}"
     function = _FUNCTION.search(error.context or "")
@@ -240,7 +242,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{text} ({known})"
 
 
-def _is_safe(error: asyncpg.PostgresError) -> bool:
+def _is_safe(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
     """Return whether the message comes from a pooler, a proxy, or PostgreSQL itself, and quotes no row."""
     if error.context:  # a function raised it, or COPY, which quotes its line
         return False
@@ -248,10 +250,15 @@ def _is_safe(error: asyncpg.PostgresError) -> bool:
     return group in _NAMES_OBJECTS or (group in _OF_PROXIES and error.server_source_function is None)
 
 
-def _frames(error: BaseException) -> str:
-    """Return the traceback of an exception and its causes, whose messages `describe` has made safe."""
+def _frames(error: BaseException, *, quotes_value: bool = False) -> str:
+    """Return the traceback of an exception and its causes, whose messages `describe` has made safe.
+
+    asyncpg's DataError comes from the exception of a codec, which may quote the same value. Its causes have no text.
+    """
     lines = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    quotes_value = quotes_value or isinstance(error, asyncpg.DataError)
     cause = error.__cause__ or error.__context__
     if cause is not None:
-        lines += [f"caused by {describe(cause)}\n", _frames(cause)]
+        named = type(cause).__name__ if quotes_value else describe(cause)
+        lines += [f"caused by {named}\n", _frames(cause, quotes_value=quotes_value)]
     return "".join(lines).rstrip()

@@ -39,6 +39,9 @@ def _always() -> bool:
     return True
 
 
+_WAITED = "the statements before it took too long: see ACQUIRE_TIMEOUT_SECONDS"
+
+
 class _Call(NamedTuple):
     item: Any
     key: Any
@@ -67,6 +70,7 @@ class Batcher(Generic[Item, Result]):
         self._busy: set[Any] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: dict[asyncio.Task[Any], list[_Call]] = {}  # the batch of each task
+        self._ended: set[asyncio.Future[Any]] = set()  # of calls cancelled in the tick in which their statement ended
         self._gathering = False  # a task has a slot and has not begun: calls that arrive meanwhile join its batch
         self._slots = Slots(self._waiting, has_room, self._fill_slots, writes=key is not None)
 
@@ -139,7 +143,9 @@ class Batcher(Generic[Item, Result]):
         )
         task, calls, index = next(found, (None, [], 0))
         if task is None:
-            raise asyncio.CancelledError  # still in the queue, and never sent
+            if future in self._ended and self._key is not None:
+                raise OutcomeUnknownError
+            raise asyncio.CancelledError  # never sent, or refused with others and not replayed yet
         if all(call.future.done() for call in calls):
             # No other caller is left, so the statement is cancelled too. Its outcome shows whether it was sent.
             outcome: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -194,7 +200,7 @@ class Batcher(Generic[Item, Result]):
             if call.future.done():
                 continue
             if call.arrived < too_old:
-                call.future.set_exception(DatabaseUnavailableError())
+                call.future.set_exception(DatabaseUnavailableError(_WAITED))
             elif call.key is None:
                 taken.append(call)
             elif call.key in self._busy:
@@ -222,7 +228,8 @@ class Batcher(Generic[Item, Result]):
         share(calls)
         is_answered = False
         try:
-            results = await self._run([call.item for call in calls])
+            # ValueError, which all callers get, if the statement does not give each of them a result.
+            answers = list(zip(calls, await self._run([call.item for call in calls]), strict=True))
         except (asyncpg.PostgresError, StatementFailedError) as error:
             if len(calls) == 1:
                 _fail(calls, error)
@@ -233,18 +240,29 @@ class Batcher(Generic[Item, Result]):
                 return False  # their keys stay busy
         except Exception as error:  # of any kind: the callers wait for it
             _fail(calls, error)
+            self._note_ended(calls)
         except asyncio.CancelledError:  # by _abandon: the task continues with the next batch
             task.uncancel()
             _fail(calls, _NothingChangedError())
         else:
             is_answered = True
-            for call, result in zip(calls, results, strict=True):
-                if not call.future.done():  # done already if its caller was cancelled
+            for call, result in answers:
+                if not call.future.done():
                     call.future.set_result(result)
+                else:  # its caller was cancelled
+                    self._note_ended([call])
         finally:
             del self._in_flight[task]
         self._busy.difference_update([call.key for call in calls])
         return is_answered
+
+    def _note_ended(self, calls: Sequence[_Call]) -> None:
+        """Note whose statement ended, for callers that are cancelled in this tick and run later in it."""
+        loop = asyncio.get_running_loop()
+        for call in calls:
+            if call.future.cancelled():
+                self._ended.add(call.future)
+                loop.call_soon(self._ended.discard, call.future)
 
     async def _replay(self, call: _Call, limits: Limits) -> None:
         if call.future.done():

@@ -83,6 +83,12 @@ _TABLE = (
     # Neon's proxy, whose failures share one SQLSTATE. Permanent ones come first: transient texts may quote them.
     _permanent("XX000", "disabled", "the compute is disabled: enable it in Neon's console"),
     _transient("XX000", "rate limit"),
+    # The proxy says so of a project that maintenance or a quota has locked: a wait may help.
+    _transient(
+        "XX000",
+        "temporarily unavailable",
+        "the Neon project is in maintenance, or a quota is used up: see Billing in Neon's console",
+    ),
     _permanent("XX000", "quota", "a quota of the Neon project is used up: see Billing in Neon's console"),
     _permanent("XX000", "exceeded", "a limit of the Neon project is reached: see Billing in Neon's console"),
     _permanent("XX000", "not be found", "check the host in the URL: this Neon endpoint does not exist, or no more"),

@@ -22,6 +22,8 @@ LOCK_TIMEOUT_SECONDS = 60.0
 # An advisory lock is named by a signed 64-bit number: the first eight bytes of the SHA-256 of "users-api migrations".
 LOCK_KEY = int.from_bytes(hashlib.sha256(b"users-api migrations").digest()[:8], "big", signed=True)
 _LOCK_POLL_SECONDS = 0.2
+CREATE_UTF8 = "`create database NAME template template0 encoding 'UTF8'`"
+"""The remedy for a database of another encoding."""
 # The URL's own values win. libpq waits for ever by default. The lock's connection is idle while another one works, for
 # longer than some networks keep an idle connection. By the name other runs report who holds the lock.
 _CONNECTION_DEFAULTS = {"connect_timeout": "15", "keepalives_idle": "30", "application_name": "users-api migrate"}
@@ -79,8 +81,9 @@ def exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterator
     """Wait up to `lock_timeout` seconds for any other run to end, and lock out further ones; yield the lock's session.
 
     The lock is an advisory one, which ends with its connection, however that ends. Raises MigrationError if the wait is
-    over, and before anything is sent that lasts longer than its statement, if the URL leads through a transaction
-    pooler: the lock would stay on a session that the pooler shares, and so would the settings of migrations.
+    over, if the database's encoding is not UTF8, and, before anything is sent that lasts longer than its statement, if
+    the URL leads through a transaction pooler: the lock would stay on a session that the pooler shares, and so would
+    the settings of migrations.
     """
     if url.pooled:
         raise MigrationError(
@@ -88,6 +91,7 @@ def exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterator
             "set DIRECT_URL to the same URL without -pooler in its host"
         )
     with connected(url) as lock:
+        _require_utf8(lock)
         with explained("cannot prepare the database for migrations"):
             _require_session(url, lock)
             _wait_for_lock(lock, lock_timeout, report)
@@ -95,6 +99,15 @@ def exclusive(url: DatabaseURL, lock_timeout: float, report: Report) -> Iterator
             yield lock
         finally:
             leave_nothing(lock)
+
+
+def _require_utf8(connection: psycopg.Connection) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in ("UTF8", None):  # a pooler for sessions may not tell
+        raise MigrationError(
+            f"the encoding of the database is {encoding}, and it has to be UTF8: create another one, {CREATE_UTF8}, "
+            "and name it in the URL"
+        )
 
 
 def _require_session(url: DatabaseURL, connection: psycopg.Connection) -> None:

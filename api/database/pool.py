@@ -22,11 +22,12 @@ from typing import Any
 import asyncpg
 
 from api.database.connecting import STUCK_SECONDS, SUSPECT_SECONDS, close_connection, is_usable, log_second_attempt
-from api.database.faults import DATABASE_ERRORS
 from api.database.options import DatabaseOptions
 from api.database.outage import Outage
 from api.telemetry.metrics import DatabaseMetrics
 
+_OPEN_SECONDS = 10.0
+"""Attempts that take longer go on. A worker that does not serve within a minute is killed: see supervisor.py."""
 _BUSY = "every connection was busy: see POOL_MAX_SIZE and ACQUIRE_TIMEOUT_SECONDS"
 
 
@@ -53,10 +54,11 @@ class Pool:
         self._closed = asyncio.Event()  # set when a connection is closed
 
     async def open(self) -> None:
-        """Open `pool_min_size` connections, if the database answers: it may be asleep or down."""
+        """Open `pool_min_size` connections, if the database answers within ten seconds: it may be asleep or down."""
         self._metrics.watch(self._state)
         self._grow()
-        await asyncio.gather(*self._attempts, return_exceptions=True)
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=_OPEN_SECONDS)
 
     async def close(self) -> None:
         """Close the pool. Connections in use finish first, for as long as one statement may take."""
@@ -66,7 +68,8 @@ class Pool:
             self._refuse(waiter)
         for task in self._attempts:
             task.cancel()
-        for connection in list(self._idle):
+        while self._idle:  # one that is being closed serves no more
+            connection, _ = self._idle.popitem()
             self._start(close_connection(connection))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.statement_timeout):
@@ -128,13 +131,13 @@ class Pool:
         """Check each idle connection before it serves again, since another one gave no answer."""
         while self._idle:
             connection, _ = self._idle.popitem()
-            self._unproven.discard(connection)  # if it is lost, that is no failure to connect
             self._start(self._check(connection, SUSPECT_SECONDS))
 
     def _note_failure(self, error: Exception) -> None:
+        if self._closing:
+            return
         self._metrics.failed_to_open()
-        if not self._closing:
-            self._outage.note(error)
+        self._outage.note(error)
         if self._outage.is_lasting and not self._open:
             for waiter in list(self._waiters):
                 self._refuse(waiter)
@@ -173,7 +176,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._options.connect_timeout):
                 connection = await self._connect()
-        except DATABASE_ERRORS as failure:
+        except Exception as failure:  # of any kind: its place is free again
             error = failure
         except asyncio.CancelledError:
             pass  # given up: see _grow, _admit and close
@@ -210,9 +213,7 @@ class Pool:
         while self._waiters:
             waiter = next(iter(self._waiters))
             deadline = self._waiters.pop(waiter)
-            if deadline <= loop.time():
-                self._refuse(waiter)
-            elif not waiter.done():
+            if deadline > loop.time() and not waiter.done():  # else its timer is due, or it was cancelled
                 waiter.set_result(connection)
                 return
         if self._closing:
@@ -238,10 +239,11 @@ class Pool:
     def _forget(self, connection: Any) -> None:
         """Free the place of a connection that is closed; asyncpg calls this too."""
         self._open.discard(connection)
-        self._idle.pop(connection, None)
+        is_idle = self._idle.pop(connection, None) is not None
+        is_unproven = connection in self._unproven
+        self._unproven.discard(connection)
         self._closed.set()
-        if connection in self._unproven:
-            self._unproven.discard(connection)
+        if is_idle and is_unproven:  # `release` knows why one in use is lost
             self._note_failure(ConnectionResetError("a new connection was closed before it was used"))
         self._grow()
 

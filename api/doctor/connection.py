@@ -15,6 +15,7 @@ from psycopg.errors import InsufficientPrivilege
 from api.app import RESOURCES
 from api.database import migrations, pooling, statements
 from api.database.faults import DATABASE_ERRORS, classify
+from api.database.migration_session import CREATE_UTF8
 from api.doctor.findings import Finding, green, red, yellow
 from api.errors import MigrationError
 from api.neon.drivers import DatabaseURL
@@ -67,20 +68,27 @@ class ConnectionChecks:
 
     async def _connect(self, deadline: float) -> asyncpg.Connection:
         arguments = {"server_settings": {"application_name": "users-api doctor"}} | self.url.asyncpg_arguments()
+        loop = asyncio.get_running_loop()
+        refusal: Exception | None = None
         while True:
             try:
+                if refusal is not None:
+                    await asyncio.sleep(_WAKING_PAUSE_SECONDS)
                 return await asyncpg.connect(**arguments, statement_cache_size=0)
             except DATABASE_ERRORS as error:
-                time_left = deadline - asyncio.get_running_loop().time()
-                if not classify(error).transient or time_left < _WAKING_PAUSE_SECONDS:
+                if not classify(error).transient or deadline - loop.time() < _WAKING_PAUSE_SECONDS:
                     raise
-                await asyncio.sleep(_WAKING_PAUSE_SECONDS)
+                refusal = error
+            except asyncio.CancelledError:
+                if refusal is not None and loop.time() >= deadline:
+                    raise refusal from None  # it says more than that the last attempt had no answer
+                raise
 
     async def check_server(self) -> Finding:
         """Run the first statement: report the server's version, and whether it was suspended."""
-        ((version, age, in_recovery),) = await self.first.fetch(
+        ((version, encoding, age, in_recovery),) = await self.first.fetch(
             """
-            select current_setting('server_version'),
+            select current_setting('server_version'), current_setting('server_encoding'),
                 extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8,
                 pg_is_in_recovery()
             """
@@ -98,6 +106,10 @@ class ConnectionChecks:
             return red(f"{detail}, a replica: every write fails", "use the URL of the primary")
         if self.first.get_server_version().major < 17:
             return red(detail, "move to PostgreSQL 17 or newer, which the migrations need")
+        if encoding != "UTF8":
+            return red(
+                f"{detail}, but the encoding of the database is {encoding}", f"move to another one: {CREATE_UTF8}"
+            )
         return green(detail)
 
     async def fingerprint(self) -> object:

@@ -81,7 +81,7 @@ class Probes:
         # A server that is not ready receives no requests, so only a query can show that the database is back. It does
         # not wake a suspended compute needlessly: the request that failed needed it awake too.
         if (self._is_due() or not self._database.answers) and not await self._database_responds():
-            raise DatabaseUnavailableError
+            raise DatabaseUnavailableError("the query of the probe failed, or takes too long")
         return JSONBody(b'{"status":"ready"}')
 
     def _is_due(self) -> bool:

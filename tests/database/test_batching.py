@@ -1,27 +1,21 @@
-"""The invariants of batching: of the batcher alone, then of the application on PostgreSQL."""
+"""The invariants of batching, of the batcher alone."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import asyncpg
-import httpx
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message
 
-from api.app import create_app
+from api.context import RequestContext, serving
 from api.database import slots
 from api.database.batching import Batcher
 from api.database.options import Limits
 from api.database.slots import SLOT_SECONDS
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, OverloadedError
-from tests.support.database import execute, locked
-from tests.support.metrics import scrape
-from tests.support.serving import serve, settings_for
-from tests.support.waiting import wait_until
-
-USERS = "/api/v1/users"
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +167,7 @@ async def test_a_call_that_waited_too_long_is_told_so_and_never_sent() -> None:
     await asyncio.sleep(0.01)
     for number in range(len(carrier.answers)):
         carrier.answer(number)
-    with pytest.raises(DatabaseUnavailableError):
+    with pytest.raises(DatabaseUnavailableError, match=r"^the statements before it took too long"):
         await second[0]
     await asyncio.gather(*first, return_exceptions=True)
     assert ["b"] not in carrier.sent
@@ -208,6 +202,21 @@ async def test_a_batch_whose_outcome_is_unknown_is_never_replayed(error: type[Ex
     carrier.answer(0, error())
     with pytest.raises(error):
         await alone
+
+
+@pytest.mark.parametrize("results", ["A", "ABC"])
+async def test_a_statement_that_does_not_give_each_call_a_result_leaves_no_caller_waiting(results: str) -> None:
+    async def run(items: Sequence[str]) -> list[str]:
+        await asyncio.sleep(0)
+        return list(results) if len(items) == 2 else [item.upper() for item in items]
+
+    batcher = Batcher.write(run, limits(), key=str)
+    alone, *tasks = start(batcher, *"-ab")
+    answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    for answer in answers:
+        assert isinstance(answer, ValueError)
+    assert await alone == "-"
+    assert await batcher("a") == "A"
 
 
 async def test_a_caller_that_goes_away_leaves_the_others_their_answers() -> None:
@@ -310,6 +319,45 @@ async def test_a_result_that_is_there_is_not_lost_to_a_cancellation() -> None:
     await alone
 
 
+@pytest.mark.parametrize("error", [None, OutcomeUnknownError()])
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_caller_that_is_cancelled_in_the_tick_of_the_answer_hears_that_its_write_may_have_happened(
+    writes: bool, error: Exception | None
+) -> None:
+    """The answer comes first, and its task has not run since."""
+    carrier = Carrier()
+    bounds = limits(in_flight=2)
+    batcher = Batcher.write(carrier, bounds, key=str) if writes else Batcher.read(carrier, bounds)
+    alone, task = start(batcher, *"-a")
+    await ticks()
+    carrier.answer(1, error)
+    assert isinstance(await cancelled(task), OutcomeUnknownError if writes else type(None))
+    carrier.answer(0)
+    await alone
+
+
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_caller_that_is_cancelled_twice_does_not_wait_for_the_outcome(writes: bool) -> None:
+    carrier = Carrier()
+
+    async def run(items: Sequence[str]) -> list[str]:
+        try:
+            return await carrier(items)
+        finally:
+            if items == ["a"]:
+                await ticks(20)  # until PostgreSQL has acknowledged the cancellation
+
+    bounds = limits(in_flight=2)
+    batcher = Batcher.write(run, bounds, key=str) if writes else Batcher.read(run, bounds)
+    alone, task = start(batcher, *"-a")
+    await ticks()
+    task.cancel()
+    await ticks()
+    assert isinstance(await cancelled(task), OutcomeUnknownError if writes else type(None))
+    carrier.answer(0)
+    assert await alone == "-"
+
+
 async def test_whoever_is_cancelled_before_its_replay_is_not_replayed() -> None:
     sent: list[list[str]] = []
     tasks: list[asyncio.Task[str]] = []
@@ -348,6 +396,29 @@ async def test_a_key_is_in_one_batch_at_a_time_sorted_and_in_order_of_arrival() 
     for number in (0, 2, 4):
         carrier.answer(number)
     assert len(await asyncio.gather(*tasks)) == 8
+
+
+@pytest.mark.parametrize("passing", [0, 1, 2])
+async def test_calls_that_wait_for_their_key_keep_their_order(passing: int) -> None:
+    """Whether an even or an odd number of batches pass them by."""
+    carrier = Carrier()
+    batcher = Batcher.write(carrier, limits(in_flight=6), key=lambda item: item[0])
+    tasks = start(batcher, "-", "a1", "a2", "a3")
+    await ticks()
+    for number in range(passing):
+        tasks += start(batcher, str(number))
+        await ticks()
+    assert carrier.sent == [["-"], ["a1"], *([str(number)] for number in range(passing))]
+    carrier.answer(1)
+    await ticks()
+    assert carrier.sent[passing + 2 :] == [["a2"]]
+    carrier.answer(passing + 2)
+    await ticks()
+    assert carrier.sent[passing + 3 :] == [["a3"]]
+    for answer in carrier.answers:
+        if not answer.done():
+            answer.set_result(None)
+    assert len(await asyncio.gather(*tasks)) == passing + 4
 
 
 async def test_who_waits_for_a_key_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +475,23 @@ async def test_a_slow_batch_gives_its_slot_back() -> None:
     assert await slow[0] == "A"
 
 
+async def test_a_slow_batch_that_ends_lets_the_calls_for_its_keys_go() -> None:
+    carrier = Carrier()
+    batcher = Batcher.write(carrier, limits(in_flight=2), key=str)
+    tasks = start(batcher, *"-ab")
+    await ticks()
+    carrier.answer(0)
+    await asyncio.sleep(SLOT_SECONDS * 1.5)
+    tasks += start(batcher, "a")
+    await ticks()
+    assert carrier.sent == [["-"], ["a", "b"]]
+    carrier.answer(1)
+    await ticks()
+    assert carrier.sent[2:] == [["a"]]
+    carrier.answer(2)
+    assert await asyncio.gather(*tasks) == list("-ABA")
+
+
 async def test_without_limits_every_call_is_a_statement_of_its_own() -> None:
     carrier = Carrier()
     tasks = start(Batcher.read(carrier, None), *"ab")
@@ -414,133 +502,65 @@ async def test_without_limits_every_call_is_a_statement_of_its_own() -> None:
     assert await asyncio.gather(*tasks) == ["A", "B"]
 
 
-# Through the application
+async def test_a_shared_statement_serves_the_requests_of_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request counts how long it waited, once. A batch belongs to none of them."""
+    now = 0.0
+    for module in ("batching.perf_counter", "slots.perf_counter"):
+        monkeypatch.setattr(f"api.database.{module}", lambda: now)
+    monkeypatch.setattr("api.context.perf_counter", lambda: now)
+    served: list[tuple[list[str], str]] = []
+    carrier = Carrier()
+    caller = ContextVar("caller", default="")
+
+    async def run(items: Sequence[str]) -> list[str]:
+        served.append(([request.id for request in serving.get()], caller.get()))
+        return await carrier(items)
+
+    batcher = Batcher.write(run, limits(), key=str)
+    requests = {item: RequestContext(item.encode(), send_nothing) for item in "abc"}
+
+    async def ask(item: str) -> str:
+        serving.set([requests[item]])
+        caller.set(item)
+        return await batcher(item)
+
+    tasks = []
+    for item in "abc":
+        tasks.append(asyncio.ensure_future(ask(item)))
+        await ticks()
+        now += 0.01
+    carrier.answer(0)
+    await ticks()
+    now += 0.04
+    carrier.answer(1, asyncpg.UniqueViolationError("taken"))
+    await ticks()
+    assert served == [(["a"], "a"), (["b", "c"], ""), (["b"], ""), (["c"], "")]
+    assert {item: each.batch for item, each in requests.items()} == pytest.approx({"a": 0, "b": 0.02, "c": 0.01})
+    for number in (2, 3):
+        carrier.answer(number)
+    assert await asyncio.gather(*tasks) == list("ABC")
 
 
-async def test_an_error_belongs_to_its_request(client: httpx.Client) -> None:
-    ids = [client.post(USERS, json={"email": f"{n}@example.com"}).json()["id"] for n in range(20)]
-    async with httpx.AsyncClient(base_url=client.base_url) as many:
-        patches = [
-            many.patch(f"{USERS}/{i}", json={"email": "0@example.com" if n % 5 == 4 else f"new{n}@example.com"})
-            for n, i in enumerate(ids)
-        ]
-        stale = [many.patch(f"{USERS}/{i}", json={"name": "x"}, headers={"if-match": '"9"'}) for i in ids[:3]]
-        missing = [many.patch(f"{USERS}/{i}", json={"name": "x"}) for i in (8888, 9999)]
-        answers = await asyncio.gather(*patches, *stale, *missing)
-    # The first user gives up its address at the same moment: at most one other may take it.
-    taken = Counter(answer.status_code for answer in answers[4:20:5])
-    assert taken[200] + taken[409] == 4
-    assert taken[200] <= 1
-    assert {answer.status_code for n, answer in enumerate(answers[:20]) if n % 5 != 4} == {200}
-    assert [answer.status_code for answer in answers[20:]] == [412] * 3 + [404] * 2
+async def send_nothing(message: Message) -> None:
+    pass
 
 
-async def test_creates_of_one_batch_do_not_touch_each_other(client: httpx.Client) -> None:
-    client.post(USERS, json={"email": "taken@example.com"})
-    async with httpx.AsyncClient(base_url=client.base_url) as many:
-        emails = [f"{n}@example.com" if n % 3 else "taken@example.com" for n in range(30)]
-        answers = await asyncio.gather(*(many.post(USERS, json={"email": email, "name": email}) for email in emails))
-    for email, answer in zip(emails, answers, strict=True):
-        assert answer.status_code == (409 if email.startswith("taken") else 201)
-        if answer.status_code == 201:
-            assert answer.json()["name"] == email
-            assert client.get(answer.headers["location"]).content == answer.content
-
-
-async def test_one_locked_row_does_not_hold_the_others(database: str, batching: bool) -> None:
-    app = create_app(settings_for(database, batching=batching, statement_timeout_seconds=20))
-    with serve(app) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as many:
-            created = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(20)))
-            paths = [answer.headers["location"] for answer in created]
-            with locked(database, "select from users where email = '7@example.com' for update"):
-                patches = [asyncio.ensure_future(many.patch(path, json={"name": "x"})) for path in paths]
-                free = await asyncio.gather(*(patch for n, patch in enumerate(patches) if n != 7))
-                assert {answer.status_code for answer in free} == {200}
-                assert not patches[7].done()
-                # Nor do later requests wait for it.
-                assert (await many.patch(paths[3], json={"name": "y"})).status_code == 200
-            assert (await patches[7]).status_code == 200
-
-
-async def test_a_write_is_answered_after_its_commit(client: httpx.Client, database: str) -> None:
-    async def create_and_look(many: httpx.AsyncClient, n: int) -> None:
-        answer = await many.post(USERS, json={"email": f"{n}@example.com"})
-        assert answer.status_code == 201
-        # Over another connection, which sees what is committed and nothing else.
-        count = f"select count(*) from users where id = {answer.json()['id']}"
-        assert await asyncio.to_thread(execute, database, count) == [(1,)]
-
-    async with httpx.AsyncClient(base_url=client.base_url) as many:
-        await asyncio.gather(*(create_and_look(many, n) for n in range(40)))
-
-
-def ends_with_its_client(app: ASGIApp) -> ASGIApp:
-    """The application on a server that cancels a request whose client has left. uvicorn lets it go on."""
-
-    async def served(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        body = [await receive()]
-        while body[-1].get("more_body"):
-            body.append(await receive())
-
-        async def replayed() -> Message:
-            return body.pop(0)
-
-        request = asyncio.ensure_future(app(scope, replayed, send))
-        left = asyncio.ensure_future(receive())
-        left.add_done_callback(lambda _: request.cancel())
-        await request
-        await left  # which is said, too, when the answer is complete
-
-    return served
-
-
-@pytest.mark.parametrize("cancels", [False, True], ids=["uvicorn", "a server that cancels"])
-async def test_a_client_that_vanishes_takes_nobody_along(database: str, batching: bool, cancels: bool) -> None:
-    settings = settings_for(
-        database, batching=batching, acquire_timeout_seconds=100, statement_timeout_seconds=100, batch_in_flight=1
-    )
-    app = create_app(settings)
-    with serve(ends_with_its_client(app) if cancels else app) as url:
-
-        async def until(holds: Callable[[float], bool], metric: str = "users_api_requests_under_way") -> None:
-            await asyncio.to_thread(wait_until, lambda: holds(scrape(url).value(metric)))
-
-        async with httpx.AsyncClient(base_url=url, timeout=100) as many:
-            with locked(database):
-                # Alternately, so that clients that disconnect share statements with clients that stay.
-                posts = [asyncio.ensure_future(many.post(USERS, json={"email": f"{n}@example.com"})) for n in range(20)]
-                await until(lambda under_way: under_way == 20)
-                # The first left alone; with the second statement others are on their way.
-                await until(lambda in_use: in_use >= 2, "users_api_pool_in_use")
-                for post in posts[1::2]:
-                    post.cancel()
-                await asyncio.wait(posts[1::2])
-                await until(lambda under_way: under_way <= (10 if cancels else 20))
-            assert {answer.status_code for answer in await asyncio.gather(*posts[::2])} == {201}
-        await until(lambda under_way: under_way == 0)
-        problems = scrape(url).all("users_api_problems_total", "kind")
-    created = {email for (email,) in execute(database, "select email from users")}
-    stayed = {f"{n}@example.com" for n in range(0, 20, 2)}
-    if cancels:
-        assert problems.get(("outcome-unknown",), 0) + problems.get(("stopping",), 0) == 10
-        assert created >= stayed
-    else:
-        # What a client that is gone has asked for is done all the same.
-        assert created == stayed | {f"{n}@example.com" for n in range(1, 20, 2)}
-
-
-async def test_beyond_the_cap_a_503_with_retry_after(database: str) -> None:
-    app = create_app(settings_for(database, batch_max_waiting=5, batch_in_flight=1, batch_max_size=1))
-    with serve(app) as url:
-        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=80)) as many:
-            answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(80)))
-    counted = Counter(answer.status_code for answer in answers)
-    assert set(counted) == {201, 503}
-    refused = next(answer for answer in answers if answer.status_code == 503)
-    assert refused.json()["type"] == "urn:problem:users-api:overloaded"
-    assert refused.headers["retry-after"] == "1"
-    assert execute(database, "select count(*) from users") == [(counted[201],)]
+@pytest.mark.parametrize("ends", ["answered", "cancelled in the tick of the answer"])
+async def test_calls_that_have_ended_leave_nothing_behind(ends: str) -> None:
+    """Neither their tasks nor their futures, of which each batch and each caller has one."""
+    carrier = Carrier()
+    batcher = Batcher.write(carrier, limits(), key=str)
+    lone, *others = start(batcher, *"-ab")
+    await ticks()
+    carrier.answer(0)
+    await ticks()
+    carrier.answer(1)
+    if ends != "answered":
+        others[0].cancel()
+    await asyncio.gather(lone, *others, return_exceptions=True)
+    del lone, others
+    carrier.answers.clear()
+    await ticks()
+    gc.collect()
+    held = [each for value in vars(batcher).values() if isinstance(value, (set, dict)) for each in value]
+    assert held == []

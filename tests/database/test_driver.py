@@ -5,6 +5,7 @@ import inspect
 import re
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -60,7 +61,7 @@ async def test_a_prepared_statement_is_executed_as_asyncpg_does_it(database: str
         return [tuple(row) for row in await fetch(connection, sql, values, 5)]
 
     try:
-        await other.execute("create table pairs (id int); insert into pairs values (7)")
+        await other.execute("create table pairs (id int); insert into pairs values (7), (8)")
         await other.execute(
             "create type pair as (a int); create table typed (pair pair); insert into typed values (row(1))"
         )
@@ -77,9 +78,9 @@ async def test_a_prepared_statement_is_executed_as_asyncpg_does_it(database: str
             await rows("select $1::int as n", "no number")
 
         # Another migration than ours changes what a statement returns.
-        assert await rows("select * from pairs") == [(7,)]
+        assert await rows("select * from pairs") == [(7,), (8,)]
         await other.execute("alter table pairs add column name text default 'x'")
-        assert await rows("select * from pairs") == [(7, "x")]
+        assert await rows("select * from pairs") == [(7, "x"), (8, "x")]
         assert await rows("select pair from typed") == [((1,),)]
         await other.execute("alter type pair add attribute b text")
         with pytest.raises(asyncpg.OutdatedSchemaCacheError):
@@ -88,6 +89,23 @@ async def test_a_prepared_statement_is_executed_as_asyncpg_does_it(database: str
     finally:
         connection.terminate()
         other.terminate()
+
+
+async def test_a_statement_that_is_prepared_takes_the_short_way(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    long_ways: list[str] = []
+    ask = asyncpg.Connection.fetch
+
+    async def record(connection: asyncpg.Connection, sql: str, *arguments: object, **options: Any) -> object:
+        long_ways.append(sql)
+        return await ask(connection, sql, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", record)
+    connection = await asyncpg.connect(**parse_url(database).asyncpg_arguments())
+    for number in (1, 2, 3):
+        rows = await fetch(connection, "select generate_series(1, $1::int)", [number], 5)
+        assert [row[0] for row in rows] == [1, 2, 3][:number]
+    connection.terminate()
+    assert len(long_ways) == 1
 
 
 def test_yoyo_has_what_the_backend_overrides() -> None:

@@ -19,7 +19,7 @@ from api.database.migrations import MigrationStatus
 from api.database.yoyo_backend import connect
 from api.errors import MigrationError
 from api.neon.url import parse_url
-from tests.support.database import MIGRATIONS, execute, wait_until_waiting
+from tests.support.database import MIGRATIONS, NewDatabase, execute, wait_until_waiting
 from tests.support.waiting import wait_until
 
 # Every name in the schema with its definition, but for the tables that record migrations.
@@ -227,6 +227,14 @@ def test_status_lists_in_the_order_applied(here: Migrations) -> None:
     assert list(here.states()) == ["0002.two", "0001.late", "0003.three"]
     here.migrate()
     assert list(here.states()) == ["0002.two", "0001.late", "0003.three"]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_refused(new_database: NewDatabase, encoding: str) -> None:
+    with new_database(f"template0 encoding {encoding} locale 'C'") as url:
+        with pytest.raises(MigrationError, match=rf"is {encoding}, and it has to be UTF8: create another one, `create"):
+            migrations.migrate(parse_url(url), report=lambda line: None)
+        assert tables(url) == set()
 
 
 def test_status_creates_nothing(empty_database: str) -> None:

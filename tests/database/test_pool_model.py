@@ -3,12 +3,10 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -21,190 +19,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from api.database.fetch import PooledDatabase
-from api.database.options import DatabaseOptions
 from api.database.pool import Pool
 from api.database.silence import Silence
 from api.errors import DatabaseUnavailableError, OutcomeUnknownError, StatementTimeoutError
-from api.neon.url import parse_url
-from api.telemetry.metrics import DatabaseMetrics, Metrics
 from api.users.statements import ESTIMATE_USERS
-from tests.support.simulated import SimulatedLoop
+from tests.support.simulated import SimulatedLoop, simulate
+from tests.support.simulated_database import (
+    ACQUIRE_SECONDS,
+    CONNECT_SECONDS,
+    STATEMENT_SECONDS,
+    Caller,
+    Database,
+    make_database,
+    make_pool,
+)
 
 TICK = 1e-6
 MAX_SIZE = 3
-CONNECT_SECONDS = 10.0
-ACQUIRE_SECONDS = 2.0
-STATEMENT_SECONDS = 10.0
 READ = ESTIMATE_USERS
 WRITE = replace(READ, writes=True)
-
-
-class Connection:
-    """The part of an asyncpg.Connection that the pool uses."""
-
-    def __init__(self, database: "Database") -> None:
-        self.database = database
-        self.closed = False
-        self.forgotten = False
-        """No statement is answered any more, and nothing tells."""
-        self.statements = 0
-        self.running: str | None = None
-        """The statement that `fetch` runs."""
-        self._protocol = SimpleNamespace(queries_count=0)
-        self._stmt_cache: dict[object, object] = {}  # nothing is prepared, so each statement goes to `fetch`
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._listeners: list[Callable[[Any], object]] = []
-
-    def is_closed(self) -> bool:
-        return self.closed
-
-    def add_termination_listener(self, listener: Callable[[Any], object]) -> None:
-        self._listeners.append(listener)
-
-    def terminate(self) -> None:
-        self.closed = True
-        if not self._ended.done():
-            self._ended.set_result(None)
-        for listener in self._listeners:
-            asyncio.get_running_loop().call_soon(listener, self)
-        self._listeners.clear()
-
-    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
-        await asyncio.sleep(self.database.latency)
-        self.terminate()
-
-    async def execute(self, sql: str, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
-        await self._wait(self.database.latency, timeout)
-        if self.database.state != "up":
-            self.terminate()
-            raise ConnectionResetError
-
-    async def fetch(self, sql: str, name: str, seconds: float, timeout: float) -> list[Any]:  # noqa: ASYNC109
-        """Run a statement for so many seconds."""
-        self.database.sent[name] += 1
-        self._protocol.queries_count += 1
-        self.running = name
-        try:
-            await self._wait(self.database.latency + seconds, timeout)
-        finally:
-            self.running = None
-        if self.database.state != "up" and not self.statements:
-            self.terminate()
-            raise asyncpg.ConnectionDoesNotExistError("closed") from asyncpg.CannotConnectNowError("no server")
-        self.statements += 1
-        return []
-
-    async def _wait(self, seconds: float, timeout: float | None) -> None:  # noqa: ASYNC109
-        longest = timeout if self.forgotten else min(seconds, timeout or seconds)
-        await asyncio.wait([self._ended], timeout=longest)
-        if self.closed:
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
-        if self.forgotten or longest != seconds:
-            raise TimeoutError
-
-
-class Database:
-    """A database that is up, refuses connections, refuses them for good, or does not answer an attempt at all."""
-
-    def __init__(self) -> None:
-        self.state = "up"
-        self.latency = 0.02
-        self.connections: list[Connection] = []
-        self.attempts: list[float] = []
-        self.connecting = 0
-        self.sent: Counter[str] = Counter()
-        """How often each statement of `fetch` was sent."""
-
-    async def connect(self) -> Any:
-        loop = asyncio.get_running_loop()
-        self.attempts.append(loop.time())
-        self.connecting += 1
-        try:
-            await asyncio.sleep(self.latency)
-            if self.state == "silent":
-                await asyncio.sleep(3600)
-            if self.state == "refusing":
-                raise asyncpg.CannotConnectNowError("the database system is starting up")
-            if self.state == "denying":
-                raise asyncpg.InvalidPasswordError("password authentication failed")
-            connection = Connection(self)
-            self.connections.append(connection)
-            return connection
-        finally:
-            self.connecting -= 1
-
-    @property
-    def open(self) -> int:
-        return sum(not each.closed for each in self.connections)
-
-
-class Caller:
-    """A statement: acquires a connection, holds it for a while, and releases it."""
-
-    def __init__(self, pool: Pool, seconds: float, answered: bool, patience: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.deadline = loop.time() + patience
-        self.acquired: float | None = None
-        self.ended: float | None = None
-        self.error: BaseException | None = None
-        self._pool, self._seconds, self._answered = pool, seconds, answered
-        self.task = loop.create_task(self._run())
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            connection: Any = await self._pool.acquire(self.deadline)
-        except BaseException as error:
-            self.error = error
-            self.ended = loop.time()
-            return
-        self.acquired = loop.time()
-        failure = None
-        try:
-            await asyncio.sleep(STATEMENT_SECONDS if connection.forgotten else self._seconds)
-            if connection.database.state != "up" and not connection.statements:
-                connection.terminate()
-                failure = asyncpg.CannotConnectNowError("the pooler cannot reach PostgreSQL")
-            connection.statements += 1
-        finally:
-            self.ended = loop.time()
-            answered = self._answered and not connection.closed and not connection.forgotten
-            self._pool.release(connection, answered=answered, failure=failure)
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.acquired is None and self.ended is None
-
-
-def make_options(*, min_size: int = 0, max_size: int, acquire_seconds: float = ACQUIRE_SECONDS) -> DatabaseOptions:
-    return DatabaseOptions(
-        name="URL",
-        url=parse_url("postgresql://user@localhost/database"),
-        acquire_timeout=acquire_seconds,
-        connect_timeout=CONNECT_SECONDS,
-        statement_timeout=STATEMENT_SECONDS,
-        statement_cache_size=0,
-        pool_min_size=min_size,
-        pool_max_size=max_size,
-        pool_idle_seconds=120.0,
-    )
-
-
-async def make_pool(kind: type[Pool], database: Database, *, min_size: int = 0, max_size: int) -> Pool:
-    options = make_options(min_size=min_size, max_size=max_size)
-    pool = kind(options, DatabaseMetrics(Metrics(), "URL"), database.connect)
-    await pool.open()
-    return pool
-
-
-async def make_database(pool: Pool, silence: type[Silence] = Silence) -> PooledDatabase:
-    """Return what runs statements over a pool that is open."""
-    database = PooledDatabase(make_options(max_size=MAX_SIZE, acquire_seconds=15.0))
-    database._pool = pool
-    database._silence = silence("URL", pool.check_idle)
-    database._loop = asyncio.get_running_loop()
-    return database
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -285,18 +118,15 @@ class PoolMachine(RuleBasedStateMachine):
             connection.forgotten = True
 
     @precondition(lambda self: any(not each.task.done() for each in self.callers))
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), callbacks=st.integers(1, 40))
+    def cancel(self, data: st.DataObject, callbacks: int) -> None:
+        """Cancel a caller at one of the next moments, between any two steps of any tasks."""
         caller = data.draw(st.sampled_from([each for each in self.callers if not each.task.done()]))
-
-        async def cancel() -> None:
-            caller.task.cancel()
-
-        self.run(cancel())
+        self.loop.after(callbacks, caller.task.cancel)
 
     @invariant()
     def never_more_than_the_pool_allows(self) -> None:
-        assert self.database.open + self.database.connecting <= MAX_SIZE
+        assert self.database.most <= MAX_SIZE
 
     @invariant()
     def every_waiter_ends_by_its_deadline(self) -> None:
@@ -379,12 +209,7 @@ class PoolMachine(RuleBasedStateMachine):
             if hasattr(self, "pool"):
                 self.run(end())
         finally:
-            for _ in range(3):
-                tasks = asyncio.all_tasks(self.loop)
-                for task in tasks:
-                    task.cancel()
-                self.loop.run_until_complete(asyncio.wait(tasks)) if tasks else None
-            self.loop.close()
+            self.loop.end()
 
 
 PoolMachine.TestCase.settings = settings(
@@ -412,9 +237,9 @@ class WithoutDeadline(Pool):
 
 def recover(kind: type[Pool], latency: float, outage: float) -> tuple[float, float]:
     """Return how long after an outage the first of 60 statements a second is served, and how long until 99 % are."""
-    loop = SimulatedLoop()
 
     async def run() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
         database = Database()
         database.latency = latency
         pool = await make_pool(kind, database, max_size=10)
@@ -439,10 +264,7 @@ def recover(kind: type[Pool], latency: float, outage: float) -> tuple[float, flo
         await pool.close()
         return min(served, default=float("inf")) - back, max(lost, default=back) - back
 
-    try:
-        return loop.run_until_complete(run())
-    finally:
-        loop.close()
+    return simulate(run())
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.005, 0.02, 0.08])
@@ -480,7 +302,6 @@ class NeverRests(Silence):
 
 def slow_reads(silence: type[Silence]) -> int:
     """Return how many statements a database of which every read takes 3 s gets beyond the 60 reads of a minute."""
-    loop = SimulatedLoop()
 
     async def run() -> int:
         database = Database()
@@ -490,10 +311,7 @@ def slow_reads(silence: type[Silence]) -> int:
         await fetching.close()
         return database.sent.total() - 20 * MAX_SIZE
 
-    try:
-        return loop.run_until_complete(run())
-    finally:
-        loop.close()
+    return simulate(run())
 
 
 def test_a_slow_database_gets_one_statement_more_in_30_seconds() -> None:
@@ -513,9 +331,9 @@ class TrustsSiblings(Pool):
 
 def forget(kind: type[Pool], latency: float, writes: bool) -> list[float]:
     """Return the seconds that each of six statements in a row takes once every idle connection is forgotten."""
-    loop = SimulatedLoop()
 
     async def run() -> list[float]:
+        loop = asyncio.get_running_loop()
         database = Database()
         database.latency = latency
         pool = await make_pool(kind, database, max_size=MAX_SIZE)
@@ -539,10 +357,7 @@ def forget(kind: type[Pool], latency: float, writes: bool) -> list[float]:
         await fetching.close()
         return seconds
 
-    try:
-        return loop.run_until_complete(run())
-    finally:
-        loop.close()
+    return simulate(run())
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.005, 0.02, 0.08])

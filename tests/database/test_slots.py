@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.app import create_app
 from api.database import batching, slots
 from api.database.batching import Batcher
 from api.database.options import Limits
+from api.database.slots import Slots
 from tests.support.database import locked
 from tests.support.metrics import scrape
 from tests.support.serving import serve, settings_for
@@ -189,6 +192,38 @@ def test_a_batch_beside_a_single_call_does_not_wait(new_world: Callable[[float],
     world.loop.run_until_complete(main())
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_call_finds_a_slot_half_a_millisecond_after_a_read_and_a_whole_one_after_a_write(
+    new_world: Callable[[float], World], writes: bool
+) -> None:
+    world = new_world(80)
+    keys = count()
+    batcher = Batcher.write(world.run, LIMITS, key=lambda _: next(keys)) if writes else world.batcher()
+
+    async def main() -> None:
+        calls = await _call(batcher, 1, 3, 3)
+        await asyncio.sleep(0.0006)
+        calls += await _call(batcher, 1)
+        assert world.sizes == ([1, 3] if writes else [1, 3, 4])
+        await asyncio.gather(*calls)
+
+    world.loop.run_until_complete(main())
+
+
+def test_a_statement_that_ends_within_a_pause_leaves_its_slot(new_world: Callable[[float], World]) -> None:
+    world = new_world(80)
+    batcher: Batcher[object, object] = Batcher.read(world.run, LIMITS._replace(in_flight=2, max_size=3))
+
+    async def main() -> None:
+        calls = await _call(batcher, 1, 3, 5)
+        assert world.sizes == [1, 3]
+        await asyncio.sleep(0.085)
+        assert world.sizes == [1, 3, 3, 2]  # not only after 0.1 s, when a slot is given back
+        await asyncio.gather(*calls)
+
+    world.loop.run_until_complete(main())
+
+
 def test_a_full_batch_does_not_wait(new_world: Callable[[float], World]) -> None:
     world = new_world(80)
 
@@ -282,3 +317,169 @@ async def _create_while_locked(database: str, url: str) -> None:
             assert scrape(url).value("users_api_pool_in_use") == 2
             assert scrape(url).value("users_api_pool_waiting") == 0
         assert {answer.status_code for answer in await asyncio.gather(*posts)} == {201}
+
+
+# The slots alone
+
+
+class Alone:
+    """Slots without a batcher: what may start, and the times at which they ask for the next batch."""
+
+    def __init__(self, loop: SimulatedLoop, *, writes: bool = False, has_room: bool = True) -> None:
+        self.loop = loop
+        self.waiting = [None]
+        self.resumed: list[float] = []
+        self.slots = Slots(self.waiting, lambda: has_room, self._resume, writes=writes)
+
+    def _resume(self, limits: Limits, now: float) -> None:
+        assert limits is LIMITS
+        assert now == self.loop.time()
+        self.resumed.append(now)
+
+    def is_free(self, after: float, others: int = 1) -> bool:
+        """Return True if a statement may start beside others, so many seconds after the last one."""
+        return self.slots.has_free(self.slots.started + after, others, LIMITS)
+
+
+@pytest.fixture
+def alone(new_world: Callable[[float], World]) -> Callable[..., Alone]:
+    return partial(Alone, new_world(0).loop)
+
+
+# Reads that took 10 ms at least: other statements in flight, calls that wait, whether the last statement serves a
+# single one, and the seconds since it was sent: is a slot free?
+READS: list[tuple[int, int, bool, float, bool]] = [
+    (0, 1, False, 0.0, True),
+    (1, 1, False, 0.0004, False),  # half a millisecond apart
+    (1, 1, False, 0.0005, True),
+    (1, 127, False, 0.0, False),
+    (1, 128, False, 0.0, True),  # a full batch cannot grow
+    (MOST - 1, 128, False, 0.0, True),
+    (MOST, 128, False, 0.0, False),  # as many as BATCH_IN_FLIGHT
+    (1, 1, True, 0.0, True),  # beside a single call
+    (2, 1, True, 0.0, False),
+    (2, 1, True, 0.0005, True),
+]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize(("others", "waiting", "is_single", "after", "expected"), READS)
+async def test_when_a_slot_is_free(
+    alone: Callable[..., Alone],
+    others: int,
+    waiting: int,
+    is_single: bool,
+    after: float,
+    expected: bool,
+    has_room: bool,
+) -> None:
+    found = alone(has_room=has_room)
+    found.slots.note(0.01, 0.0)
+    found.slots.is_single = is_single
+    found.waiting *= waiting
+    assert found.is_free(after, others) is (expected and (has_room or not others))
+
+
+@pytest.mark.parametrize(("writes", "spacing"), [(False, 0.0005), (True, 0.001)])
+async def test_statements_start_apart_by_what_they_cost(
+    alone: Callable[..., Alone], writes: bool, spacing: float
+) -> None:
+    """Beside one that takes longer than two such times; else it is taken for stuck after 10 ms."""
+    found = alone(writes=writes)
+    assert found.is_free(spacing)
+    assert not found.is_free(0.9 * spacing)
+    found.slots.note(2 * spacing, 0.0)
+    assert found.is_free(spacing)
+    assert not found.is_free(0.9 * spacing)
+    assert not found.is_free(spacing, others=2)
+    found.slots.note(1.9 * spacing, 0.0)
+    assert not found.is_free(0.0099)
+    assert found.is_free(0.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.25, 0.75, 1.0, 2.5]), st.sampled_from([0.0004, 0.001, 0.0018, 0.0026])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_shortest_of_the_last_one_or_two_seconds_counts(notes: list[tuple[float, float]]) -> None:
+    found = Slots([None], lambda: True, lambda _limits, _now: None, writes=False)
+    windows: list[list[float]] = [[]]
+    now, ends = 0.0, 0.0
+    for gap, seconds in notes:
+        now += gap
+        found.note(seconds, now)
+        if now >= ends:
+            windows.append([])
+            ends = now + 1.0
+        windows[-1].append(seconds)
+    shortest = min(windows[-1] + windows[-2])
+
+    async def overlapping() -> list[int]:
+        return [others for others in range(1, MOST) if found.has_free(0.0005, others, LIMITS)]
+
+    with closing(SimulatedLoop()) as loop:
+        counted = loop.run_until_complete(overlapping())
+    assert counted == [others for others in range(1, MOST) if others + 1 <= shortest / 0.0005]
+
+
+def test_one_timer_ends_a_pause(alone: Callable[..., Alone]) -> None:
+    """It is not shorter than the millisecond that uvloop counts in."""
+    found = alone()
+
+    async def main() -> None:
+        for after in (0.0, 0.0002):
+            assert not found.is_free(after)
+        await asyncio.sleep(0.0009)
+        assert found.resumed == []
+        await asyncio.sleep(1)
+        assert found.resumed == [pytest.approx(0.001)]
+        del found.resumed[:]
+        found.slots.note(0.0001, 0.0)
+        assert not found.is_free(0.002)
+        await asyncio.sleep(0.0079)
+        assert found.resumed == []
+        await asyncio.sleep(1)
+        assert found.resumed == [pytest.approx(1.0009 + 0.008)]
+
+    found.loop.run_until_complete(main())
+
+
+def test_a_slot_is_given_back_after_a_tenth_of_a_second(alone: Callable[..., Alone]) -> None:
+    found = alone()
+
+    async def until(at: float) -> set[object]:
+        await asyncio.sleep(at - found.loop.time())
+        return set(found.slots.held)
+
+    async def main() -> None:
+        for sent in (5.0, 5.03):
+            await until(sent)
+            found.slots.held[sent] = found.loop.time()
+            found.slots.watch(LIMITS)
+        assert await until(5.099) == {5.0, 5.03}
+        assert await until(5.101) == {5.03}
+        assert await until(5.129) == {5.03}
+        assert await until(5.131) == set()
+        assert {round(at, 3) for at in found.resumed} == {5.1, 5.13}
+
+    found.loop.run_until_complete(main())
+
+
+def test_the_timer_of_the_slots_goes_on_while_a_call_waits(alone: Callable[..., Alone]) -> None:
+    """The wait of a call for its key is bounded, though no statement holds a slot."""
+    found = alone()
+
+    async def main() -> None:
+        found.slots.watch(LIMITS)
+        await asyncio.sleep(0.35)
+        assert found.resumed == [pytest.approx(seconds) for seconds in (0.1, 0.2, 0.3)]
+        found.waiting.clear()
+        await asyncio.sleep(60)
+        assert len(found.resumed) == 4
+        assert found.slots.timer is None
+
+    found.loop.run_until_complete(main())

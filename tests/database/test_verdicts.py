@@ -15,7 +15,6 @@ import pytest
 
 from api.app import create_app
 from api.database.verdicts import TABLE, Next, verdict_of
-from api.errors import OutcomeUnknownError, to_problem
 from api.neon.url import parse_url
 from tests.support.database import execute, locked, wait_until_true
 from tests.support.serving import serve, settings_for
@@ -359,63 +358,3 @@ async def test_a_taken_address_is_told_while_indexes_are_replaced(database: str,
     taken = "urn:problem:users-api:email-taken"
     expected = {("patch", 409, taken), ("post", 409, taken), ("keyed", 409, taken), ("load", 200, taken)}
     assert set(answers) == expected | {("race", 201, "")}, answers
-
-
-def failed(cause: Exception) -> Exception:
-    """A bug that an error of PostgreSQL led to."""
-    try:
-        try:
-            raise cause
-        except Exception as error:
-            raise LookupError("a bug") from error
-    except LookupError as bug:
-        return bug
-
-
-def answered(code: str, text: str, **fields: str) -> asyncpg.PostgresError:
-    """What asyncpg raises for an error of PostgreSQL's own."""
-    error: asyncpg.PostgresError = asyncpg.PostgresError.new(
-        {"S": "ERROR", "C": code, "M": text, "D": f"Failing row contains ({BAD}).", "R": "ereport", **fields}
-    )
-    return error
-
-
-AT_RAISE = "PL/pgSQL function refuse() line 1 at RAISE"
-
-
-def closed_after(cause: Exception) -> Exception:
-    error = asyncpg.ConnectionDoesNotExistError(f"connection was closed in the middle of operation: {cause.args[0]}")
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (answered("P0001", f"no: {BAD}", W=AT_RAISE), "RaiseError (SQLSTATE P0001, function refuse)"),
-        (
-            answered("57P01", f"no: {BAD}", W=f"{AT_RAISE}\nSQL statement", n=BAD, t=BAD),
-            "AdminShutdownError (SQLSTATE 57P01, function refuse)",
-        ),
-        (answered("ZZ123", f"no: {BAD}"), "UnknownPostgresError (SQLSTATE ZZ123)"),
-        (answered("22P02", f'invalid input syntax for type integer: "{BAD}"'), "(SQLSTATE 22P02)"),
-        (answered("XX000", f"could not parse {BAD}"), "InternalServerError (SQLSTATE XX000)"),
-        (
-            answered("22001", "too long", W=f'COPY users, line 1, column email: "{BAD}"'),
-            "StringDataRightTruncationError (SQLSTATE 22001)",
-        ),
-        (asyncpg.DataError(f"invalid input for query argument $1: {BAD!r}"), "DataError (SQLSTATE 22000)"),
-        (closed_after(answered("P0001", f"no: {BAD}", W=AT_RAISE)), "(SQLSTATE P0001, function refuse)"),
-        (answered("42P01", 'relation "users" does not exist'), 'relation "users" does not exist'),
-        (asyncpg.PostgresError.new({"S": "ERROR", "C": "XX000", "M": "endpoint is disabled"}), "endpoint is disabled"),
-    ],
-    ids=repr,
-)
-def test_no_text_that_may_quote_a_row_is_logged(error: Exception, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    unknown = OutcomeUnknownError()
-    unknown.__cause__ = error
-    for each in (unknown, failed(error), failed(failed(error))):
-        caplog.clear()
-        to_problem(each, "id")
-        assert words in caplog.text
-        assert BAD not in caplog.text

@@ -3,11 +3,13 @@
 import os
 import ssl
 import string
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +19,19 @@ from api.neon.url import parse_url
 SECRET = "npg_sesame"
 NEON = f"postgresql://owner:{SECRET}@ep-cool-1-pooler.eu-central-1.aws.neon.tech/neondb"
 LOCAL = f"postgresql://owner:{SECRET}@localhost/neondb"
+KEEPALIVE = ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The only authority of the system: to read all those of a real one for each URL would take most of the time."""
+    directory = tmp_path_factory.mktemp("authorities")
+    path = directory / "one.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        patch.setenv("SSL_CERT_DIR", str(directory))
+        yield path
 
 
 def notes_of(url: str) -> str:
@@ -66,13 +81,33 @@ def test_honoured_keys_reach_both_drivers() -> None:
     assert url.notes == ()
 
 
+def test_an_address_and_a_file_of_authorities_reach_both_drivers(authority: Path) -> None:
+    url = parse_url(f"{NEON}?hostaddr=203.0.113.1&sslrootcert={quote(str(authority))}")
+    assert url.sslrootcert == authority
+    assert url.asyncpg_arguments()["host"] == ["203.0.113.1"]
+    keywords = url.psycopg_arguments()
+    assert (keywords["hostaddr"], keywords["sslrootcert"]) == ("203.0.113.1", str(authority))
+
+
+@pytest.mark.parametrize("seconds", [1, 600])
+def test_the_bounds_of_a_timeout(seconds: int) -> None:
+    assert parse_url(f"{LOCAL}?connect_timeout={seconds}").connect_timeout == seconds
+
+
+@pytest.mark.parametrize("value", ["any", "primary", "standby", "prefer-standby", "read-write", "read-only"])
+def test_the_sessions_that_both_drivers_can_choose(value: str) -> None:
+    url = parse_url(f"{LOCAL}?target_session_attrs={value}")
+    assert url.asyncpg_arguments()["target_session_attrs"] == value
+
+
 @pytest.mark.parametrize(
     ("before_database", "query", "hosts"),
     [
         ("u:p@db", "", [("db", 5432)]),
         ("u:p@[::1]:5433", "", [("::1", 5433)]),
         ("u:p@[fe80::1%25eth0]", "", [("fe80::1%eth0", 5432)]),
-        ("u:p@a:5432,b:5433", "", [("a", 5432), ("b", 5433)]),
+        ("u:p@a:1,b:65535", "", [("a", 1), ("b", 65535)]),
+        (f"u:p@{'a' * 63}.com.", "", [(f"{'a' * 63}.com.", 5432)]),
         ("u:p@a,b:5433", "", [("a", 5432), ("b", 5433)]),
         ("u:p@", "host=a,b&port=1,2", [("a", 1), ("b", 2)]),
         ("u:p@", "host=a,b&port=5433", [("a", 5433), ("b", 5433)]),
@@ -167,8 +202,12 @@ def test_sslmode(url: str, sslmode: str, note: str) -> None:
         ("connection_limit=5", "connection_limit: dropped, POOL_MAX_SIZE"),
         ("pool_timeout=5", "pool_timeout: dropped, ACQUIRE_TIMEOUT_SECONDS"),
         ("schema=public", "schema: dropped, the role's search_path"),
-        ("sslcert=/x&sslkey=/y", "sslkey: dropped, Neon supports no client certificates"),
-        ("passfile=/x", "passfile: dropped, no file adds"),
+        ("socket_timeout=5", "socket_timeout: dropped, STATEMENT_TIMEOUT_SECONDS"),
+        ("statement_cache_size=0", "statement_cache_size: dropped, STATEMENT_CACHE_SIZE"),
+        *((f"{key}=1", f"{key}: dropped, every socket has TCP keepalive") for key in KEEPALIVE),
+        *((f"{key}=/x", f"{key}: dropped, no file adds") for key in ("passfile", "service")),
+        *((f"{key}=true", f"{key}: dropped, sslmode decides") for key in ("ssl", "sslaccept")),
+        *((f"{key}=/x", f"{key}: dropped, Neon supports no client") for key in ("sslcert", "sslkey", "sslpassword")),
         ("colour=blue", "colour: dropped, not a key that this application knows"),
         (f"{SECRET}%21%0A=1", "a key that is not a name: dropped"),
     ],
@@ -218,7 +257,7 @@ def test_disabled_channel_binding_is_honoured_without_a_note() -> None:
         (f"{LOCAL}?password={SECRET}&{SECRET}", "has no ="),
         (f"{LOCAL}?sslmode={SECRET}", "sslmode must be one of disable"),
         (f"{LOCAL}?channel_binding={SECRET}", "channel_binding must be one of"),
-        (f"{LOCAL}?target_session_attrs={SECRET}", "target_session_attrs must be one of"),
+        (f"{LOCAL}?target_session_attrs={SECRET}", "target_session_attrs must be one of any, primary"),
         (f"{LOCAL}?sslnegotiation={SECRET}", "sslnegotiation must be one of"),
         (f"{LOCAL}?sslnegotiation=direct", "needs TLS"),
         (f"{LOCAL}?connect_timeout=0", "connect_timeout must be"),

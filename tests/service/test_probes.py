@@ -37,7 +37,9 @@ def shut(database: str, postgres: str) -> Iterator[Callable[[bool], None]]:
     shut_or_open(False)
 
 
-def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, shut: Callable[[bool], None]) -> None:
+def test_ready_says_no_from_a_failure_until_the_database_is_back(
+    database: str, shut: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
     with (
         serve(create_app(settings_for(database, acquire_timeout_seconds=0.5))) as url,
         httpx.Client(base_url=url) as client,
@@ -48,6 +50,7 @@ def test_ready_says_no_from_a_failure_until_the_database_is_back(database: str, 
         refused = client.get("/ready")
         assert_problem(refused, 503, "unavailable")
         assert refused.headers["retry-after"] == "1"
+        assert "the query of the probe failed, or takes too long" in caplog.text
         assert client.get("/health").status_code == 200
         shut(False)
         # A server that is not ready gets no requests: it must find out by itself.
