@@ -11,6 +11,7 @@ from starlette.types import Scope
 from api.errors import Problem
 
 MAX_BODY_BYTES = 64 * 1024
+_MOST = b"%d" % MAX_BODY_BYTES
 MIN_BYTES_A_SECOND = 1024
 """The lowest average rate of a request body: a slower client would hold a connection or a slot for too long."""
 
@@ -87,8 +88,9 @@ def is_encoded(content_encoding: bytes | None) -> bool:
 
 async def _read_bytes(request: Request) -> bytes:
     # A declared length above the bound is refused before a byte is read; a chunked body declares none and is counted.
-    # Leading zeros are stripped, since Python refuses to parse a number of more than 4,300 digits.
-    if int((read_header(request, b"content-length") or b"").lstrip(b"0") or 0) > MAX_BODY_BYTES:
+    # It is compared as digits, since Python refuses to parse a number of more than 4,300.
+    declared = (read_header(request, b"content-length") or b"").lstrip(b"0")
+    if (len(declared), declared) > (len(_MOST), _MOST):
         raise body_too_large()
     body = bytearray()
     more_body = True

@@ -84,7 +84,7 @@ def read_key(request: Request) -> str | None:
         return None
     quoted = _QUOTED.fullmatch(header)
     key = re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else header
-    if not (1 <= len(key) <= _MAX_BYTES and re.fullmatch(rb"[ -~]+", key)):
+    if not (len(key) <= _MAX_BYTES and re.fullmatch(rb"[ -~]+", key)):
         raise invalid_key()
     return key.decode()
 

@@ -3,12 +3,19 @@
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from pydantic import create_model
+from pydantic import BaseModel, create_model
+from starlette.requests import Request
+from starlette.types import Message
 
 from api.errors import Problem
-from api.http.request import parse_json
+from api.http.request import MAX_BODY_BYTES, parse_json, read_body
 from api.resources import cursors, fields
 from api.users import emails, schemas
+
+
+class Anything(BaseModel):
+    """A body of which nothing is asked."""
+
 
 FIELDS = {
     name: found
@@ -37,3 +44,25 @@ def test_another_type_is_a_validation_error(name: str, value: str) -> None:
         parse_json(model, b'{"field":%s}' % value.encode())
     assert (refused.value.status, refused.value.kind) == (422, "invalid")
     assert [error["loc"][:2] for error in refused.value.errors or ()] == [["body", "field"]]
+
+
+@pytest.mark.parametrize("digits", [str(MAX_BODY_BYTES + 1), "10" * 3, "9" * 4301, "1" + "0" * 9000])
+async def test_a_declared_length_of_any_size_is_refused_before_a_byte_is_read(digits: str) -> None:
+    """Our own server refuses the longest ones before; another one may not."""
+
+    async def receive() -> Message:
+        raise AssertionError("the body was asked for")
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", digits.encode())]
+    with pytest.raises(Problem) as refused:
+        await read_body(Request({"type": "http", "headers": headers}, receive), Anything)
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("digits", ["", "0", "2", "0" * 5000 + "2", "99", str(MAX_BODY_BYTES)])
+async def test_a_length_up_to_the_bound_is_taken(digits: str) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}"}
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", digits.encode())]
+    assert await read_body(Request({"type": "http", "headers": headers}, receive), Anything) == Anything()
