@@ -21,6 +21,7 @@ from api.database.fetch import PooledDatabase
 from api.database.options import database_options
 from api.database.pooling import is_pooled, meet_backends
 from api.environment import SettingsError
+from api.errors import OutcomeUnknownError
 from api.settings import Settings
 from api.users.bulk.formats import FORMATS, Format
 from api.users.bulk.importing import Counts, Import
@@ -68,8 +69,11 @@ def import_users(file: BinaryIO, format_name: str | None, on_conflict: OnConflic
     counts = Counts()
     try:
         asyncio.run(_import(settings, file, format, on_conflict, counts))
-    except BaseException:
-        click.echo(f"users-api: the import stopped after line {counts.lines:,} of {file.name}", err=True)
+    except BaseException as error:
+        message = f"users-api: the import stopped after line {counts.lines:,} of {file.name}"
+        if isinstance(error, (KeyboardInterrupt, OutcomeUnknownError)):
+            message += "; the next chunk may have been written too: run it again with --on-conflict skip"
+        click.echo(message, err=True)
         raise
     if counts.refused:
         sys.exit(1)

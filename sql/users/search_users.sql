@@ -18,7 +18,7 @@ with entries as (
                 id,
                 body,
                 coalesce(
-                    lower(name collate pg_c_utf8) >= prefix and lower(name collate pg_c_utf8) < last
+                    lower(name collate pg_c_utf8) >= prefix
                     and lower(name collate pg_c_utf8) < lower(email collate pg_c_utf8),
                     false
                 ) as is_second

@@ -5,13 +5,25 @@ from collections import Counter
 
 import asyncpg
 import httpx
+import pytest
 
 from api.app import create_app
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
+from api.database.statements import Statement
+from api.neon.url import parse_url
 from api.users import queries
-from tests.support.database import execute
+from api.users.statements import (
+    DELETE_USERS,
+    IMPORT_USERS,
+    IMPORT_USERS_UPDATE,
+    INSERT_USERS,
+    INSERT_USERS_ONCE,
+    UPDATE_USERS,
+)
+from tests.support.database import execute, locked
 from tests.support.serving import serve, settings_for
+from tests.support.statements import arguments
 
 USERS = "/api/v1/users"
 
@@ -58,6 +70,24 @@ async def test_one_connection_serves_many_clients(database: str) -> None:
             answers = await asyncio.gather(*(many.post(USERS, json={"email": f"{n}@example.com"}) for n in range(60)))
             assert {answer.status_code for answer in answers} == {201}
             assert len((await many.get(USERS)).json()) == 60
+
+
+@pytest.mark.parametrize(
+    "write", [INSERT_USERS, INSERT_USERS_ONCE, UPDATE_USERS, DELETE_USERS, IMPORT_USERS, IMPORT_USERS_UPDATE]
+)
+async def test_a_write_waits_for_a_row_as_long_as_it_is_told(database: str, write: Statement) -> None:
+    """It sets no time for the statements after it, which a pooler may send over the same connection for others."""
+    execute(database, "insert into users (email) values ('user1@example.com')")
+    connection = await asyncpg.connect(**parse_url(database).asyncpg_arguments())
+    *values, _ = arguments(write, 1)
+    try:
+        held = "update users set name = 'held'; insert into users (email) values ('new1@example.com')"
+        with locked(database, held), pytest.raises(asyncpg.LockNotAvailableError):
+            await connection.fetch(write.sql, *values, "20ms", timeout=5)
+        await connection.fetch(write.sql, *values, "20ms")
+        assert await connection.fetchval("show lock_timeout") == "0"
+    finally:
+        await connection.close()
 
 
 async def test_two_workers_that_create_the_same_users_never_deadlock(database: str) -> None:

@@ -3,10 +3,13 @@
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import asyncpg
 import httpx
 import psycopg
 import pytest
@@ -16,15 +19,21 @@ import api
 from api.app import create_app
 from api.database.fetch import PooledDatabase
 from api.database.options import database_options
+from api.database.statements import Statement, declared_statements
+from api.errors import DatabaseUnavailableError
 from api.neon.url import parse_url
 from api.resources import idempotency
 from api.users.queries import select_users
+from api.users.statements import INSERT_USERS_ONCE
 from tests.support.database import execute, locked, wait_until_true, wait_until_waiting
 from tests.support.rig import Cut, Injection, NeonDatabase, Point, Rig
 from tests.support.serving import serve, settings_for
+from tests.support.simulated import SimulatedLoop
+from tests.support.statements import arguments
 from tests.support.users import assert_problem
 from tests.support.waiting import wait_until
 
+(DELETE_EXPIRED,) = (each for each in declared_statements() if each.name == "idempotency/delete_expired_keys.sql")
 OPERATIONS = Path(api.__file__).parent.parent / "docs/operations.md"
 USERS = "/api/v1/users"
 ADA = {"email": "ada@example.com", "name": "Ada"}
@@ -232,6 +241,15 @@ def test_a_twin_that_waits_at_the_key_alone_leaves_no_user(
     assert client.get(USERS).json() == []
 
 
+def test_what_an_index_of_the_operator_refuses_is_told_as_without_a_key(client: httpx.Client, database: str) -> None:
+    execute(database, "create unique index one_name on users (name)")
+    assert create(client, "one").status_code == 201
+    other = {"email": "other@example.com", "name": "Ada"}
+    plain, keyed = client.post(USERS, json=other), create(client, "two", **other)
+    assert plain.status_code == 409
+    assert {**keyed.json(), "request_id": ""} == {**plain.json(), "request_id": ""}
+
+
 @pytest.mark.parametrize("cut", [Cut.RESET, Cut.CLOSE])
 def test_a_creation_whose_answer_was_lost_can_be_sent_again(rig: Rig, neon: NeonDatabase, cut: Cut) -> None:
     """The connection to PostgreSQL is cut after the commit, before its answer: the client cannot know what happened."""
@@ -285,6 +303,45 @@ def test_answers_are_kept_for_a_day_and_then_purged_in_small_steps(client: httpx
     assert execute(database, LEFT) == [(f"old{n}",) for n in range(8, 0, -1)]
     client.post(USERS, json={"email": "grace@example.com"})
     assert len(execute(database, LEFT)) == 8
+
+
+@pytest.mark.parametrize(("younger", "is_kept"), [(0, False), (1, True)])
+async def test_a_key_expires_at_one_moment(database: str, younger: int, is_kept: bool) -> None:
+    """In that microsecond it is not replayed any more, and no longer in the way of the next use."""
+    connection = await asyncpg.connect(**parse_url(database).asyncpg_arguments())
+
+    async def add(key: str, age: str) -> None:
+        await connection.execute(
+            "insert into idempotency_keys (caller, key, fingerprint, body, created_at)"
+            f" values ('', '{key}', 'f', '', now() - interval '{age}' + {younger} * interval '1 microsecond')"
+        )
+
+    async def keys() -> set[str]:
+        return {key for (key,) in await connection.fetch("select key from idempotency_keys")}
+
+    try:
+        await connection.execute("begin")  # now() stands still
+        # The statement deletes the two oldest ones, whatever their keys are, and the one of its own key.
+        for key, age in {"old": "25 hours", "older": "26 hours", "1": "24 hours"}.items():
+            await add(key, age)
+        (row,) = await connection.fetch(INSERT_USERS_ONCE.sql, *arguments(INSERT_USERS_ONCE, 1))
+        assert row["is_replayed"] == is_kept
+        assert await keys() == {"1"}
+        await add("2", "24 hours")
+        await connection.fetch(INSERT_USERS_ONCE.sql, *arguments(INSERT_USERS_ONCE, 1))
+        assert ("2" in await keys()) == is_kept
+        await add("3", "24 hours")
+        (counted,) = await connection.fetch(DELETE_EXPIRED.sql, 10)
+        assert counted["deleted"] == (0 if is_kept else 1)
+        assert ("3" in await keys()) == is_kept
+    finally:
+        await connection.close()
+
+
+def test_of_the_expired_keys_the_oldest_are_erased_first(database: str) -> None:
+    execute(database, f"{OLD}; update idempotency_keys set body = 'moved' where key = 'old10'")
+    assert execute(database, DELETE_EXPIRED.sql.replace("$1", "2")) == [(2,)]
+    assert execute(database, LEFT) == [(f"old{n}",) for n in range(8, 0, -1)]
 
 
 def test_an_expired_answer_that_somebody_else_deletes_is_not_waited_for(
@@ -359,9 +416,94 @@ def test_a_failure_to_erase_fails_no_request(
     with serve(create_app(settings_for(database))) as url, httpx.Client(base_url=url) as client:
         assert client.post(USERS, json=ADA).status_code == 201
         wait_until(lambda: "expired idempotency keys were not erased" in caplog.text)
+        assert "api.database" in {record.name for record in caplog.records if "not erased" in record.message}
         execute(database, "alter table elsewhere rename to idempotency_keys")
         assert client.get(USERS).status_code == 200
         wait_until_true(database, ERASED)
+
+
+class FakeDatabase:
+    """A database with so many expired keys, and the times of the statements that erase them."""
+
+    def __init__(self, expired: int) -> None:
+        self.expired = expired
+        self.answers = True
+        self.fails = False
+        self.metrics = SimpleNamespace(seconds=0.0)
+        self.times: list[float] = []
+
+    def use(self) -> None:
+        """Serve a request."""
+        self.metrics.seconds += 1.0
+
+    async def fetch(self, _: Statement, most: int) -> list[dict[str, int]]:
+        self.use()
+        self.times.append(asyncio.get_running_loop().time())
+        if self.fails:
+            raise DatabaseUnavailableError
+        deleted = min(most, self.expired)
+        self.expired -= deleted
+        return [{"deleted": deleted}]
+
+
+@contextmanager
+def erasing(expired: int) -> Iterator[tuple[FakeDatabase, Callable[[float], None]]]:
+    """Erase keys in simulated time; yield the database, and a function that lets time pass."""
+    database = FakeDatabase(expired)
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        task = runner.get_loop().create_task(idempotency.keep_erasing(database))  # type: ignore[arg-type]
+        runner.run(asyncio.sleep(0))  # until it waits
+        yield database, lambda seconds: runner.run(asyncio.sleep(seconds))
+        task.cancel()
+
+
+MINUTE, HOUR = 60.0, 3600.0
+
+
+@pytest.mark.parametrize(("expired", "statements"), [(2999, 3), (3000, 4)])
+def test_keys_are_erased_a_minute_after_use_and_then_once_an_hour(expired: int, statements: int) -> None:
+    with erasing(expired) as (database, wait):
+        wait(HOUR)
+        assert database.times == []
+        database.use()
+        wait(MINUTE)
+        # A thousand at a time, until a statement finds fewer.
+        assert (len(database.times), database.expired) == (statements, 0)
+        for _ in range(120):
+            database.use()
+            wait(MINUTE)
+        erased = [time - database.times[0] for time in database.times[statements - 1 :]]
+        assert erased == [0.0, HOUR, 2 * HOUR]
+
+
+def test_what_erases_is_no_use_of_the_database() -> None:
+    """Else it would wake a compute every hour that nothing else uses."""
+    with erasing(0) as (database, wait):
+        database.use()
+        wait(24 * HOUR)
+        assert len(database.times) == 1
+
+
+def test_after_a_failure_to_erase_the_next_attempt_is_an_hour_later() -> None:
+    with erasing(1) as (database, wait):
+        database.fails = True
+        for _ in range(90):
+            database.use()
+            wait(MINUTE)
+            database.fails = False
+        first, *others = database.times
+        assert [time - first for time in others] == [HOUR]
+
+
+def test_nothing_is_erased_from_a_database_that_does_not_answer() -> None:
+    with erasing(1) as (database, wait):
+        database.answers = False
+        database.use()
+        wait(HOUR)
+        assert database.times == []
+        database.answers = True
+        wait(MINUTE)
+        assert len(database.times) == 1
 
 
 STATEMENT = "delete from public.idempotency_keys where resource = 'users' and coalesce(row_id, user_id) = 42"

@@ -4,6 +4,7 @@ import difflib
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -332,6 +333,9 @@ def test_both_answer_the_same(pair: Pair) -> None:
     assert statuses == {200, 201, 204, 404, 405, 409, 422}
 
 
+_TOO_DEEP = 500 if sys.version_info >= (3, 14) else 400
+"""The peer's answer: since Python 3.14, json parses what FastAPI then cannot describe."""
+
 # Where the contract promises more than the peer ever kept: the peer's status, then ours.
 STRICTER = [
     (Call("GET", USERS + "?skip=-1"), 500, 422),
@@ -341,7 +345,7 @@ STRICTER = [
     (Call("POST", USERS, {"email": "nul@example.com", "name": "\0"}), 500, 422),
     (Call("POST", USERS, {"email": "surrogate@example.com", "name": "\ud800"}), 500, 422),
     (Call("POST", USERS, b'{"email": "nan@example.com", "name": NaN}'), 500, 422),
-    (Call("POST", USERS, b"[" * 20_000 + b"]" * 20_000), 400, 422),
+    (Call("POST", USERS, b"[" * 20_000 + b"]" * 20_000), _TOO_DEEP, 422),
     (Call("POST", USERS, b'{"email": "\xff@example.com"}'), 400, 422),
     (Call("POST", USERS, {"email": "large@example.com", "name": "x" * 70_000}), 422, 413),
     (Call("POST", USERS, {"email": "text@example.com"}, "text/plain"), 422, 415),

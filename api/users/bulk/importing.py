@@ -92,11 +92,14 @@ class Import:
             if self._writing is not None:
                 # The chunk in flight is cancelled: it is written as a whole or not at all.
                 self._writing.cancel()
-                (end,) = await asyncio.gather(self._writing, return_exceptions=True)
-                # After a disconnect no client is left to inform, and the log would report a false failure.
-                is_connected = not isinstance(error, ClientDisconnect)
-                if is_connected and isinstance(end, OutcomeUnknownError) and end is not error:
-                    raise end from error
+                try:
+                    await asyncio.gather(self._writing, return_exceptions=True)
+                finally:  # even if the import is cancelled meanwhile, once its chunk has ended
+                    end = None if self._writing.cancelled() else self._writing.exception()
+                    # After a disconnect no client is left to inform, and the log would report a false failure.
+                    is_connected = not isinstance(error, ClientDisconnect)
+                    if is_connected and isinstance(end, OutcomeUnknownError) and end is not error:
+                        raise end from error
             raise
         self.counts.lines = self._parser.line
 

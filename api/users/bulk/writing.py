@@ -85,21 +85,22 @@ def copy_rows(connections: Sequence[asyncpg.Connection], write: WriteRows) -> Wr
 
 async def _copy(connection: asyncpg.Connection, rows: Sequence[Row]) -> bool:
     """Create the users of all rows, or of none: COPY tells how many rows it has written, but not which."""
-    await connection.execute("begin")
-    try:
-        status = await connection.copy_records_to_table(
-            "users",
-            schema_name="public",
-            columns=["email", "name"],
-            records=[(row.email, row.name) for row in rows],
-            timeout=_COPY_SECONDS,
-        )
-    except asyncpg.PostgresError:
-        await connection.execute("rollback")
-        raise
-    is_complete: bool = status == f"COPY {len(rows)}"
-    await connection.execute("commit" if is_complete else "rollback")
-    return is_complete
+    # asyncpg's own timeout would bound neither its question for the columns' types nor the other statements.
+    async with asyncio.timeout(_COPY_SECONDS):
+        await connection.execute("begin")
+        try:
+            status = await connection.copy_records_to_table(
+                "users",
+                schema_name="public",
+                columns=["email", "name"],
+                records=[(row.email, row.name) for row in rows],
+            )
+        except asyncpg.PostgresError:
+            await connection.execute("rollback")
+            raise
+        is_complete: bool = status == f"COPY {len(rows)}"
+        await connection.execute("commit" if is_complete else "rollback")
+        return is_complete
 
 
 async def write_rows(database: Database, on_conflict: OnConflict, request_id: str, rows: Sequence[Row]) -> Written:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -46,6 +47,7 @@ EMAIL_AND_NAME = (422, [["body", "email"], ["body", "name"]])
         (ADA + b"\n" + BOB + b"\n", [(1, A), (2, B)]),
         (b"\xef\xbb\xbf" + ADA + b"\r\n\r\n" + BOB, [(1, A), (3, B)]),
         (b"{\n" + ADA, [(1, BODY), (2, A)]),
+        (b"\n\xef\xbb\xbf" + ADA + b"\n\xef\xbb\xbf" + ADA, [(2, BODY), (3, BODY)]),
         (b'{"email":"ada@example.com","x":NaN}\n{"x":[-Infinity],"email":"bob@example.com"}', [(1, BODY), (2, BODY)]),
         (b'{"email":"ada@example.com","name":"NaN Infinity"}', [(1, A)]),
         # Two lines that are one list together, and two users on one line.
@@ -57,6 +59,7 @@ EMAIL_AND_NAME = (422, [["body", "email"], ["body", "name"]])
         (b'{"email":"ada\x00@example.com"}\n' + BOB, [(1, BODY), (2, B)]),
         (b"x" * 10_000_000 + b"\n" + BOB, [(1, (413, [])), (2, B)]),
         (b"x" * 10_000_000, [(1, (413, []))]),
+        (b"x" * 70_000 + b"\n" + BOB + b"\n\n" + ADA + b"\n", [(1, (413, [])), (2, B), (4, A)]),
         # A line of the greatest length, and one above it.
         (b'{"name":"' + b"x" * (MAX_RECORD_BYTES - 11) + b'"}\n' + BOB, [(1, EMAIL_AND_NAME), (2, B)]),
         (b'{"name":"' + b"x" * (MAX_RECORD_BYTES - 10) + b'"}\n' + BOB, [(1, (413, [])), (2, B)]),
@@ -150,6 +153,36 @@ def test_without_its_columns_a_file_is_no_csv(file: bytes) -> None:
 NASTY = [b'"', b",", b"\n", b"\r\n", b"a@b.co", b"\xff", b"\0", b"{", b"}", b'{"email":"a@b.co"}', b"x" * 70_000, b""]
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2, 3])
+def test_a_record_of_several_lines_may_arrive_line_by_line(at_a_time: int) -> None:
+    """And another one behind it."""
+    record = b'ada@example.com,"Ada\nLovelace\n""Countess"""\n'
+    file = b"email,name\n" + record + record + b'"bob@example.com",Bob\n' + record
+    lines = file.splitlines(keepends=True)
+    events = parse(CSVParser, [b"".join(lines[n : n + at_a_time]) for n in range(0, len(lines), at_a_time)])
+    assert told(events) == [(2, A), (5, A), (8, B), (9, A)]
+    assert {event.name for event in events if isinstance(event, Row)} == {'Ada\nLovelace\n"Countess"', "Bob"}
+
+
+def test_a_byte_order_mark_is_one_at_the_start_alone() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert told(parse(NDJSONParser, [mark + ADA + b"\n", mark + ADA + b"\n"])) == [(1, A), (2, BODY)]
+
+
+def test_a_name_that_is_not_there_is_no_empty_one() -> None:
+    events = parse(NDJSONParser, [BOB + b"\n" + ADA + b'\n{"email":"bob@example.com","name":null}'])
+    assert events == [Row(1, B, None, False), Row(2, A, "Ada", True), Row(3, B, None, True)]
+
+
+def test_the_apostrophe_that_guards_a_cell_is_removed() -> None:
+    file = b"email,name\n'=ada@example.com,''Ada\nbob@example.com,'"
+    assert parse(partial(CSVParser, is_guarded=True), [file]) == [
+        Row(2, "=ada@example.com", "'Ada", True),
+        Row(3, B, None, True),
+    ]
+    assert parse(CSVParser, [file])[1:] == [Row(3, B, "'", True)]
+
+
 @given(st.lists(st.sampled_from(NASTY)), st.lists(st.integers(0, 200_000)))
 def test_where_it_is_cut_changes_nothing(parts: list[bytes], places: list[int]) -> None:
     for make, start in ((NDJSONParser, b""), (CSVParser, b"email,name\n")):
@@ -185,6 +218,6 @@ def test_memory_stays_bounded_in_a_line_that_never_ends() -> None:
 def test_memory_stays_bounded_behind_a_quote_that_is_never_closed() -> None:
     parser = CSVParser()
     list(parser.feed(b'email\n"'))
-    for _ in range(20):  # twenty times the bound
+    for _ in range(3):  # three times the bound
         list(parser.feed(b"\n" * 65_000))
         assert len(parser._pending) <= MAX_RECORD_BYTES
