@@ -144,13 +144,17 @@ def delayed(socket: Path, distance_ms: float) -> Iterator[tuple[int, psutil.Proc
 
 
 def run_jobs(jobs: Iterable[Job], database: Database, round_number: int, warm_up: int) -> Iterator[Measurement]:
-    """Measure each job. Consecutive jobs with the same server share one process."""
+    """Measure each job. Consecutive jobs with the same server share one process, up to the first that writes.
+
+    A slow server has writes left when its clients are gone: they would reach the table of the next job.
+    """
     pending = list(jobs)
     while pending:
         first = pending[0]
         group = [first]
         for job in pending[1:]:
-            if (job.system, job.workers, job.distance_ms) != (first.system, first.workers, first.distance_ms):
+            is_same = (job.system, job.workers, job.distance_ms) == (first.system, first.workers, first.distance_ms)
+            if group[-1].workload.writes or not is_same:
                 break
             group.append(job)
         pending = pending[len(group) :]

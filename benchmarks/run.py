@@ -57,7 +57,7 @@ def main(
     """Compare this service with the same API written in other ways.
 
     Starts a PostgreSQL of its own with durable commits, then each system in turn, and loads it with wrk. Without
-    options it measures the targets and reports which are met, in less than ten minutes on two cores. Run nothing else
+    options it measures the targets and reports which are met, in about ten minutes on two cores. Run nothing else
     on the machine meanwhile.
 
     Writes comparison.json, comparison.md and SVG charts into benchmarks/results. With --quick, --only, --workload,

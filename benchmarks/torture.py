@@ -149,9 +149,10 @@ async def _run(
     end = asyncio.Event()
 
     def interrupt() -> None:
+        # Before the line is written: its reader may press Ctrl-C again at once.
+        loop.remove_signal_handler(signal.SIGINT)
         click.echo("\ninterrupted; press Ctrl-C again to exit without a result", err=True)
         end.set()
-        loop.remove_signal_handler(signal.SIGINT)
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     async with asyncio.TaskGroup() as group:

@@ -24,9 +24,10 @@ from api.app import create_app
 from api.auth.keys import make_api_key
 from benchmarks import endurance, latency, overload, plan, profile, recovery, scaling, soak
 from benchmarks.charts import Axis, Panel, line_chart, short
+from benchmarks.database import execute, new_database
 from benchmarks.delay import new_loop, start_proxy
 from benchmarks.instructions import FIGURES
-from benchmarks.measure import Job, Measurement, Point
+from benchmarks.measure import Job, Measurement, Point, run_jobs
 from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
 from benchmarks.progress import Progress
@@ -555,6 +556,19 @@ def test_a_run_measures_a_real_system(tmp_path: Path) -> None:
     for found in json.loads((tmp_path / "comparison.json").read_text())["measurements"]:
         assert (found["system"], found["workload"], found["warnings"]) == ("users_api", "mix", [])
         assert min(found["requests"], found["server_us"], found["postgres_us"], found["p50_ms"]) > 0
+
+
+@pytest.mark.heavy
+def test_no_write_reaches_the_table_of_the_next_job() -> None:
+    """The slow peer has most of its clients' writes left when they are gone."""
+    slow, ours = SYSTEMS["starlette_textbook"], SYSTEMS["users_api"]
+    with new_database() as database:
+        jobs = [
+            Job(system, WORKLOADS[workload], 1, 64, distance_ms=50.0, rows=1000, seconds=1)
+            for system, workload in ((slow, "create"), (slow, "get"), (ours, "create"), (ours, "get"))
+        ]
+        assert [each.warnings for each in run_jobs(jobs, database, 1, warm_up=0)] == [[]] * len(jobs)
+        assert execute(database.url, "select count(*) from users") == [(1000,)]
 
 
 @pytest.mark.heavy
