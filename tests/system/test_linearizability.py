@@ -35,6 +35,7 @@ from tests.support.rig import (
 )
 from tests.support.rig.injections import STATEMENT_POINTS
 from tests.support.serving import serve, settings_for
+from tests.support.waiting import wait_until
 from tests.support.workload import USERS_LEFT, Workload, final_reads
 
 pytestmark = pytest.mark.long
@@ -458,6 +459,8 @@ async def test_every_history_is_linearizable_while_neon_fails(rig: Rig, neon: Ne
     faults += [Injection(Point.CONNECT, said) for said in (*NEON_TRANSIENT, POOLER_FULL, Cut.RESET)]
 
     async def fail() -> None:
+        # On a slow machine they would pile up, and outlast the time that a request waits.
+        await asyncio.to_thread(wait_until, lambda: rig.pending <= 4)
         for fault in chance.sample(faults, 4):
             rig.inject(fault)
         if chance.random() < 0.3:
