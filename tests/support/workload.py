@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 
 from tests.support.history import Client, Fate, Kind, Operation, Recorder, Seen
+from tests.support.waiting import wait_until
 
 CLIENTS = 32
 ADDRESSES = 8
@@ -59,6 +60,7 @@ class Workload:
         self._names = count(1)
         self._numbers = count(0)
         self._left: dict[str, float] = {}  # operations left for each address in use
+        self._turns: dict[int, int] = {}  # of each client that runs
         self._addresses = [self._new_address() for _ in range(addresses)]
 
     async def run(self, wanted: Callable[[], object], clients: int = CLIENTS) -> None:
@@ -67,10 +69,16 @@ class Workload:
             for number in range(clients):
                 group.create_task(self._act(number, wanted))
 
+    async def settle(self) -> None:
+        """Wait until every operation that is under way has ended. Call it while clients run."""
+        begun = dict(self._turns)
+        await asyncio.to_thread(wait_until, lambda: all(self._turns[each] > turn for each, turn in begun.items()))
+
     async def _act(self, number: int, wanted: Callable[[], object]) -> None:
         chance = random.Random(number)
         async with self.recorder.client(self._url, number) as client:
             while wanted():
+                self._turns[number] = self._turns.get(number, 0) + 1
                 done = await self._one(client, chance)
                 # A read after one's own write shows staleness best.
                 if done.status in (200, 204) and done.kind in (Kind.PATCH, Kind.DELETE) and chance.random() < 0.3:
