@@ -163,7 +163,7 @@ def to_problem(error: Exception, request_id: str) -> Problem:
     """
     problem = _find_problem(error)
     if problem is None:
-        logger.error("request %s failed: %s\n%s", request_id, describe(error), _frames(error))
+        logger.error("request %s failed: %s", request_id, format_exception(error))
         return internal_error()
     # A 501 is about what the client sent.
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.status != HTTPStatus.NOT_IMPLEMENTED:
@@ -250,15 +250,20 @@ def _is_safe(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
     return group in _NAMES_OBJECTS or (group in _OF_PROXIES and error.server_source_function is None)
 
 
-def _frames(error: BaseException, *, quotes_value: bool = False) -> str:
-    """Return the traceback of an exception and its causes, whose messages `describe` has made safe.
+def format_exception(error: BaseException) -> str:
+    """Return the description of an exception and its traceback, those of its causes and of a group's exceptions."""
+    return f"{describe(error)}\nTraceback (most recent call last):\n{_frames(error)}".rstrip()
 
-    asyncpg's DataError comes from the exception of a codec, which may quote the same value. Its causes have no text.
-    """
+
+def _frames(error: BaseException, *, quotes_value: bool = False) -> str:
     lines = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    # asyncpg's DataError comes from the exception of a codec, which may quote the same value. Its causes have no text.
     quotes_value = quotes_value or isinstance(error, asyncpg.DataError)
-    cause = error.__cause__ or error.__context__
-    if cause is not None:
-        named = type(cause).__name__ if quotes_value else describe(cause)
-        lines += [f"caused by {named}\n", _frames(cause, quotes_value=quotes_value)]
-    return "".join(lines).rstrip()
+    causes = [("caused by", error.__cause__ or error.__context__)]
+    if isinstance(error, BaseExceptionGroup):
+        causes += [("with", each) for each in error.exceptions]
+    for link, cause in causes:
+        if cause is not None:
+            named = type(cause).__name__ if quotes_value else describe(cause)
+            lines += [f"{link} {named}\n", _frames(cause, quotes_value=quotes_value)]
+    return "".join(lines)

@@ -9,6 +9,7 @@ import structlog
 from structlog.types import EventDict, WrappedLogger
 
 from api.context import serving
+from api.errors import format_exception
 
 LOG_CONFIG: dict[str, Any] = {
     "version": 1,
@@ -33,18 +34,16 @@ def make_formatter() -> logging.Formatter:
 
 def json_formatter() -> logging.Formatter:
     """Return a formatter to JSON objects: timestamp (RFC 3339, UTC), level, logger, event, request_id and more."""
-    return _formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
+    return _formatter(structlog.processors.JSONRenderer())
 
 
 def console_formatter() -> logging.Formatter:
     """Return a formatter to lines for people."""
-    # structlog's default shows the local variables of every frame where rich is installed.
-    plain = structlog.dev.plain_traceback
     colours = not os.environ.get("NO_COLOR")  # https://no-color.org
-    return _formatter(structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain, sort_keys=False))
+    return _formatter(structlog.dev.ConsoleRenderer(colors=colours, sort_keys=False))
 
 
-def _formatter(*renderers: structlog.types.Processor) -> logging.Formatter:
+def _formatter(renderer: structlog.types.Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -53,8 +52,16 @@ def _formatter(*renderers: structlog.types.Processor) -> logging.Formatter:
             structlog.stdlib.ExtraAdder(),
             _add_request,
         ],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _add_exception, renderer],
     )
+
+
+def _add_exception(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Add the exception of a line, whoever logs it: Python's own format, and structlog's, may quote a row."""
+    _, error, _ = event.pop("exc_info", None) or (None, None, None)
+    if error is not None:
+        event["exception"] = format_exception(error)
+    return event
 
 
 def _add_request(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:

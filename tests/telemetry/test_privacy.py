@@ -1,5 +1,6 @@
 """Privacy of the log: no text that may quote a row, no value, no password and no address, and the same in answers."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def closed_after(cause: Exception) -> Exception:
 
 
 def assert_private(error: Exception, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says `words` of an error, however it ends a request, and neither it nor the answer has BAD."""
+    """The log says `words` of an error, however it gets there, and neither it nor the answer has BAD."""
     outcomes: list[Exception] = [DatabaseUnavailableError("a remedy"), OutcomeUnknownError()]
     for outcome in outcomes:
         outcome.__cause__ = error
@@ -58,6 +59,15 @@ def assert_private(error: Exception, words: str, caplog: pytest.LogCaptureFixtur
         assert BAD.encode() not in bytes(to_response(each).body)
         assert words in caplog.text
         assert BAD not in caplog.text
+        for formatter in (json_formatter(), console_formatter()):
+            line = formatter.format(logged(each))
+            assert words in line.replace('\\"', '"')  # JSON escapes them
+            assert BAD not in line
+
+
+def logged(error: Exception) -> logging.LogRecord:
+    """What a library logs that has caught an error, as asyncio and uvicorn do."""
+    return logging.LogRecord("library", logging.ERROR, __file__, 1, "it failed", (), (type(error), error, None))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +120,13 @@ async def test_a_value_that_asyncpg_cannot_encode_is_not_logged(
     assert_private(caught.value, "DataError (SQLSTATE 22000)", caplog)
 
 
+def test_the_exceptions_of_a_group_are_logged_alike() -> None:
+    group = ExceptionGroup("two failed", [LookupError("a bug"), answered("P0001", f"no: {BAD}")])
+    line = json.loads(json_formatter().format(logged(failed(group))))
+    assert "ExceptionGroup: two failed" in line["exception"]
+    assert line["exception"].endswith("with LookupError: a bug\nwith RaiseError (SQLSTATE P0001)")
+
+
 NAMES_OBJECTS = ("08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57")
 CLASSES = sorted({code[:2] for codes, _ in TABLE for code in codes.split()})
 SAYS = "says no more than the name of an object"
@@ -133,5 +150,6 @@ def test_a_traceback_shows_no_local_variable(make_formatter: Callable[[], loggin
     except ValueError:
         record = logging.LogRecord("library", logging.ERROR, __file__, 1, "it failed", (), sys.exc_info())
     line = make_formatter().format(record)
+    assert "local.index(" in line
     assert "ValueError: substring not found" in line
     assert local not in line
