@@ -17,7 +17,7 @@ from api.app import create_app
 from api.settings import Settings
 from tests.support import ROOT
 from tests.support.commands import USERS_API, run, served
-from tests.support.database import MIGRATIONS, execute
+from tests.support.database import MIGRATIONS, execute, wait_until_true
 from tests.support.rig import PASSWORD, ROLE, Counts, Cut, NeonDatabase, Rig
 from tests.support.serving import serve
 from tests.support.waiting import wait_until
@@ -133,8 +133,9 @@ def test_a_password_is_rotated_without_a_failed_request(rig: Rig, neon: NeonData
         program=("sh", "-c", 'exec "$0" "$@" 2> log', USERS_API),
         **{"SECRETS_DIR": "secrets", "AUTH": "off", "POOL_MIN_SIZE": "1"},  # type: ignore[arg-type]
     ) as (url, process):
-        # Each worker has its connection before the password is another one.
-        wait_until(lambda: len(rig.links) == 2)
+        # Each worker has been let in before the password is another one.
+        let_in = f"datname = current_database() and usename = '{ROLE}' and state = 'idle'"
+        wait_until_true(neon.superuser, f"select count(*) = 2 from pg_stat_activity where {let_in}")
         changed = quote(rotated := "npg_rotated", safe="")
         execute(rig.superuser_url, f"alter role {ROLE} password '{rotated}'")
         try:
