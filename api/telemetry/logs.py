@@ -61,6 +61,9 @@ def _add_exception(logger: WrappedLogger, name: str, event: EventDict) -> EventD
     _, error, _ = event.pop("exc_info", None) or (None, None, None)
     if error is not None:
         event["exception"] = format_exception(error)
+        if event["logger"] == "asyncio":  # which repeats it in the lines below, as the repr of its task
+            event["event"] = event["event"].partition("\n")[0]
+            event.pop("message", None)  # The same text, if another handler has formatted the line before.
     return event
 
 

@@ -1,5 +1,7 @@
 """Privacy of the log: no text that may quote a row, no value, no password and no address, and the same in answers."""
 
+import asyncio
+import gc
 import json
 import logging
 import sys
@@ -118,6 +120,27 @@ async def test_a_value_that_asyncpg_cannot_encode_is_not_logged(
         await connection.close()
     assert BAD in str(caught.value)
     assert_private(caught.value, "DataError (SQLSTATE 22000)", caplog)
+
+
+def test_an_exception_that_nobody_awaits_is_logged_alike(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise answered("P0001", f"no: {BAD}")
+
+    async def forget() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    asyncio.run(forget())
+    (record,) = caplog.records
+    assert BAD in caplog.text
+    line = json_formatter().format(record)
+    assert BAD not in line
+    said = json.loads(line)
+    assert said["event"] == "Task exception was never retrieved"
+    assert said["exception"].startswith("RaiseError (SQLSTATE P0001)\nTraceback (most recent call last):")
+    assert "in fail" in said["exception"]
 
 
 def test_the_exceptions_of_a_group_are_logged_alike() -> None:
