@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ from tests.support.standby import Standby
 # As often as Python does: what a test leaves open is reported in that test, and not in a later one.
 assert api.cli
 gc.set_threshold(700)
+# A shell lets what it runs in the background ignore SIGINT. The commands that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _names = count(1)
 

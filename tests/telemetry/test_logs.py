@@ -285,8 +285,8 @@ def test_json_for_everything_else() -> None:
     said = subprocess.run([sys.executable, "-c", LOG_SOMETHING], capture_output=True, text=True, check=True).stderr
     line = json.loads(said)
     assert (line["event"], line["level"], line["logger"], line["seconds"]) == ("it failed", "error", "api", 0.25)
-    exception = r"ZeroDivisionError: division by zero\nTraceback .*:\n  File .*, line 7, in <module>"
-    assert re.fullmatch(exception, line["exception"]), line
+    # From 3.13 on the line's text follows.
+    assert re.match(r"ZeroDivisionError: division by zero\nTraceback .*:\n  File .*, line 7, in", line["exception"])
 
 
 def test_ids_drawn_in_several_threads() -> None:
