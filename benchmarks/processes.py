@@ -5,13 +5,18 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+_KEPT_PORTS = 64
+"""More than anything here uses at a time."""
 
 
 class StartError(Exception):
@@ -33,11 +38,23 @@ def cpu_seconds(process: psutil.Process) -> float:
             return float(total + own.user + own.system + own.children_user + own.children_system)
 
 
+_kept: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a TCP port of the loopback address that nothing listens on.
+
+    On Linux it is kept for whom it is given to: a socket stays bound to it, beside which only those can listen that
+    name the port. The system would give it to the next one that asks for any, before a server has started.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    _kept.append(sock)
+    while len(_kept) > (_KEPT_PORTS if sys.platform == "linux" else 0):
+        _kept.popleft().close()
+    return port
 
 
 @contextmanager
