@@ -72,6 +72,15 @@ def _authorities_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _an_answer_may_take_its_time() -> Iterator[None]:
+    """httpx waits for 5 s, which is too short on a loaded machine where a server starts. pytest's timeout bounds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for phase in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def log_scan() -> Iterator[leaks.LogScan]:
     """Search every log record for secrets, at every level down to debug."""
