@@ -81,10 +81,11 @@ def wait_until_waiting(database: str, statements: int) -> None:
 
 
 def connections(database: str) -> int:
+    """Return how many connections the service has: a session of ours that has just been closed may still be ending."""
     counted = execute(
         database,
         "select count(*) from pg_stat_activity"
-        " where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()",
+        " where datname = current_database() and backend_type = 'client backend' and usename <> current_user",
     )
     return int(str(counted[0][0]))
 
