@@ -48,7 +48,9 @@ def test_a_server_that_stops_serves_on_for_a_while_and_says_so(start: Callable[.
 
 @pytest.mark.parametrize(("number", "sig"), [("1", "SIGTERM"), ("2", "SIGTERM"), ("1", "SIGINT"), ("1", "SIGHUP")])
 def test_requests_under_way_finish(start: Callable[..., Served], database: str, number: str, sig: str) -> None:
-    with start("--workers", number) as (url, process), ThreadPoolExecutor() as threads:
+    # The second worker may be about to start: connections are refused once it has started, and stopped.
+    patience = {"STATEMENT_TIMEOUT_SECONDS": "100", "GRACE_SECONDS": "100"}
+    with start("--workers", number, **patience) as (url, process), ThreadPoolExecutor() as threads:
         path = httpx.post(f"{url}{USERS}", json={"email": "ada@example.com"}).headers["location"]
         with locked(database, "select from users for update"):
             patch = threads.submit(httpx.patch, f"{url}{path}", json={"name": "Ada"}, timeout=60)
