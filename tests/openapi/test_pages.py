@@ -34,6 +34,7 @@ def page() -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM or "chromium is not installed", args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)  # which has one of its own, of 5 s
         yield page
         browser.close()
 
