@@ -30,6 +30,7 @@ from benchmarks.instructions import FIGURES
 from benchmarks.measure import Job, Measurement, Point, run_jobs
 from benchmarks.openloop import Outcome, Phase, Trace, gets, run_phases
 from benchmarks.peers import blacksheep_asyncpg, constant, fastapi_asyncpg, fastapi_sqlalchemy, starlette_textbook
+from benchmarks.processes import free_port
 from benchmarks.progress import Progress
 from benchmarks.redraw import DRAW
 from benchmarks.report import RESULTS, as_trial, draw, keep, render
@@ -271,8 +272,8 @@ def test_the_locustfile_says_in_one_line_that_it_needs_a_key(database: str) -> N
             assert f"{url} {reason}" in said[0]
             assert "Traceback" not in ended.stderr
             assert "Aggregated" not in ended.stdout + ended.stderr
-    ended = locust(url)
-    assert f"locustfile: {url} does not answer (" in ended.stderr
+    ended = locust(nowhere := f"http://127.0.0.1:{free_port()}")
+    assert f"locustfile: {nowhere} does not answer (" in ended.stderr
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
 
 
@@ -287,13 +288,15 @@ def test_percentiles_of_the_locustfile_have_the_time_that_requests_waited() -> N
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"[" + constant.BODY + b"]"})
 
-    slowest = {}
+    median, slowest = {}, {}
     with serve(slow) as url:
         for interval in ("0", "0.1"):
             ended = locust(url, INTERVAL_SECONDS=interval)
             percentiles = re.findall(r"^ +Aggregated +((?:\d+ +){11}\d+)$", ended.stderr, re.MULTILINE)
-            slowest[interval] = int(percentiles[-1].split()[-2])
-    assert slowest["0"] < 600 < slowest["0.1"]
+            figures = [int(figure) for figure in percentiles[-1].split()]
+            median[interval], slowest[interval] = figures[0], figures[-2]
+    # Any single answer may be late on a loaded machine.
+    assert median["0"] < 600 < slowest["0.1"]
 
 
 def test_charts_need_something_to_compare() -> None:
@@ -489,12 +492,13 @@ def test_an_open_loop_sends_on_schedule_and_hears_every_answer() -> None:
 
     with serve(refuse) as url:
         port = int(url.rpartition(":")[2])
-        trace = asyncio.run(run_phases(port, [Phase("one", 200, 0.5), Phase("two", 800, 0.25)], gets(100)))
-    assert 250 <= len(trace.outcomes) <= 300
+        trace = asyncio.run(run_phases(port, [Phase("one", 50, 1.0), Phase("two", 100, 1.5)], gets(100)))
+    # What is due in the last moments of a phase is not sent if the machine gives no processor then: here half a second.
+    assert 150 <= len(trace.outcomes) <= 200
     assert {(each.status, each.has_retry_after) for each in trace.outcomes} == {(200, False), (503, True)}
     assert trace.unsent == 0
     # The server is gone: a request without an answer counts as an outcome too.
-    trace = asyncio.run(run_phases(port, [Phase("one", 100, 0.2)], gets(100)))
+    trace = asyncio.run(run_phases(free_port(), [Phase("one", 100, 1.0)], gets(100)))
     assert {each.status for each in trace.outcomes} == {0}
 
 
@@ -506,7 +510,7 @@ def test_an_open_loop_counts_the_time_in_which_it_was_busy_itself() -> None:
             yield request
 
     with serve(constant.app) as url:
-        trace = asyncio.run(run_phases(int(url.rpartition(":")[2]), [Phase("one", 100, 0.8)], requests()))
+        trace = asyncio.run(run_phases(int(url.rpartition(":")[2]), [Phase("one", 100, 2.0)], requests()))
     assert sum(each.seconds > 0.1 for each in trace.outcomes) >= 15
 
 
