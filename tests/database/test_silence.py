@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import pytest
 from api.app import create_app
 from api.database import connecting, silence
 from api.database.driver import socket_of
+from api.database.pool import Pool
 from api.neon.url import parse_url
 from tests.support.database import locked
 from tests.support.rig import LOSES_PACKETS, Cut, NeonDatabase, Rig
@@ -27,6 +29,8 @@ SHORT_SECONDS = 0.5
 """In place of the 2 s without an answer: two ticks, or up to one more."""
 LATE_SECONDS = 4.0
 """How late a busy machine may be, and less than any other timeout here."""
+LATE_TICKS = round(LATE_SECONDS / silence._TICK_SECONDS)
+"""In place of the ticks without an answer, for reads that shall not be sent again because the machine is busy."""
 
 
 @pytest.fixture
@@ -79,11 +83,17 @@ def sent_again(caplog: pytest.LogCaptureFixture) -> int:
 @soon
 @pytest.mark.parametrize("batching", [True, False])
 async def test_forgotten_connections_cost_one_read(
-    rig: Rig, neon: NeonDatabase, forgotten: Cut, batching: bool, caplog: pytest.LogCaptureFixture
+    rig: Rig,
+    neon: NeonDatabase,
+    forgotten: Cut,
+    batching: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with forgetting(rig, neon, forgotten, batching=batching) as (client, path):
         caplog.clear()
         assert SHORT_SECONDS <= await timed_get(client, path) < SHORT_SECONDS + LATE_SECONDS
+        monkeypatch.setattr(silence, "_SILENT_TICKS", LATE_TICKS)
         for _ in range(8):
             await timed_get(client, path)
         assert sent_again(caplog) == 1
@@ -105,17 +115,38 @@ async def test_reads_that_wait_at_once_are_all_sent_again(
         assert slowest < 2 * SHORT_SECONDS + LATE_SECONDS
 
 
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set when the idle connections are being checked."""
+    begun = threading.Event()
+    check_idle = Pool.check_idle
+
+    def check(pool: Pool) -> None:
+        check_idle(pool)
+        begun.set()
+
+    monkeypatch.setattr(Pool, "check_idle", check)
+    return begun
+
+
 @soon
 async def test_forgotten_connections_cost_one_write_its_outcome(
-    rig: Rig, neon: NeonDatabase, forgotten: Cut, caplog: pytest.LogCaptureFixture
+    rig: Rig,
+    neon: NeonDatabase,
+    forgotten: Cut,
+    checked: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The kernel ends it where the network is silent; where a proxy is, it may wait for a lock, and waits on."""
     timeout = 1.5 if forgotten is Cut.STALL else 30.0
     async with forgetting(rig, neon, forgotten, statement_timeout_seconds=timeout) as (client, path):
         caplog.clear()
+        checked.clear()
         begun = time.perf_counter()
         write = asyncio.create_task(client.patch(path, json={"name": "Grace"}))
-        await asyncio.sleep(SHORT_SECONDS + 0.5)
+        await asyncio.to_thread(checked.wait)
+        monkeypatch.setattr(silence, "_SILENT_TICKS", LATE_TICKS)
         for _ in range(8):
             await timed_get(client, path)
         assert sent_again(caplog) == 0
