@@ -17,7 +17,7 @@ from api.database import batching, slots
 from api.database.batching import Batcher
 from api.database.options import Limits
 from api.database.slots import Slots
-from tests.support.database import locked
+from tests.support.database import locked, wait_until_waiting
 from tests.support.metrics import scrape
 from tests.support.serving import serve, settings_for
 from tests.support.simulated import SimulatedLoop
@@ -314,6 +314,8 @@ async def _create_while_locked(database: str, url: str) -> None:
             for n in range(10):
                 posts.append(asyncio.ensure_future(client.post("/users", json={"email": f"{n}@example.com"})))
                 await asyncio.to_thread(wait_until, partial(_are_under_way, url, n + 1))
+                # However long a connection takes to open: those of the first two are there before the next request.
+                await asyncio.to_thread(wait_until_waiting, database, min(n + 1, 2))
             assert scrape(url).value("users_api_pool_in_use") == 2
             assert scrape(url).value("users_api_pool_waiting") == 0
         assert {answer.status_code for answer in await asyncio.gather(*posts)} == {201}
