@@ -164,7 +164,7 @@ def test_the_socket_of_a_connection_that_is_closed_is_left_alone() -> None:
 
 async def test_an_open_connection_bounds_its_statements_and_keeps_what_is_prepared(database: str) -> None:
     for size in (0, 100):
-        options = database_options(settings_for(database, statement_timeout_seconds=0.1, statement_cache_size=size))
+        options = database_options(settings_for(database, statement_timeout_seconds=1, statement_cache_size=size))
         connection = await connecting.open_connection(options)
         await connection.fetch("select 1")
         prepared = await connection.fetchval("select count(*) from pg_prepared_statements where statement = 'select 1'")

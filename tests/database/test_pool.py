@@ -96,7 +96,7 @@ async def assert_session_stays_new(pool: PooledDatabase, look: Statement) -> Non
 
 
 def test_no_connection_in_time_is_a_503(database: str) -> None:
-    settings = settings_for(database, pool_max_size=1, acquire_timeout_seconds=0.3)
+    settings = settings_for(database, pool_max_size=1, acquire_timeout_seconds=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
         with locked(database, "select from users for update"):
@@ -109,7 +109,7 @@ def test_no_connection_in_time_is_a_503(database: str) -> None:
 
 def test_a_write_that_takes_too_long_says_that_it_may_have_happened(database: str) -> None:
     execute(database, SLOW_WRITES)
-    settings = settings_for(database, statement_timeout_seconds=0.3)
+    settings = settings_for(database, statement_timeout_seconds=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         assert_unavailable(client.post(USERS, json={"email": "ada@example.com"}), "outcome-unknown")
         # It was cancelled on the server, and the connection serves again.
@@ -117,7 +117,8 @@ def test_a_write_that_takes_too_long_says_that_it_may_have_happened(database: st
 
 
 def test_a_locked_user_is_told_apart(database: str) -> None:
-    settings = settings_for(database, statement_timeout_seconds=0.5)
+    # A fifth of it is left for all but the wait for the lock, as for the preparation of the statement.
+    settings = settings_for(database, statement_timeout_seconds=2)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
         with locked(database, "select from users for update"):
@@ -128,7 +129,7 @@ def test_a_locked_user_is_told_apart(database: str) -> None:
 
 
 def test_a_read_that_takes_too_long_is_a_504(database: str) -> None:
-    settings = settings_for(database, statement_timeout_seconds=0.3)
+    settings = settings_for(database, statement_timeout_seconds=1)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         with locked(database):
             response = client.get(USERS)

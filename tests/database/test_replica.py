@@ -214,7 +214,7 @@ def test_a_position_that_no_log_reaches_is_read_from_the_primary(
 
 def test_a_write_of_which_nothing_is_known_sends_reads_to_the_primary(settings: Settings, database: str) -> None:
     execute(database, SLOW_WRITES)
-    with serving(settings, statement_timeout_seconds=0.3) as client:
+    with serving(settings, statement_timeout_seconds=1) as client:
         answer = client.post(USERS, json={"email": "ada@example.com"})
         assert answer.json()["type"] == "urn:problem:users-api:outcome-unknown"
         assert answer.headers["read-after"] == BEYOND
@@ -256,7 +256,7 @@ async def test_a_replica_that_is_busy_is_not_left_alone(
 ) -> None:
     """Of two reads at once over one connection, one waits too long for it, and the primary answers that one alone."""
     settings = settings_for(
-        database, read_database_url=standby.url(database), replica_wait_seconds=0.3, pool_max_size=1, batching=False
+        database, read_database_url=standby.url(database), replica_wait_seconds=1, pool_max_size=1, batching=False
     )
     standby.catch_up()
     with serving(settings) as client:

@@ -204,12 +204,13 @@ async def test_a_cut_statement(
 @pytest.mark.parametrize("point", [Point.REQUEST, Point.TORN_REQUEST, *COMMITS])
 async def test_a_stall(rig: Rig, neon: NeonDatabase, url: DatabaseURL, point: Point) -> None:
     connection = await connect(url)
+    insert = await connection.prepare(INSERT)  # which takes none of the time below
     rig.inject(Injection(point, Cut.STALL))
     if point is Point.ANSWERED:
-        await connection.execute(INSERT, "ada@example.com")
+        await insert.fetch("ada@example.com")
     else:
         with pytest.raises(TimeoutError):
-            await connection.execute(INSERT, "ada@example.com", timeout=0.2)
+            await insert.fetch("ada@example.com", timeout=0.2)
     # Nothing flows any more, and nothing closes. It is not cancelled: the request for that might outlast the test.
     stalled = asyncio.create_task(connection.fetchval("select 1"))
     assert await asyncio.wait([stalled], timeout=0.1) == (set(), {stalled})
