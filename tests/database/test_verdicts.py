@@ -79,7 +79,8 @@ def test_what_a_client_sees_of_each(database: str, codes: list[str], caplog: pyt
     """A trigger answers a creation with each code in turn: never a 500, never the trigger's text in the log."""
     execute(database, RAISES)
     caplog.set_level(logging.INFO)
-    settings = settings_for(database, acquire_timeout_seconds=0.1)
+    # How long a statement is tried again that PostgreSQL rolls back; and every one has to get a connection in it.
+    settings = settings_for(database, acquire_timeout_seconds=0.5)
     with serve(create_app(settings)) as url, httpx.Client(base_url=url) as client:
         for code in [*codes, "ZZ123"]:
             # What 42501 means depends on who raises it. RAISE refuses the content.
