@@ -351,7 +351,7 @@ async def test_a_write_that_is_cut_off_while_it_is_prepared_is_sent_again(rig: R
 
 
 def test_a_write_that_had_no_time_to_be_sent_changed_nothing(neon: NeonDatabase) -> None:
-    with serving(neon, statement_timeout_seconds=0.5) as client:
+    with serving(neon, statement_timeout_seconds=1.5) as client:
         with locked(neon.superuser):
             answer = client.post(USERS, json={"email": "ada@example.com"})
             assert answer.json()["type"] == "urn:problem:users-api:unavailable"
@@ -359,7 +359,7 @@ def test_a_write_that_had_no_time_to_be_sent_changed_nothing(neon: NeonDatabase)
 
 
 def test_a_link_that_gets_stuck_does_not_keep_its_place_in_the_pool(rig: Rig, neon: NeonDatabase) -> None:
-    with serving(neon, pool_max_size=1, statement_timeout_seconds=0.5) as client:
+    with serving(neon, pool_max_size=1, statement_timeout_seconds=1.5) as client:
         path = client.post(USERS, json={"email": "ada@example.com"}).headers["location"]
         rig.inject(Injection(Point.ANSWER, Cut.STALL))
         assert client.get(path).status_code == 504
@@ -407,7 +407,7 @@ async def test_more_connections_than_the_server_has_are_waited_for(rig: Rig, neo
     with serving(neon, pool_max_size=8, batching=False) as client:
         rig.max_client_conn = 2
         assert await all_at_once(client.base_url, 100) == {200: 100, 201: 100}
-        assert len(rig.links) <= 2
+        wait_until(lambda: len(rig.links) <= 2)  # the last attempt may be about to be refused
         # Now and then it is tried whether there is room for another, not for each of the 200 nor whenever one is done.
         assert rig.counts.faults["full 08P01"] <= 40
     assert users(neon) == 100
@@ -418,7 +418,7 @@ FULL = """
     begin raise disk_full using message = 'could not extend file'; end $$;
     create trigger fill_up before insert on users for each row execute function fill_up()
 """
-SLOW = f"{SLOW_WRITES}; alter database {{name}} set statement_timeout = '100ms'"
+SLOW = f"{SLOW_WRITES}; alter database {{name}} set statement_timeout = '1s'"
 
 
 @pytest.mark.parametrize(
