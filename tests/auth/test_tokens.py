@@ -112,7 +112,8 @@ def issuing() -> Iterator[Issuer]:
                 self.send_header("Location", "/elsewhere")
             self.end_headers()
             body = json.dumps({"keys": made.keys}).encode() if made.body is None else made.body
-            self.wfile.write(body)
+            with suppress(OSError):  # The client has disconnected.
+                self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None:
             pass
