@@ -57,7 +57,7 @@ def _formatter(renderer: structlog.types.Processor) -> logging.Formatter:
 
 
 def _add_exception(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """Add the exception of a line, whoever logs it: Python's own format, and structlog's, may quote a row."""
+    """Add the exception that a line is about. It may come from a library: Python's own format can quote a row."""
     _, error, _ = event.pop("exc_info", None) or (None, None, None)
     if error is not None:
         event["exception"] = format_exception(error)

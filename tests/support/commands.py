@@ -10,19 +10,18 @@ import subprocess
 import sys
 import tempfile
 import termios
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
-import httpx
 import psutil
 
 from api.cli import main
 from benchmarks.processes import free_port
 from tests.support import leaks
+from tests.support.waiting import status, wait_until
 
 USERS_API = Path(sys.executable).with_name("users-api")
 
@@ -145,12 +144,10 @@ def served(
     process = subprocess.Popen(
         command, env=environment(**variables), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    url = f"http://127.0.0.1:{port}"
     try:
-        while not _answers(url):  # pytest's timeout bounds it
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        yield url, process
+        wait_until(lambda: process.poll() is not None or status(port, "/health"))
+        assert process.poll() is None, process.communicate()
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=40)
@@ -159,14 +156,6 @@ def served(
     assert says in err
     leaks.search(out + err, " ".join(map(str, command)))
     assert "Traceback" not in err
-
-
-def _answers(url: str) -> bool:
-    try:
-        httpx.get(f"{url}/health")
-    except httpx.TransportError:
-        return False
-    return True
 
 
 def workers(process: "subprocess.Popen[str]") -> set[int]:

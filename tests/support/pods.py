@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import yaml
 
 from benchmarks.processes import free_port
 from tests.support.manifests import MANIFESTS, Manifest, of_kind, render
 from tests.support.podman import podman
-from tests.support.waiting import wait_until
+from tests.support.waiting import status, wait_until
 
 NAMES = ("one", "two")
 STOP_SECONDS = 40
@@ -111,14 +110,6 @@ class Pods:
         for secret in secrets:
             if secret.endswith(self._suffix):
                 podman("secret", "rm", secret)
-
-
-def status(port: int, path: str) -> int:
-    """Return the status of an answer, 0 if there is none."""
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}{path}").status_code
-    except httpx.TransportError:
-        return 0
 
 
 @contextmanager

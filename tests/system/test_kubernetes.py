@@ -18,8 +18,8 @@ from tests.support import rig as neon_rig
 from tests.support.database import NewDatabase, execute
 from tests.support.load import Load
 from tests.support.podman import podman
-from tests.support.pods import NAMES, Pods, Pooler, balanced, status
-from tests.support.waiting import wait_until
+from tests.support.pods import NAMES, Pods, Pooler, balanced
+from tests.support.waiting import status, wait_until
 
 CLIENTS = 24
 AT_LEAST = 20_000
